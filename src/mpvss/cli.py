@@ -1,0 +1,582 @@
+"""The command line: parse, call, print. Results on stdout, everything else on stderr."""
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mpvss.errors import ConfigError, MpvssError, OutputError
+
+if TYPE_CHECKING:
+    from mpvss.pipeline import VideoSegmenter
+    from mpvss.sinks import ProcessOptions
+    from mpvss.types import Segmentation
+    from mpvss.video import VideoInfo
+
+app = typer.Typer(
+    help="Segment video: a class for every pixel of every frame, from an image segmentor run on few of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+log = logging.getLogger("mpvss.cli")  # under ``python -m`` the module has another name
+
+# What typer raises for a command line it cannot parse; newer versions carry their own copy of click, so not click's.
+_Misuse: type[Any] = typer.BadParameter.__mro__[2]
+
+_INTERRUPTED = 130
+
+
+class PropagatorName(StrEnum):
+    """How masks reach the frames between key frames."""
+
+    query = "query"
+    flow = "flow"
+    dis = "dis"
+    hold = "hold"
+    none = "none"
+
+
+class MotionName(StrEnum):
+    """Whether flows between neighbours are composed, or each frame asks its key frame."""
+
+    chain = "chain"
+    direct = "direct"
+
+
+class DirectionName(StrEnum):
+    """Whether the key frame after a frame is used as well."""
+
+    both = "both"
+    forward = "forward"
+
+
+Model = Annotated[
+    str, typer.Option(help="compact, a hub id such as owner/name, a directory, or a motion module's directory.")
+]
+Propagator = Annotated[PropagatorName, typer.Option(help="How masks reach the frames between key frames.")]
+MotionOption = Annotated[MotionName, typer.Option(help="chain composes flows between neighbours; direct is the paper.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        import mpvss
+
+        print(mpvss.__version__)
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def segment(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE", help="Videos, image folders or globs, camera:0, RTSP or HTTP URLs."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")],
+    model: Model = "compact",
+    propagator: Propagator = PropagatorName.dis,
+    motion: MotionOption = MotionName.chain,
+    direction: Annotated[
+        DirectionName | None, typer.Option(help="Default: both for files, forward for live sources.")
+    ] = None,
+    interval: Annotated[
+        int | None, typer.Option(min=1, help="Frames from one key frame to the next. Default: 10 both, 5 forward.")
+    ] = None,
+    cuts: Annotated[bool, typer.Option(help="Scene cuts are key frames too.")] = True,
+    save: Annotated[str, typer.Option(help="Any of overlay, labels, png, separated by commas.")] = "overlay,labels",
+    classes: Annotated[str | None, typer.Option(help="Only these classes, separated by commas.")] = None,
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Opacity of the classes over the picture.")] = 0.5,
+    legend: Annotated[bool, typer.Option("--legend", help="Draw class names on the overlay.")] = False,
+    short_side: Annotated[int | None, typer.Option(min=32, help="Pixels of the shorter side the networks see.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also write per frame beside propagated.")] = False,
+    start: Annotated[str | None, typer.Option(help="First moment: seconds, or m:ss.")] = None,
+    end: Annotated[str | None, typer.Option(help="Moment to stop before.")] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Take every so many frames.")] = 1,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    as_json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+) -> None:
+    """Segment videos: an overlay to look at, labels to work with, and a JSON description of both."""
+    _set_up(verbose, quiet)
+    from mpvss.sinks import ProcessOptions
+
+    with _option_errors():
+        options = ProcessOptions(
+            save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
+            compare=compare, overwrite=overwrite, start=start, end=end, stride=stride,
+        )  # fmt: skip
+    infos = _plan(sources, out, options)
+    segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype)
+    videos = []
+    for source, info in zip(sources, infos, strict=True):
+        with _progress(info, _expected_frames(info, options), quiet) as advance:
+            videos.append(
+                segmenter.process(
+                    source, out, options, direction=None if direction is None else direction.value, on_frame=advance
+                )
+            )
+        if not as_json:
+            _print_video(videos[-1])
+    if as_json:
+        print(json.dumps({"videos": videos}))
+
+
+def _plan(sources: Sequence[str], out: Path, options: "ProcessOptions") -> list["VideoInfo"]:
+    """Describe the sources, and refuse what cannot be read or written before the model is loaded."""
+    from mpvss.sinks import output_paths
+    from mpvss.video import probe
+
+    infos = [probe(source) for source in sources]
+    named: dict[str, str] = {}
+    for source, info in zip(sources, infos, strict=True):
+        if info.name in named:
+            raise OutputError(
+                f"expected sources with different names, found {named[info.name]} and {source}, which would both be "
+                f"written as {out / info.name}.*: give each a command with its own --out"
+            )
+        named[info.name] = source
+    for info in infos:
+        output_paths(info.name, out, options)
+    return infos
+
+
+def _expected_frames(info: "VideoInfo", options: "ProcessOptions") -> int | None:
+    """About how many frames the options select, for the progress bar; ``None`` where nobody knows."""
+    from mpvss.video import parse_time
+
+    if info.frames is None or info.frame_rate is None:
+        return info.frames
+    first = 0 if options.start is None else math.ceil(parse_time(options.start) * info.frame_rate)
+    last = info.frames if options.end is None else math.ceil(parse_time(options.end) * info.frame_rate)
+    return max(0, math.ceil((min(last, info.frames) - first) / options.stride))
+
+
+def _load(
+    model: str,
+    propagator: PropagatorName,
+    motion: MotionName,
+    interval: int | None,
+    cuts: bool,
+    short_side: int | None,
+    device: str,
+    dtype: str,
+) -> "VideoSegmenter":
+    log.info("loading %s", model)
+    try:
+        from mpvss.pipeline import VideoSegmenter, choose_device, choose_dtype
+    except ImportError as error:
+        raise MpvssError(f"a package that models need does not work ({error}); mpvss doctor says which") from error
+    with _option_errors():  # not around the loading: a ValueError in there is a bug
+        choose_device(device)
+        choose_dtype(dtype)
+    segmenter = VideoSegmenter.from_pretrained(
+        model,
+        propagator=propagator.value,
+        motion=motion.value,
+        interval=interval,
+        cuts=cuts,
+        short_side=short_side,
+        device=device,
+        dtype=dtype,
+    )
+    names = segmenter.segmentor.class_names
+    log.info("%s knows %d classes: %s", segmenter.segmentor.name, len(names), ", ".join(names))
+    return segmenter
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the embedded model and recommended ones from the hub."""
+    from mpvss.zoo import list_models
+
+    found = list_models()
+    if as_json:
+        print(json.dumps({"models": found}))
+        return
+    rows = [(m["id"], str(m["classes"]), m["data"], f"{m['megabytes']:.0f} MB", m["licence"]) for m in found]
+    _print_table(("model", "classes", "data", "size", "licence"), rows)
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Anything segment takes.")], as_json: Json = False
+) -> None:
+    """Describe a video without segmenting it."""
+    from mpvss.video import probe
+
+    info = probe(source)
+    if as_json:
+        print(json.dumps(info.describe()))
+        return
+    readable = {
+        "size": f"{info.height}x{info.width}",
+        "time_base": f"{info.time_base} s",
+        "frame_rate": "unknown" if info.frame_rate is None else f"{float(info.frame_rate):.6g} a second",
+        "duration": "unknown" if info.duration is None else f"{float(info.duration):.6g} s",
+        "frames": "unknown" if info.frames is None else str(info.frames),
+        "has_audio": "yes" if info.has_audio else "no",
+        "live": "yes" if info.live else "no",
+    }
+    for name, value in info.describe().items():
+        print(f"{name:>13}  {readable.get(name, value)}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check the installation: versions, devices, codecs, and packages known to break it."""
+    from mpvss.doctor import examine
+
+    found = examine()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for group, values in found.items():
+            if isinstance(values, dict):
+                for name, value in values.items():
+                    print(f"{group:>9}  {name}: {value}")
+        for problem in found["problems"] or ["none found"]:
+            print(f"{'problems':>9}  {problem}")
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def cost(
+    arch: Annotated[str, typer.Option(help="r50, r101, swin-t, swin-s, swin-b or swin-l.")],
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "480x853",
+    interval: Annotated[int, typer.Option(min=1, help="Frames from one key frame to the next.")] = 5,
+    classes: Annotated[int, typer.Option(min=1, help="Classes: 124 for VSPW, 19 for Cityscapes.")] = 124,
+    as_json: Json = False,
+) -> None:
+    """Count parameters and multiply-adds of one of the paper's models, as the paper counts them."""
+    with _option_errors():
+        height, width = _parse_size(size)
+        from mpvss.cost import cost as count
+
+        found = count(arch, (height, width), interval, classes)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for group, values in found.items():
+        for name, value in values.items():
+            print(f"{group:>9}  {name:10} {value:8.2f}")
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the published code, a .pth file.")],
+    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    classes: Annotated[Path | None, typer.Option(help="Text file with one class name a line, in id order.")] = None,
+) -> None:
+    """Turn a checkpoint of the published code into a directory that --model takes."""
+    from mpvss.checkpoint import convert_reference
+
+    names = None
+    if classes is not None:
+        try:
+            names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{classes}: cannot read class names: {error}") from error
+    with _option_errors():
+        convert_reference(checkpoint, out, names)
+    print(out)
+
+
+@app.command(name="eval")
+def evaluate(
+    data: Annotated[str, typer.Option(help="vspw:DIR, cityscapes:DIR, camvid:DIR, davis:DIR or folder:DIR.")],
+    split: Annotated[str | None, typer.Option(help="Part of the data set. Default: the usual one for scoring.")] = None,
+    model: Model = "compact",
+    propagator: Annotated[str, typer.Option(help="auto (the best shipped), query, flow, dis, hold or none.")] = "auto",
+    motion: MotionOption = MotionName.chain,
+    direction: Annotated[DirectionName, typer.Option(help="both uses the next key frame too.")] = DirectionName.both,
+    interval: Annotated[
+        int | None, typer.Option(min=1, help="Frames from one key frame to the next. Default: 10 both, 5 forward.")
+    ] = None,
+    cuts: Annotated[bool, typer.Option("--cuts", help="Scene cuts are key frames too.")] = False,
+    oracle: Annotated[bool, typer.Option("--oracle", help="True labels at key frames; DAVIS always has them.")] = False,
+    predictions: Annotated[Path | None, typer.Option(help="Score the label files in this directory instead.")] = None,
+    save_predictions: Annotated[Path | None, typer.Option(help="Write all predictions to this directory.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the run: resumed, reported on and compared.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with charts and the worst frames here.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Directory of a run that the report compares with.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+) -> None:
+    """Score a model, a propagator or label files on a data set."""
+    _set_up(verbose, quiet)
+    from tempfile import TemporaryDirectory
+
+    from mpvss.evaluate import EvalOptions
+    from mpvss.evaluate import evaluate as score
+    from mpvss.report import write_report
+
+    with _option_errors():
+        if baseline is not None and report is None:
+            raise ValueError("--baseline is for the report: give --report too, or use mpvss compare")
+        options = EvalOptions(
+            data, split, model, propagator, motion.value, direction.value, interval, cuts, oracle,
+            None if predictions is None else str(predictions),
+            None if save_predictions is None else str(save_predictions), device, dtype,
+        )  # fmt: skip
+
+    def say(video: str, done: int, total: int) -> None:
+        log.info("%d/%d %s", done, total, video)
+
+    with TemporaryDirectory(prefix="mpvss-") as temporary:
+        run_directory = Path(temporary) if out is None else out
+        result = score(options, run_directory, on_video=say)
+        if report is not None:
+            page = write_report(run_directory, report, baseline=baseline)
+            log.info("report: %s", page)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _print_result(result)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Directory of a run, as eval --out writes it.")],
+    run_b: Annotated[Path, typer.Argument(help="Another run on the same videos.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap's draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Put two evaluations side by side, with 95 % intervals of their differences."""
+    from mpvss.report import FIGURES
+    from mpvss.report import compare as compare_runs
+
+    found = compare_runs(run_a, run_b, seed=seed)
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = []
+    for name, words in FIGURES.items():
+        a, b = found["a"].get(name), found["b"].get(name)
+        if a is None or b is None:
+            continue
+        interval = found["difference"].get(name, {})
+        known = interval.get("low") is not None
+        spread = f"{interval['low']:+.4f} to {interval['high']:+.4f}" if known else ""
+        rows.append((words, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}", spread))
+    _print_table(("", "A", "B", "B - A", "95 % interval"), rows)
+    what = "videos" if found["unit"] == "video" else "windows of frames"
+    print(f"paired bootstrap: {found['samples']} draws of {found['units']} {what}")
+
+
+@app.command()
+def propagate(
+    video: Annotated[str, typer.Argument(help="A video file, or a folder or glob of images.")],
+    masks: Annotated[Path, typer.Option(help="Folder of PNG masks named by frame number, counted from 0.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")],
+    direction: Annotated[
+        DirectionName, typer.Option(help="both fills a gap from the masks on both sides.")
+    ] = DirectionName.both,
+    propagator: Propagator = PropagatorName.dis,
+    motion: MotionOption = MotionName.chain,
+    model: Annotated[str | None, typer.Option(help="A motion module's directory, for query and flow.")] = None,
+    save: Annotated[str, typer.Option(help="Any of labels, png, overlay, separated by commas.")] = "labels,png",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+) -> None:
+    """Carry masks drawn at some frames of a video to all the others."""
+    _set_up(verbose, quiet)
+    from mpvss.annotate import Filler
+    from mpvss.annotate import propagate as fill
+    from mpvss.pipeline import VideoSegmenter, make_propagator
+    from mpvss.sinks import ProcessOptions
+    from mpvss.video import probe
+
+    with _option_errors():
+        if propagator is PropagatorName.none:
+            raise ValueError("with propagator none no mask reaches another frame: choose another")
+        ProcessOptions(save=_split(save))
+    info = probe(video)
+    if model is None:
+        moved_by, segmentor = make_propagator(propagator.value), None
+    else:
+        segmenter = VideoSegmenter.from_pretrained(model, propagator=propagator.value, device=device)
+        moved_by, segmentor = segmenter.propagator, segmenter.segmentor
+    assert moved_by is not None
+    filler = Filler(moved_by, motion.value, direction.value, segmentor)
+    with _progress(info, info.frames, quiet) as advance:
+        found = fill(video, masks, out, filler, save=_split(save), overwrite=overwrite, on_frame=advance)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _print_video(found)
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, times, width = text.partition("x")
+    if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise ValueError(f"expected a size as HEIGHTxWIDTH such as 480x853, found {text!r}")
+    return int(height), int(width)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+@contextmanager
+def _option_errors() -> Iterator[None]:
+    """An option out of its range is the caller's mistake: one line, exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+@contextmanager
+def _progress(info: "VideoInfo", total: int | None, quiet: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed or 0:.1f} frames/s")
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(info.name, total=total)
+
+        def advance(_: "Segmentation") -> None:
+            bar.advance(task)
+
+        yield advance
+
+
+def _print_video(video: dict[str, Any]) -> None:
+    seconds, frames = video["seconds"], video["frames"]
+    print(f"{video['source']}: {frames} frames, {video['key_frames']} of them key frames")
+    for kind, path in video["outputs"].items():
+        print(f"  {kind:9} {path}")
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+    print(f"  seconds   {stages}; total {seconds['total']:.1f} ({frames / seconds['total']:.1f} frames/s)")
+    if "compare" in video:
+        cost, flicker = video["compare"]["seconds_per_frame"], video["compare"]["flicker"]
+        print(
+            f"  a frame   {1000 * cost['per_frame']:.0f} ms per frame, {1000 * cost['propagated']:.0f} ms propagated: "
+            f"{cost['per_frame'] / cost['propagated']:.1f} times faster"
+        )
+        if flicker["per_frame"] is not None:
+            alone, ours = 100 * flicker["per_frame"], 100 * flicker["propagated"]
+            print(f"  flicker   {alone:.2f} % per frame, {ours:.2f} % propagated")
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from mpvss.report import FIGURES
+
+    print(f"videos {result['videos']}, frames {result['frames']}, key frames {result['key_frames'] or 'unknown'}")
+    rows = [(words, f"{result[name]:.4f}") for name, words in FIGURES.items() if result.get(name) is not None]
+    rows += [(f"  {name}", f"{value:.4f}") for name, value in result["iou"].items() if value is not None]
+    if result["miou_by_distance"]:
+        rows += [
+            (f"mIoU, distance {distance}", "-" if value is None else f"{value:.4f}")
+            for distance, value in enumerate(result["miou_by_distance"])
+        ]
+    _print_table(("figure", "value"), rows)
+    seconds = result["seconds"]
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+    print(f"seconds: {stages}; total {seconds['total']:.1f}")
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class _Stderr(logging.Handler):
+    """Prints to what is standard error at that moment, which a progress bar takes over to stay below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _set_up(verbose: bool, quiet: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Stderr()], force=True)
+    logging.getLogger("mpvss").setLevel(level)
+    # The library's own progress bars and advice are about training.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it retries without a network, and says so in ten lines
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    0 success; 1 a problem was found; 2 an option or the outside world was wrong; 130 interrupted.
+    """
+    try:
+        code = app(args=None if arguments is None else list(arguments), prog_name="mpvss", standalone_mode=False)
+    except _Misuse as error:
+        error.show()
+        return 2
+    except MpvssError as error:
+        print(f"mpvss: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # newer versions of typer turn the exception into the code themselves
+        print("mpvss: interrupted; nothing half-written was kept", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Entry point of the ``mpvss`` command."""
+    # SIGINT as well: shells start background jobs with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Class ids as humans see them: names, colours, and the id that means "no class"."""
+
+import colorsys
+import difflib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mpvss.errors import ConfigError
+
+IGNORE = 255
+"""The id of pixels without a class, up to 255 classes; above, it is ``ignore_id(num_classes)``."""
+
+MAX_CLASSES = 65535
+
+Colour = tuple[int, int, int]
+
+# Cityscapes' colours where it has the class, CamVid's and a few natural ones elsewhere. Several names may share a
+# colour here; within one palette the first of them takes it.
+_KNOWN: dict[str, Colour] = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "pavement": (244, 35, 232),
+    "building": (70, 70, 70),
+    "house": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "column_pole": (153, 153, 153),
+    "column pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "trafficlight": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "sign": (220, 220, 0),
+    "signsymbol": (220, 220, 0),
+    "sign symbol": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "tree": (107, 142, 35),
+    "vegetationmisc": (152, 251, 152),
+    "terrain": (152, 251, 152),
+    "grass": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "pedestrian": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "bicyclist": (255, 0, 0),
+    "cyclist": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "truck_bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "motorbike": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+    "bike": (119, 11, 32),
+    "lane marking": (192, 0, 64),
+    "lanemkgsdriv": (192, 0, 64),
+    "road_marking": (192, 0, 64),
+    "water": (30, 144, 255),
+}
+
+
+def label_dtype(num_classes: int) -> type[np.uint8] | type[np.uint16]:
+    """Type of a label map: uint8 up to 255 classes, uint16 above.
+
+    Args:
+        num_classes: Number of classes, 1 to 65535; one more id is kept for pixels without a class.
+
+    Raises:
+        ValueError: The number is out of range.
+    """
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"expected 1 to {MAX_CLASSES} classes, got {num_classes}")
+    return np.uint8 if num_classes <= IGNORE else np.uint16
+
+
+def ignore_id(num_classes: int) -> int:
+    """The id of pixels without a class: the largest of the label map's type, 255 or 65535."""
+    return int(np.iinfo(label_dtype(num_classes)).max)
+
+
+def default_palette(num_classes: int) -> UInt8[np.ndarray, "K 3"]:
+    """Distinct, bright colours, the same on every run; a longer palette begins with the shorter one.
+
+    Args:
+        num_classes: Number of colours, 1 to 65535.
+
+    Raises:
+        ValueError: The number is out of range.
+    """
+    label_dtype(num_classes)
+    colours = _bright_colours()
+    return np.array([next(colours) for _ in range(num_classes)], dtype=np.uint8)
+
+
+def palette_for(class_names: Sequence[str]) -> UInt8[np.ndarray, "K 3"]:
+    """One distinct colour per class, the well-known one for classes of street scenes.
+
+    Args:
+        class_names: Names in id order. Case does not matter; in a name that lists synonyms ("car, auto, automobile")
+            the first known one counts.
+
+    Returns:
+        Colours in id order, RGB.
+
+    Raises:
+        ValueError: There are no names, or more than 65535.
+    """
+    label_dtype(len(class_names))
+    taken: set[Colour] = set()
+    chosen: list[Colour | None] = []
+    for name in class_names:
+        known = next((_KNOWN[synonym] for synonym in _synonyms(name) if synonym in _KNOWN), None)
+        chosen.append(None if known in taken else known)
+        if known is not None:
+            taken.add(known)
+    free = (colour for colour in _bright_colours() if colour not in taken)
+    return np.array([next(free) if colour is None else colour for colour in chosen], dtype=np.uint8)
+
+
+def resolve_classes(names_wanted: Sequence[str], class_names: Sequence[str]) -> list[int]:
+    """Class ids of the names that a person typed.
+
+    Args:
+        names_wanted: Names, or one of the synonyms of a name that lists several; case does not matter.
+        class_names: The names a model knows, in id order.
+
+    Returns:
+        Ids in the order of ``names_wanted``, each once.
+
+    Raises:
+        ConfigError: A name is unknown; the message suggests the nearest known one.
+    """
+    known: dict[str, int] = {}
+    for id_, name in enumerate(class_names):
+        for synonym in _synonyms(name):
+            known.setdefault(synonym, id_)
+    ids: list[int] = []
+    for wanted in names_wanted:
+        id_or_none = known.get(wanted.strip().lower())
+        if id_or_none is None:
+            near = difflib.get_close_matches(wanted.strip().lower(), known, n=1, cutoff=0.0)
+            suggestion = f'; did you mean "{near[0]}"?' if near else ""
+            listed = ", ".join(class_names[:20]) + (f" and {len(class_names) - 20} more" * (len(class_names) > 20))
+            raise ConfigError(f'expected a class of the model ({listed}), found "{wanted.strip()}"{suggestion}')
+        if id_or_none not in ids:
+            ids.append(id_or_none)
+    return ids
+
+
+def _synonyms(name: str) -> list[str]:
+    """The whole name, then its comma-separated parts, in lower case."""
+    whole = name.strip().lower()
+    return [whole, *(part.strip() for part in whole.split(",") if part.strip() and "," in whole)]
+
+
+def _bright_colours() -> Iterator[Colour]:
+    """Endless distinct colours: the hue by the golden ratio, saturation and value by slower sequences."""
+    seen: set[Colour] = set()
+    step = 0
+    while True:
+        red, green, blue = colorsys.hsv_to_rgb(
+            (step * 0.6180339887) % 1, 0.9 - 0.5 * ((step * 0.7548776662) % 1), 1.0 - 0.45 * ((step * 0.5698402910) % 1)
+        )
+        colour = (round(255 * red), round(255 * green), round(255 * blue))
+        step += 1
+        if colour not in seen:
+            seen.add(colour)
+            yield colour

@@ -1,0 +1,6 @@
+"""Motion between frames: the warp, and the networks that estimate the flow."""
+
+from mpvss.motion.query_flow import PixelFlow, QueryFlow, QueryFlowConfig
+from mpvss.motion.warp import compose, resize_flow, warp
+
+__all__ = ["PixelFlow", "QueryFlow", "QueryFlowConfig", "compose", "resize_flow", "warp"]

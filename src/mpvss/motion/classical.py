@@ -1,0 +1,113 @@
+"""Propagators that need no training: hold, and OpenCV's DIS optical flow.
+
+Kroeger et al., "Fast Optical Flow using Dense Inverse Search" (ECCV 2016).
+"""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from mpvss.motion.warp import resize_flow
+
+_PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+# Below this side DIS has no pyramid level to work on.
+_SMALLEST = 16
+
+
+class Hold:
+    """Zero flow: every frame repeats its key frame's masks."""
+
+    name = "hold"
+
+    def estimate_flow(
+        self,
+        current: UInt8[Tensor, "B 3 H W"],
+        other: UInt8[Tensor, "Bo 3 H W"],  # noqa: ARG002 - a propagator's signature
+        queries: Float[Tensor, "1 Q D"] | None,  # noqa: ARG002
+        padded: tuple[int, int],  # noqa: ARG002
+        grid: tuple[int, int],
+        active: Int64[Tensor, " A"] | None = None,  # noqa: ARG002
+    ) -> Float[Tensor, "B 1 2 h w"]:
+        """Return zeros; see ``Propagator.estimate_flow``."""
+        return torch.zeros(len(current), 1, 2, *grid)
+
+
+@dataclass
+class Dis:
+    """One DIS flow for all masks, on grey pictures of the network's size.
+
+    Attributes:
+        preset: ``ultrafast``, ``fast`` or ``medium``.
+        scale: The pictures are resized by this factor first; half the size costs about a tenth.
+        finest_scale: Pyramid level at which the search stops, 0 the full size; ``None`` for the preset's own.
+    """
+
+    preset: str = "medium"
+    scale: float = 1.0
+    finest_scale: int | None = None
+    name: str = field(default="dis", init=False)
+    _local: threading.local = field(default_factory=threading.local, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.preset not in _PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, found {self.preset!r}")
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"scale must be above 0 and at most 1, found {self.scale}")
+
+    def _engine(self) -> Any:
+        # The search object keeps buffers of one picture size and is not safe to share between threads.
+        engine = getattr(self._local, "engine", None)
+        if engine is None:
+            engine = cv2.DISOpticalFlow.create(_PRESETS[self.preset])
+            if self.finest_scale is not None:
+                engine.setFinestScale(self.finest_scale)
+            self._local.engine = engine
+        return engine
+
+    def _grey(self, image: UInt8[Tensor, "3 H W"], padded: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+        grey = cv2.cvtColor(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2GRAY)
+        bottom, right = padded[0] - grey.shape[0], padded[1] - grey.shape[1]
+        # Pad before scaling, so that the flow's grid covers exactly what the masks' grid covers.
+        grey = cv2.copyMakeBorder(grey, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+        if self.scale < 1:
+            size = (max(_SMALLEST, round(padded[1] * self.scale)), max(_SMALLEST, round(padded[0] * self.scale)))
+            grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+        return np.asarray(grey)
+
+    def estimate_flow(
+        self,
+        current: UInt8[Tensor, "B 3 H W"],
+        other: UInt8[Tensor, "Bo 3 H W"],
+        queries: Float[Tensor, "1 Q D"] | None,  # noqa: ARG002 - a propagator's signature
+        padded: tuple[int, int],
+        grid: tuple[int, int],
+        active: Int64[Tensor, " A"] | None = None,  # noqa: ARG002
+    ) -> Float[Tensor, "B 1 2 h w"]:
+        """Return one flow for all masks; see ``Propagator.estimate_flow``."""
+        if min(padded) * self.scale < _SMALLEST:
+            return torch.zeros(len(current), 1, 2, *grid)
+        flows = []
+        for now, then in zip(current, other.expand(len(current), -1, -1, -1), strict=True):
+            flow = self._engine().calc(self._grey(now, padded), self._grey(then, padded), None)
+            flows.append(_to_grid(torch.from_numpy(flow).permute(2, 0, 1)[None], grid))
+        return torch.stack(flows)
+
+
+def _to_grid(flow: Float[Tensor, "1 2 H W"], grid: tuple[int, int]) -> Float[Tensor, "1 2 h w"]:
+    """Average the flow over each cell of a coarser grid, so that the cell follows most of its pixels."""
+    height, width = flow.shape[-2:]
+    if height % grid[0] == 0 and width % grid[1] == 0:
+        factor = (height // grid[0], width // grid[1])
+        return F.avg_pool2d(flow, factor) / flow.new_tensor([factor[1], factor[0]])[:, None, None]
+    return resize_flow(flow, grid)

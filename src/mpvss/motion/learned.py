@@ -1,0 +1,53 @@
+"""The learned propagators ``query`` and ``flow``: a motion module behind the call that the pipeline makes."""
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from mpvss.motion.query_flow import PixelFlow, QueryFlow
+from mpvss.motion.warp import resize_flow
+
+
+class LearnedFlow:
+    """A motion module as a propagator, on its own device.
+
+    Attributes:
+        name: ``query`` for a QueryFlow, ``flow`` for a PixelFlow.
+        module: The motion module, in evaluation mode.
+    """
+
+    def __init__(self, module: QueryFlow | PixelFlow) -> None:
+        """Wrap a module that is on its device already."""
+        self.name = "query" if isinstance(module, QueryFlow) else "flow"
+        self.module = module.eval().requires_grad_(False)
+
+    def estimate_flow(
+        self,
+        current: UInt8[Tensor, "B 3 H W"],
+        other: UInt8[Tensor, "Bo 3 H W"],
+        queries: Float[Tensor, "1 Q D"] | None,
+        padded: tuple[int, int],
+        grid: tuple[int, int],
+        active: Int64[Tensor, " A"] | None = None,
+    ) -> Float[Tensor, "B G 2 h w"]:
+        """Return one flow per query, or one for all; see ``Propagator.estimate_flow``.
+
+        Raises:
+            ValueError: The mask grid does not cover the picture padded to multiples of 32, or queries are missing.
+        """
+        weight = next(self.module.parameters())
+        now, then = (pictures.to(weight.device, weight.dtype) for pictures in (current, other))
+        with torch.inference_mode():
+            if isinstance(self.module, PixelFlow):
+                flow = self.module(now, then)
+            else:
+                if queries is None:
+                    raise ValueError("the query propagator expects the key frame's queries, found none")
+                active = None if active is None else active.to(weight.device)
+                flow = self.module(now, then, queries.to(weight.device, weight.dtype), active=active)
+            stride = self.module.config.stride
+            covered = (flow.shape[-2] * stride, flow.shape[-1] * stride)
+            if covered != padded:
+                raise ValueError(f"the motion module's flow covers {covered} pixels, the masks cover {padded}")
+            resized = resize_flow(flow.flatten(0, 1), grid).reshape(*flow.shape[:3], *grid)
+        return resized.to(torch.float32)

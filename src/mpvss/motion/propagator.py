@@ -1,0 +1,40 @@
+"""What the pipeline asks of a propagator."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+
+@runtime_checkable
+class Propagator(Protocol):
+    """Anything that estimates backward flow between two pictures of a video. Stateless.
+
+    ``name`` is what the command line calls it.
+    """
+
+    name: str
+
+    def estimate_flow(
+        self,
+        current: UInt8[Tensor, "B 3 H W"],
+        other: UInt8[Tensor, "Bo 3 H W"],
+        queries: Float[Tensor, "1 Q D"] | None,
+        padded: tuple[int, int],
+        grid: tuple[int, int],
+        active: Int64[Tensor, " A"] | None = None,
+    ) -> Float[Tensor, "B G 2 h w"]:
+        """Estimate where the content of each pixel of ``current`` was in ``other``.
+
+        Args:
+            current: Pictures of the network's size, RGB 0..255, not padded, on the CPU.
+            other: The key frame, or the neighbours when flows are chained: one for all (Bo = 1) or one each (Bo = B).
+            queries: The key frame's query embeddings; propagators without queries ignore them.
+            padded: Size that the mask grid covers: the picture padded at right and bottom.
+            grid: Size of the mask grid.
+            active: Queries whose flow is wanted; ``None`` for all.
+
+        Returns:
+            Backward flow in pixels of the mask grid, order (x, y): one per wanted query (G = A) or one for all.
+        """
+        ...

@@ -1,0 +1,356 @@
+"""From a source to segmentations, and from a source to files."""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from mpvss.checkpoint import MOTION_TYPES, check_fits, load_motion, segmentor_of
+from mpvss.errors import ModelError, MpvssError
+from mpvss.labels import resolve_classes
+from mpvss.motion import PixelFlow, QueryFlow
+from mpvss.motion.classical import Dis, Hold
+from mpvss.motion.learned import LearnedFlow
+from mpvss.motion.pretrained import read_config
+from mpvss.motion.propagator import Propagator
+from mpvss.schedule import CutDetector, Schedule
+from mpvss.segmentors import EMBEDDED, Segmentor, load_segmentor
+from mpvss.session import Session
+from mpvss.sinks import ProcessOptions, Sinks, output_paths
+from mpvss.state import KeyState
+from mpvss.types import Frame, Geometry, Segmentation
+from mpvss.video import read
+
+log = logging.getLogger(__name__)
+
+# Half as many key frames where the next one can be seen as well.
+DEFAULT_INTERVAL: dict[str, int] = {"both": 10, "forward": 5}
+
+
+PROPAGATORS = ("query", "flow", "dis", "hold", "none")
+_LEARNED = ("query", "flow")
+# The segmentor on every frame: there is no frame between to bring masks to.
+_NO_PROPAGATION: Propagator = Hold()
+
+
+def make_propagator(name: str, motion: QueryFlow | PixelFlow | None = None) -> Propagator | None:
+    """Return a propagator by its name, or ``None`` for ``none``: the segmentor on every frame.
+
+    Args:
+        name: One of ``PROPAGATORS``.
+        motion: The motion module that ``query`` and ``flow`` need, on its device.
+
+    Raises:
+        ModelError: The motion module is missing or of the other kind.
+        ValueError: There is no such propagator.
+    """
+    if name not in PROPAGATORS:
+        raise ValueError(f"propagator must be one of {', '.join(PROPAGATORS)}, found {name!r}")
+    if name in _LEARNED:
+        if motion is None:
+            raise ModelError(
+                f"propagator {name} needs a motion module, and this model has none; pass a checkpoint directory that "
+                "holds one, or use propagator dis, which needs no training"
+            )
+        learned = LearnedFlow(motion)
+        if learned.name != name:
+            raise ModelError(f"propagator {name} was asked for, the checkpoint has a motion module for {learned.name}")
+        return learned
+    makers: dict[str, Callable[[], Propagator | None]] = {"dis": Dis, "hold": Hold, "none": lambda: None}
+    return makers[name]()
+
+
+def _find_motion(model: str | Path, propagator: str) -> tuple[str | Path, QueryFlow | PixelFlow | None]:
+    """Return what to load the segmentor from, and the motion module if the checkpoint is one."""
+    on_disk = (Path(model) / "config.json").is_file()
+    if model in EMBEDDED or not (on_disk or propagator in _LEARNED):
+        return model, None
+    if read_config(model)["model_type"] not in MOTION_TYPES:
+        return model, None
+    segmentor = segmentor_of(model)
+    if segmentor is None:
+        raise ModelError(f"{model}: this motion module does not say which segmentor it belongs to")
+    return segmentor, load_motion(model) if propagator in _LEARNED else None
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of this name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        MpvssError: The device is not there. Nothing falls back silently.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    kind = name.split(":", maxsplit=1)[0]
+    if kind not in available:
+        raise ValueError(f"device must be auto, cpu, cuda or mps, found {name!r}")
+    if not available[kind]:
+        raise MpvssError(f"device {name} was asked for, but this machine or this build of torch has none; use cpu")
+    return torch.device(name)
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """Return the precision of this name.
+
+    Raises:
+        ValueError: There is no such precision.
+    """
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise ValueError(f"dtype must be one of {', '.join(dtypes)}, found {name!r}")
+    return dtypes[name]
+
+
+class VideoSegmenter:
+    """A segmentor and a propagator, ready for any number of videos. Holds no state of a video."""
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        propagator: Propagator | None,
+        *,
+        motion: str = "chain",
+        interval: int | None = None,
+        cuts: bool = True,
+        short_side: int | None = None,
+        tolerance: float = 0.0,
+    ) -> None:
+        """Put a video segmenter together.
+
+        Args:
+            segmentor: Runs on key frames.
+            propagator: Brings masks to the frames between; ``None`` runs the segmentor on every frame.
+            motion: ``chain`` or ``direct``; see ``Session``.
+            interval: Frames from one key frame to the next; ``None`` for 10 with both directions, 5 forward.
+            cuts: Whether scene cuts are key frames too.
+            short_side: Pixels of the shorter side that the networks see; ``None`` for the segmentor's own.
+            tolerance: By how much leaving queries out of propagation may change a class score; 0 is exact.
+
+        Raises:
+            ValueError: An interval or a size below 1.
+        """
+        if interval is not None and interval < 1:
+            raise ValueError(f"interval must be at least 1 frame, found {interval}")
+        self.segmentor = segmentor
+        self.propagator = propagator
+        self.motion: str = motion
+        self.interval = interval
+        self.cuts = cuts
+        self.tolerance = tolerance
+        self.rule = segmentor.rule if short_side is None else segmentor.rule.with_short_side(short_side)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "compact",
+        *,
+        propagator: str = "dis",
+        motion: str = "chain",
+        interval: int | None = None,
+        cuts: bool = True,
+        short_side: int | None = None,
+        tolerance: float = 0.0,
+        device: str = "auto",
+        dtype: str = "float32",
+    ) -> "VideoSegmenter":
+        """Load a segmentor, and the motion module of a checkpoint that has one; see ``__init__`` for the rest.
+
+        Args:
+            model: ``compact``; a hub id or a directory of a segmentor; or the directory of a motion module, which
+                names its segmentor.
+            propagator: ``query``, ``flow``, ``dis``, ``hold`` or ``none``.
+            motion: ``chain`` or ``direct``.
+            interval: Frames from one key frame to the next.
+            cuts: Whether scene cuts are key frames too.
+            short_side: Pixels of the shorter side that the networks see.
+            tolerance: By how much leaving queries out of propagation may change a class score.
+            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+        Raises:
+            ModelError: The model cannot be loaded.
+            ValueError: An option is out of its range.
+        """
+        place, precision = choose_device(device), choose_dtype(dtype)
+        source, module = _find_motion(model, propagator)
+        if module is not None:
+            module = module.to(place)
+        chosen = make_propagator(propagator, module)
+        segmentor = load_segmentor(source, device=place, dtype=precision)
+        if isinstance(chosen, LearnedFlow):
+            check_fits(chosen.module, segmentor.query_width, segmentor.num_queries)
+        return cls(
+            segmentor, chosen, motion=motion, interval=interval, cuts=cuts, short_side=short_side, tolerance=tolerance
+        )
+
+    def per_frame(self) -> "VideoSegmenter":
+        """Return the same segmentor without propagation, at the same size: the baseline."""
+        baseline = VideoSegmenter(self.segmentor, None)
+        baseline.rule = self.rule
+        return baseline
+
+    def segment(self, frame: Frame, image: UInt8[Tensor, "3 H W"], geometry: Geometry) -> KeyState:
+        """Run the segmentor on one prepared frame."""
+        found = self.segmentor(image[None])
+        return KeyState(frame, image, found.class_logits[0], found.mask_logits[0], found.queries[0], geometry)
+
+    def session(
+        self, direction: str = "forward", *, classes: Sequence[int] | None = None, confidence: bool = False
+    ) -> Session:
+        """Begin a video of which the frames are pushed one by one.
+
+        Args:
+            direction: ``forward`` answers each frame at once; ``both`` waits for the next key frame.
+            classes: Only these class ids may win.
+            confidence: Whether results carry the winner's share of the scores.
+        """
+        interval = self.interval or DEFAULT_INTERVAL.get(direction, 1)
+        if self.propagator is None:
+            schedule, propagator = Schedule(1), _NO_PROPAGATION
+        else:
+            schedule, propagator = Schedule(interval, CutDetector() if self.cuts else None), self.propagator
+        return Session(
+            self.segment,
+            self.rule,
+            propagator,
+            schedule,
+            motion=self.motion,
+            direction=direction,
+            classes=classes,
+            confidence=confidence,
+            tolerance=self.tolerance,
+        )
+
+    def stream(
+        self,
+        source: str | Path | Iterable[Frame],
+        *,
+        direction: str | None = None,
+        classes: Sequence[int] | None = None,
+        confidence: bool = False,
+    ) -> Iterator[Segmentation]:
+        """Segment a source frame by frame, in order, with memory that does not grow with its length.
+
+        Args:
+            source: File, folder or glob of images, ``camera:0``, RTSP or HTTP address; or frames.
+            direction: ``None`` for both on files, forward on live sources.
+            classes: Only these class ids may win.
+            confidence: Whether results carry the winner's share of the scores.
+
+        Raises:
+            SourceError: The source cannot be read.
+        """
+        if isinstance(source, str | Path):
+            with read(source) as reader:
+                direction = direction or ("forward" if reader.info.live else "both")
+                yield from self._run(reader, self.session(direction, classes=classes, confidence=confidence))
+        else:
+            yield from self._run(source, self.session(direction or "both", classes=classes, confidence=confidence))
+
+    @staticmethod
+    def _run(frames: Iterable[Frame], session: Session) -> Iterator[Segmentation]:
+        for frame in frames:
+            yield from session.push(frame)
+        yield from session.finish()
+
+    def process(
+        self,
+        source: str | Path,
+        out: str | Path,
+        options: ProcessOptions | None = None,
+        *,
+        direction: str | None = None,
+        on_frame: Callable[[Segmentation], None] | None = None,
+    ) -> dict[str, Any]:
+        """Segment one source into files under ``out``.
+
+        Args:
+            source: What ``stream`` takes, but for frames.
+            out: Directory; made if missing.
+            options: What to write, and how.
+            direction: ``None`` for both on files, forward on live sources.
+            on_frame: Called with each finished frame, for progress.
+
+        Returns:
+            source, frames, key_frames, damaged (frames or packets lost), outputs (paths by kind) and seconds (by
+            stage); with ``compare`` also seconds per frame and flicker of both sides.
+
+        Raises:
+            SourceError: The source cannot be read, or holds no frame.
+            OutputError: An output exists, or cannot be written.
+        """
+        options = options or ProcessOptions()
+        began = time.perf_counter()
+        names = self.segmentor.class_names
+        wanted = None if options.classes is None else resolve_classes(options.classes, names)
+        with read(source, start=options.start, end=options.end, stride=options.stride) as reader:
+            paths = output_paths(reader.info.name, Path(out), options)
+            direction = direction or ("forward" if reader.info.live else "both")
+            session = self.session(direction, classes=wanted)
+            alone = self.per_frame().session("forward", classes=wanted)
+            about = {
+                "model": self.segmentor.name,
+                "options": {
+                    "propagator": "none" if self.propagator is None else self.propagator.name,
+                    "motion": self.motion,
+                    "direction": direction,
+                    "interval": 1 if self.propagator is None else self.interval or DEFAULT_INTERVAL[direction],
+                    "cuts": self.cuts and self.propagator is not None,
+                    "short_side": self.rule.short_side,
+                    "classes": options.classes,
+                    "stride": options.stride,
+                },
+            }
+            taken = 0
+            first = next(reader)  # or the error that there is none, before any output is begun
+            with Sinks(reader, paths, options, names, about, wanted) as sinks:
+                waiting: deque[tuple[Frame, Segmentation | None]] = deque()
+
+                def deliver(results: Iterable[Segmentation]) -> None:
+                    for result in results:
+                        costs = (alone.seconds.total / taken, session.seconds.total / taken)
+                        sinks.write(*waiting.popleft(), result, costs)
+                        if on_frame is not None:
+                            on_frame(result)
+
+                for frame in chain([first], reader):
+                    taken += 1
+                    waiting.append((frame, alone.push(frame)[0] if options.compare else None))
+                    deliver(session.push(frame))
+                deliver(session.finish())
+            for message in reader.warnings:
+                log.warning("%s: %s", source, message)
+            if reader.damaged:
+                log.warning("%s: %d frames or packets are damaged or lost", source, reader.damaged)
+            stages = session.seconds
+            summary: dict[str, Any] = {
+                "source": str(source),
+                "frames": sinks.frames,
+                "key_frames": sinks.key_frames,
+                "damaged": reader.damaged,
+                "outputs": {kind: str(path) for kind, path in paths.items()},
+                "seconds": {
+                    "read": reader.seconds,
+                    "key": stages.key,
+                    "propagate": stages.propagate,
+                    "decode": stages.decode,
+                    "write": sinks.seconds,
+                    "total": time.perf_counter() - began,
+                },
+            }
+            if options.compare:
+                flicker = [None if math.isnan(value) else value for value in sinks.flicker]
+                summary["compare"] = {
+                    "seconds_per_frame": {"per_frame": alone.seconds.total / taken, "propagated": stages.total / taken},
+                    "flicker": {"per_frame": flicker[0], "propagated": flicker[1]},
+                }
+            return summary

@@ -1,0 +1,141 @@
+"""Which frames are key frames: every ``interval`` frames, and wherever the video cuts to another scene."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+# A cut is judged on small pictures, wide enough to tell scenes apart. A cell of the other picture counts as the same
+# content up to two cells away: 6 % of the width from one frame to the next is motion.
+_THUMBNAIL = (32, 24)
+_REACH = np.ones((5, 5), np.uint8)
+_COLOUR_BINS = 16
+# Grey levels added to a picture's contrast, so that the noise of a black one stays small.
+_CONTRAST_FLOOR = 4.0
+# Mean difference in grey levels, brightness apart, below which nothing is a cut: a step of a fade to black in half a
+# second is at most 6, the smallest measured between two scenes 23.
+_LEAST_DIFFERENCE = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Thumbnail:
+    """A small picture, free of brightness and contrast, with its extremes within reach, and its colours."""
+
+    cells: Float32[np.ndarray, "h w 3"]
+    contrast: float
+    lowest: Float32[np.ndarray, "h w 3"]
+    highest: Float32[np.ndarray, "h w 3"]
+    colours: Float32[np.ndarray, "3 n"]
+
+    @classmethod
+    def of(cls, rgb: UInt8[np.ndarray, "H W 3"]) -> "_Thumbnail":
+        # Four pixels across and down a cell are average enough; resizing the whole frame would be most of the time.
+        stride = max(1, min(rgb.shape[0] // (4 * _THUMBNAIL[1]), rgb.shape[1] // (4 * _THUMBNAIL[0])))
+        few = np.ascontiguousarray(rgb[::stride, ::stride])
+        small = cv2.resize(few, _THUMBNAIL, interpolation=cv2.INTER_AREA)
+        bins = small // (256 // _COLOUR_BINS)
+        counts = np.stack([np.bincount(bins[..., c].ravel(), minlength=_COLOUR_BINS) for c in range(3)])
+        colours = (counts / bins[..., 0].size).astype(np.float32)
+        cells = small.astype(np.float32) - np.float32(small.mean())
+        contrast = float(np.abs(cells).mean()) + _CONTRAST_FLOOR
+        cells /= contrast
+        return cls(cells, contrast, cv2.erode(cells, _REACH), cv2.dilate(cells, _REACH), colours)
+
+    def not_in(self, other: "_Thumbnail") -> float:
+        """How far the cells are from everything within reach in the other picture, on average, in contrasts."""
+        return float(np.maximum(np.maximum(self.cells - other.highest, other.lowest - self.cells), 0).mean())
+
+    def recoloured(self, other: "_Thumbnail") -> float:
+        """Share of cells, 0 to 1, whose colour would have to change; the mean of the three channels."""
+        return float(np.abs(self.colours - other.colours).sum(1).mean() / 2)
+
+    def correlation(self, other: "_Thumbnail") -> float:
+        """How much they are one picture in another light, 0 to 1."""
+        length = math.sqrt(float((self.cells**2).sum()) * float((other.cells**2).sum()))
+        return max(0.0, float((self.cells * other.cells).sum()) / max(length, 1e-6))
+
+    def difference(self, other: "_Thumbnail") -> float:
+        """Mean absolute difference in grey levels, brightness apart."""
+        return float(np.abs(self.cells * self.contrast - other.cells * other.contrast).mean())
+
+
+@dataclass
+class CutDetector:
+    """Finds hard scene cuts from the pictures alone, one frame after the other.
+
+    At a cut the content is new (it is nowhere near in the frame before), more of it than in the two frames before; the
+    colours are others; and the picture is not the same one in another light. The score is the square root of the three
+    multiplied: fast motion keeps its colours and does not rise for long, a flash or a fade keeps the picture.
+
+    Chosen on 1,307 frames of street video, film and hand-held sports at 12 to 30 frames a second. Without a cut the
+    score is at most 0.054 (0.060 with the colours taken away), the largest where a jumping motorcycle fills the
+    picture. It is at least 0.232 at the five cuts of a montage, and 0.096 (0.091) where 3,484 pairs of other scenes
+    meet, the smallest where one road follows another. A picture that moves by an eighth of its width within one frame
+    from rest, or a flash that burns out most of it, may count as a cut: that costs one key frame.
+
+    Attributes:
+        threshold: Score above which a frame begins another scene.
+    """
+
+    threshold: float = 0.08
+    _last: _Thumbnail | None = field(default=None, init=False, repr=False)
+    _recent: tuple[float, float] = field(default=(0.0, 0.0), init=False, repr=False)
+
+    def is_cut(self, rgb: UInt8[np.ndarray, "H W 3"]) -> bool:
+        """Whether this frame begins another scene than the frame before; never at the first frame."""
+        small, last = _Thumbnail.of(rgb), self._last
+        self._last = small
+        if last is None:
+            return False
+        new = (small.not_in(last) + last.not_in(small)) / 2
+        rise = max(0.0, new - max(self._recent))
+        score = math.sqrt(rise * small.recoloured(last) * (1 - small.correlation(last)))
+        cut = score > self.threshold and small.difference(last) > _LEAST_DIFFERENCE
+        # A cut says nothing about how much this scene moves.
+        self._recent = (0.0, 0.0) if cut else (self._recent[1], new)
+        return cut
+
+
+@runtime_checkable
+class KeyFrames(Protocol):
+    """Decides for each frame, in order, whether the segmentor runs on it."""
+
+    def next(self, rgb: UInt8[np.ndarray, "H W 3"], *, restart: bool = False) -> tuple[bool, bool]:
+        """Return whether this frame is a key frame, and whether it begins another scene.
+
+        Args:
+            rgb: The frame.
+            restart: Whether the caller knows that it has nothing to do with the frame before.
+        """
+        ...
+
+
+@dataclass
+class Schedule:
+    """A key frame every ``interval`` frames, and at cuts.
+
+    Attributes:
+        interval: A key frame follows the last one after this many frames; 1 makes every frame a key frame.
+        cuts: Detector of scene cuts, or ``None`` to keep strictly to the interval.
+    """
+
+    interval: int
+    cuts: CutDetector | None = None
+    _since: int | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError(f"interval must be at least 1 frame, found {self.interval}")
+
+    def next(self, rgb: UInt8[np.ndarray, "H W 3"], *, restart: bool = False) -> tuple[bool, bool]:
+        """Return whether this frame is a key frame, and whether it begins another scene; see ``KeyFrames``."""
+        cut = self.cuts is not None and self.cuts.is_cut(rgb)
+        first = self._since is None
+        new_scene = (cut or restart) and not first
+        self._since = 0 if first or new_scene else (self._since or 0) + 1
+        if self._since >= self.interval:
+            self._since = 0
+        return self._since == 0, new_scene

@@ -1,0 +1,36 @@
+"""Mask classifiers behind one call, and the one way to get one: ``load_segmentor``."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from mpvss.segmentors.huggingface import HuggingFaceSegmentor, load_huggingface
+from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare
+
+__all__ = [
+    "EMBEDDED",
+    "HuggingFaceSegmentor",
+    "InputRule",
+    "Prediction",
+    "Segmentor",
+    "load_segmentor",
+    "prepare",
+]
+
+# Models that ship with the package: name and folder under assets/.
+EMBEDDED = ("compact",)
+
+
+def load_segmentor(
+    model: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> HuggingFaceSegmentor:
+    """Load a segmentor by the name of an embedded model, a hub id (owner/name) or a local directory.
+
+    Raises:
+        ModelError: There is no such model, or it is not a mask classifier, or its weights do not fit.
+    """
+    if model in EMBEDDED:
+        place = Path(str(files("mpvss") / "assets" / str(model)))
+        return load_huggingface(place, name=str(model), device=device, dtype=dtype)
+    return load_huggingface(model, device=device, dtype=dtype)

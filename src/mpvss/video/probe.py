@@ -1,0 +1,527 @@
+"""What a source is: opened, described, and turned into pictures with their times."""
+
+import glob
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast
+from urllib.parse import unquote, urlsplit
+
+import av
+import numpy as np
+from av.buffer import Buffer
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from mpvss.errors import SourceError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_RATE = Fraction(25)
+"""Images in a folder have no times of their own: they count as 25 a second."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_NETWORK_TIMEOUT_SECONDS = 10.0
+_MOST_WARNINGS = 20
+
+Kind = Literal["video", "images", "camera", "stream"]
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a source before its frames are read.
+
+    Attributes:
+        source: The source as it was named, without user name and password.
+        name: A stem for output files.
+        kind: A video file, image files, a camera, or a network stream.
+        height: Height in pixels of the first frame as it is displayed (after rotation).
+        width: Width in pixels, likewise.
+        time_base: Every timestamp is a whole multiple of this, in seconds.
+        frame_rate: Frames per second on average, where known.
+        frames: Number of frames: declared or estimated; ``None`` where unknown.
+        duration: Length in seconds, where known.
+        codec: Name of the codec or image format.
+        pixel_format: Name of the pixel format as stored.
+        rotation: Degrees counter-clockwise that the stored pictures are turned for display: 0, 90, 180 or 270.
+        has_audio: Whether there is a sound track.
+        live: Whether frames arrive as they happen (a camera, a live stream), so that there is no end to look ahead to.
+    """
+
+    source: str
+    name: str
+    kind: Kind
+    height: int
+    width: int
+    time_base: Fraction
+    frame_rate: Fraction | None
+    frames: int | None
+    duration: Fraction | None
+    codec: str
+    pixel_format: str
+    rotation: int
+    has_audio: bool
+    live: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    def describe(self) -> dict[str, object]:
+        """The same as plain values for JSON: rationals become [numerator, denominator]."""
+        return {
+            "source": self.source,
+            "name": self.name,
+            "kind": self.kind,
+            "size": [self.height, self.width],
+            "time_base": _pair(self.time_base),
+            "frame_rate": _pair(self.frame_rate),
+            "frames": self.frames,
+            "duration": _pair(self.duration),
+            "codec": self.codec,
+            "pixel_format": self.pixel_format,
+            "rotation": self.rotation,
+            "has_audio": self.has_audio,
+            "live": self.live,
+        }
+
+
+@dataclass
+class Trouble:
+    """What went wrong while reading, without being the end of it.
+
+    Attributes:
+        damaged: Frames and packets that were lost, or decoded with errors.
+        warnings: The first few different things that happened, one line each.
+    """
+
+    damaged: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def note(self, warning: str, damaged: int = 0) -> None:
+        """Count damage and keep the warning unless it is known already or there are many."""
+        self.damaged += damaged
+        if warning not in self.warnings and len(self.warnings) < _MOST_WARNINGS:
+            self.warnings.append(warning)
+
+
+def probe(source: str | Path) -> VideoInfo:
+    """Describe a source without reading more than its first frame.
+
+    Args:
+        source: A video or image file, a folder of images, a glob pattern, ``camera:0``, or a URL.
+
+    Raises:
+        SourceError: There is no such source, or no frame in it can be decoded.
+    """
+    media = open_media(source)
+    media.close()
+    return media.info
+
+
+def open_media(source: str | Path) -> "VideoMedia | ImageMedia":
+    """Open a source and find out what it is.
+
+    Args:
+        source: As for ``probe``.
+
+    Returns:
+        An open source with ``info``, ``trouble``, ``pictures()`` and ``close()``.
+
+    Raises:
+        SourceError: There is no such source, or no frame in it can be decoded.
+    """
+    text = str(source)
+    if text.startswith("camera:"):
+        return _open_camera(text)
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    elif _URL.match(text):
+        return _open_url(text)
+    path = Path(text)
+    if path.is_dir():
+        return ImageMedia(_images_in(path), text, path.resolve().name or "images")
+    if path.exists():
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return ImageMedia([path], text, path.stem)
+        return VideoMedia(f"file:{path.resolve()}", kind="video", source=text, name=path.stem)
+    if glob.has_magic(text):
+        folder = path.parent.name
+        return ImageMedia(_images_like(text), text, folder if folder and not glob.has_magic(folder) else "images")
+    raise SourceError(
+        f"expected a video file, a folder or pattern of images, camera:N or a URL, found nothing at {text}: "
+        "check the path"
+    )
+
+
+class VideoMedia:
+    """An open video, camera or stream.
+
+    Attributes:
+        info: What it is.
+        trouble: What went wrong so far.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        kind: Kind,
+        source: str,
+        name: str,
+        demuxer: str | None = None,
+        options: dict[str, str] | None = None,
+    ) -> None:
+        self.trouble = Trouble()
+        self._reformatter = VideoReformatter()
+        timeout = _NETWORK_TIMEOUT_SECONDS if kind == "stream" else None
+        try:
+            self._container: InputContainer = av.open(address, "r", format=demuxer, options=options, timeout=timeout)
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise SourceError(_why_not_opened(source, kind, error)) from error
+        try:
+            self._stream = _video_stream(self._container, source)
+            # Frame threads lose the last frames of a file that was cut off: 21 instead of 23 of a 24-packet H.264 file.
+            self._stream.thread_type = "SLICE"
+            self._frames = decode(self._container, self._stream, self.trouble)
+            first = next(self._frames, None)
+            if first is None:
+                reason = f" ({self.trouble.warnings[-1]})" if self.trouble.warnings else ""
+                raise SourceError(f"expected a video with frames, found none that can be decoded in {source}{reason}")
+            self._first = first
+            self._turn = _orientation(first)
+            self.info = self._describe(first, kind, source, name)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _describe(self, first: av.VideoFrame, kind: Kind, source: str, name: str) -> VideoInfo:
+        stream, container = self._stream, self._container
+        transpose = self._turn[0]
+        assert stream.time_base is not None
+        rate = stream.average_rate or stream.guessed_rate or None
+        duration: Fraction | None = None
+        if stream.duration is not None:
+            duration = stream.duration * stream.time_base
+        elif container.duration is not None:
+            duration = Fraction(container.duration, 1_000_000)
+        live = kind == "camera" or (kind == "stream" and duration is None)
+        frames = stream.frames or (round(duration * rate) if duration is not None and rate else None)
+        return VideoInfo(
+            source=source,
+            name=name,
+            kind=kind,
+            height=first.width if transpose else first.height,
+            width=first.height if transpose else first.width,
+            time_base=stream.time_base,
+            frame_rate=rate,
+            frames=None if live else frames,
+            duration=None if live else duration,
+            codec=stream.codec_context.name,
+            pixel_format=first.format.name,
+            rotation=first.rotation % 360,
+            has_audio=bool(container.streams.audio),
+            live=live,
+        )
+
+    def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
+        """All frames, once: time in seconds, and a function that makes the picture.
+
+        Times are the source's own, made strictly increasing: a frame without a time comes one average frame after the
+        one before; one that does not come after the one before is moved to one tick after it; where the clock jumps
+        back by more than a second it is taken to have started anew, and goes on from there. A live source counts from
+        its first frame.
+        """
+        clock = _Clock(self.info.time_base, self.info.frame_rate, self.trouble, from_zero=self.info.live)
+        yield clock.time(self._first.pts), partial(self._picture, self._first)
+        del self._first
+        for frame in self._frames:
+            yield clock.time(frame.pts), partial(self._picture, frame)
+
+    def _picture(self, frame: av.VideoFrame) -> Picture:
+        picture = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        transpose, flip_rows, flip_columns = self._turn
+        if transpose:
+            picture = picture.transpose(1, 0, 2)
+        picture = picture[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        size = (picture.shape[0], picture.shape[1])
+        if size != self.info.size:
+            import cv2
+
+            self.trouble.note(
+                f"frames change size from {_by(self.info.size)} to {_by(size)}: scaled to the size of the first"
+            )
+            picture = cv2.resize(picture, self.info.size[::-1], interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(picture, dtype=np.uint8)
+
+    def close(self) -> None:
+        """Close the source; harmless when closed already."""
+        self._container.close()
+
+
+class ImageMedia:
+    """Image files in order, as one source.
+
+    Attributes:
+        info: What it is.
+        trouble: What went wrong so far.
+    """
+
+    def __init__(self, files: list[Path], source: str, name: str) -> None:
+        self.trouble = Trouble()
+        self._files = files
+        try:
+            with Image.open(files[0]) as image:
+                height, width = _upright_size(image)
+                codec, mode = (image.format or "image").lower(), image.mode
+        except (OSError, SyntaxError, ValueError) as error:
+            raise SourceError(f"expected an image in {files[0]}, found data that is none ({error})") from error
+        self.info = VideoInfo(
+            source=source,
+            name=name,
+            kind="images",
+            height=height,
+            width=width,
+            time_base=1 / IMAGE_RATE,
+            frame_rate=IMAGE_RATE,
+            frames=len(files),
+            duration=len(files) / IMAGE_RATE,
+            codec=codec,
+            pixel_format=mode,
+            rotation=0,
+            has_audio=False,
+            live=False,
+        )
+
+    def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
+        """All images, once: time in seconds, and a function that reads the picture, ``None`` where it is damaged."""
+        for index, file in enumerate(self._files):
+            yield index / IMAGE_RATE, partial(self._picture, file)
+
+    def _picture(self, file: Path) -> Picture | None:
+        try:
+            with Image.open(file) as image:
+                upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+                    grey = np.asarray(upright, dtype=np.uint32) >> 8
+                    picture = np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+                else:
+                    picture = np.array(upright.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            self.trouble.note(f"{file.name} cannot be read ({error}): left out", damaged=1)
+            return None
+        size = (picture.shape[0], picture.shape[1])
+        if size != self.info.size:
+            raise SourceError(
+                f"expected every image at the size of the first, {_by(self.info.size)}, found {_by(size)} in {file}: "
+                "resize it, or give images of one size at a time"
+            )
+        return picture
+
+    def close(self) -> None:
+        """Nothing stays open between images."""
+
+
+def decode(container: InputContainer, stream: VideoStream, trouble: Trouble) -> Iterator[av.VideoFrame]:
+    """Every frame that can be decoded; damage is counted, not raised.
+
+    Args:
+        container: An open container.
+        stream: One of its video streams.
+        trouble: Where damage is counted: packets that do not decode, frames decoded with errors, and frames that the
+            file declares but does not hold because it was cut off.
+    """
+    packets = container.demux(stream)
+    seen = 0
+    end = 0
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except av.FFmpegError as error:
+            trouble.note(f"reading stopped before the end: {error.strerror}", damaged=1)
+            break
+        if packet.dts is not None or packet.size:
+            seen += 1
+            end = max(end, (packet.pts or 0) + (packet.duration or 0))
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            trouble.note(f"some frames do not decode: {error.strerror}", damaged=1)
+            continue
+        for frame in frames:
+            if frame.is_corrupt:
+                trouble.note("some frames were decoded with errors", damaged=1)
+            yield frame
+    missing = _declared(container, stream, end) - seen if seen else 0
+    if missing > 0:
+        trouble.note(f"the file is cut off: {missing} of {missing + seen} frames are missing", damaged=missing)
+
+
+def _declared(container: InputContainer, stream: VideoStream, end: int) -> int:
+    """Number of packets the file says it has; 0 where it says nothing.
+
+    Args:
+        container: The container, read to its end.
+        stream: The stream.
+        end: End of the last packet that was read, in the stream's time base.
+    """
+    container_format = container.format.name
+    if "mp4" in container_format:
+        return len(stream.index_entries)  # unlike stream.frames, without what an edit list leaves out
+    if "matroska" in container_format and stream.time_base is not None and stream.average_rate:
+        written = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)\s*", stream.metadata.get("DURATION", "").replace("\0", ""))
+        if written is None:
+            return 0
+        hours, minutes, seconds = (Fraction(part) for part in written.groups())
+        missing = (hours * 60 + minutes) * 60 + seconds - end * stream.time_base
+        seen = round(end * stream.time_base * stream.average_rate)
+        return seen + int(missing * stream.average_rate)
+    return stream.frames
+
+
+class _Clock:
+    """Turns a stream's timestamps into strictly increasing times in seconds; see ``VideoMedia.pictures``."""
+
+    def __init__(self, time_base: Fraction, rate: Fraction | None, trouble: Trouble, *, from_zero: bool) -> None:
+        self._time_base = time_base
+        self._step = max(1, round(1 / ((rate or IMAGE_RATE) * time_base)))
+        self._second = max(1, round(1 / time_base))
+        self._trouble = trouble
+        self._from_zero = from_zero
+        self._offset = 0
+        self._last: int | None = None
+
+    def time(self, pts: int | None) -> Fraction:
+        if self._last is None:
+            ticks = pts or 0
+            if self._from_zero:
+                self._offset, ticks = -ticks, 0
+        elif pts is None:
+            ticks = self._last + self._step
+        else:
+            ticks = pts + self._offset
+            if ticks < self._last - self._second:
+                self._offset += self._last + self._step - ticks
+                ticks = self._last + self._step
+                self._trouble.note("timestamps start anew in the middle: counted on from there")
+            elif ticks <= self._last:
+                ticks = self._last + 1
+                self._trouble.note("some timestamps do not increase: moved by the least that makes them")
+        self._last = ticks
+        return ticks * self._time_base
+
+
+def safe_name(name: str) -> str:
+    """The name with only letters, digits, dot, dash and underscore, never empty."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """Whether to transpose, then to flip rows and columns, to show the frame as its display matrix asks."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(cast(Buffer, matrix)), dtype=np.int32)[:5].tolist()
+    if a == d == 0 and b and c:
+        return True, b < 0, c < 0
+    return False, d < 0, a < 0
+
+
+def _video_stream(container: InputContainer, source: str) -> VideoStream:
+    """The best video stream that is not a cover picture."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        found = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+        raise SourceError(f"expected a video stream with frames in {source}, found {found}: give a video")
+    best = container.streams.best("video")
+    return next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
+
+
+def _open_camera(source: str) -> VideoMedia:
+    which = source.removeprefix("camera:")
+    name = safe_name(source.replace(":", ""))
+    if sys.platform == "darwin":
+        options = {"framerate": "30"}
+        return VideoMedia(which, kind="camera", source=source, name=name, demuxer="avfoundation", options=options)
+    if sys.platform == "win32":
+        return VideoMedia(f"video={which}", kind="camera", source=source, name=name, demuxer="dshow")
+    if not which.isdecimal():
+        raise SourceError(f"expected camera:N with the camera's number, such as camera:0, found {source}")
+    return VideoMedia(f"/dev/video{which}", kind="camera", source=source, name=name, demuxer="v4l2")
+
+
+def _open_url(url: str) -> VideoMedia:
+    parts = urlsplit(url)
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    name = safe_name("-".join(part for part in (parts.hostname, Path(unquote(parts.path)).stem) if part))
+    options = {"rtsp_transport": "tcp"} if parts.scheme.lower().startswith("rtsp") else {}
+    return VideoMedia(url, kind="stream", source=shown, name=name, options=options)
+
+
+def _why_not_opened(source: str, kind: Kind, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    if kind == "camera":
+        return f"expected a camera at {source}, found none that opens ({reason}): check its number and permissions"
+    if kind == "stream":
+        return f"expected a video stream at {source}, found none that opens ({reason}): check the URL and the network"
+    if isinstance(error, EOFError):
+        return f"expected a video with frames in {source}, found none: give a video that plays"
+    return (
+        f"expected a video in {source}, found data that is no known video format ({reason}); a recording that was cut "
+        "off before its index was written looks the same, and needs to be repaired or copied again"
+    )
+
+
+def _images_in(folder: Path) -> list[Path]:
+    entries = list(folder.iterdir())
+    files = [entry for entry in entries if _is_image(entry)]
+    if not files:
+        raise SourceError(
+            f"expected images ({', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}) in the folder {folder}, "
+            f"found none among {len(entries)} entries: give the folder that holds the images itself"
+        )
+    return sorted(files, key=_natural)
+
+
+def _images_like(pattern: str) -> list[Path]:
+    entries = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207 (a pattern may be absolute)
+    files = [entry for entry in entries if _is_image(entry)]
+    if not files:
+        raise SourceError(
+            f"expected images that match {pattern}, found none among {len(entries)} matches: check the pattern"
+        )
+    return sorted(files, key=_natural)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key by which 2.png comes before 10.png."""
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", str(path))]
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width after the orientation that a camera wrote into the file."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _pair(value: Fraction | None) -> list[int] | None:
+    return None if value is None else [value.numerator, value.denominator]

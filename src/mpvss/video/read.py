@@ -1,0 +1,244 @@
+"""One stream of frames from any source, decoded ahead in a thread: a bounded number of them, never the whole video."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+from mpvss.errors import SourceError
+from mpvss.types import Frame
+from mpvss.video.probe import ImageMedia, VideoInfo, VideoMedia, open_media
+
+Seconds = Fraction | float | int | str
+
+_POLL_SECONDS = 0.1
+
+
+def parse_time(value: Seconds) -> Fraction:
+    """Seconds as an exact rational.
+
+    Args:
+        value: A number of seconds, or text: seconds ("12.5"), minutes ("1:02.5") or hours ("1:00:02.5").
+
+    Raises:
+        ValueError: The text is no time, or the time is negative.
+    """
+    try:
+        parts = [Fraction(part) for part in str(value).split(":")] if isinstance(value, str) else [Fraction(value)]
+    except (ValueError, ZeroDivisionError, OverflowError):
+        parts = []
+    if not 1 <= len(parts) <= 3 or min(parts) < 0:
+        raise ValueError(f"expected a time in seconds such as 12.5 or 1:02.5, found {value!r}")
+    seconds = Fraction(0)
+    for part in parts:
+        seconds = seconds * 60 + part
+    return seconds
+
+
+def read(
+    source: str | Path,
+    *,
+    start: Seconds | None = None,
+    end: Seconds | None = None,
+    stride: int = 1,
+    read_ahead: int = 8,
+) -> "Reader":
+    """Read the frames of a source, in order.
+
+    A frame's index is its position among all frames of the source that decode, so a selection is decoded from the
+    beginning, and only the conversion to RGB is saved for frames that are left out. Frames are turned upright, have
+    the size of the first one, and strictly increasing times.
+
+    Args:
+        source: A video file, a folder or glob pattern of images (natural order, 25 a second), ``camera:0``, or a URL.
+        start: First time to read, in seconds on the source's own clock; included.
+        end: Time to stop at, in seconds; not included.
+        stride: Take every n-th frame, beginning with the first selected one.
+        read_ahead: Number of frames that may wait decoded.
+
+    Returns:
+        An iterator of ``Frame`` and a context manager. Leaving it, exhausting it or dropping it ends the thread.
+
+    Raises:
+        SourceError: There is no such source, or nothing in it can be decoded. Raised while iterating: no frame is
+            selected, or an image has another size than the first.
+        ValueError: A time, the stride or the read-ahead is out of range.
+    """
+    first = None if start is None else parse_time(start)
+    last = None if end is None else parse_time(end)
+    if last is not None and last <= (first or 0):
+        raise ValueError(f"expected an end after the start, found start {start or 0} and end {end}")
+    if stride < 1:
+        raise ValueError(f"expected a stride of 1 or more, found {stride}")
+    if read_ahead < 1:
+        raise ValueError(f"expected a read-ahead of 1 frame or more, found {read_ahead}")
+    return Reader(open_media(source), first, last, stride, read_ahead)
+
+
+class _Progress:
+    """What the thread tells the reader besides frames."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+
+class Reader:
+    """The frames of one source; made by ``read``.
+
+    Attributes:
+        info: What the source is.
+    """
+
+    def __init__(
+        self,
+        media: VideoMedia | ImageMedia,
+        start: Fraction | None,
+        end: Fraction | None,
+        stride: int,
+        read_ahead: int,
+    ) -> None:
+        self.info: VideoInfo = media.info
+        self._media = media
+        self._moved = start is not None
+        self._origin: Fraction | None = None
+        self._progress = _Progress()
+        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(read_ahead)
+        self._stop = threading.Event()
+        self._done = False
+        # The thread holds no reference to the reader, so that dropping the reader ends the thread.
+        self._thread = threading.Thread(
+            target=_pump,
+            args=(media, _select(media, start, end, stride), self._queue, self._stop, self._progress),
+            name=f"mpvss-read-{media.info.name}",
+            daemon=True,
+        )
+        self._thread.start()
+
+    @property
+    def damaged(self) -> int:
+        """Frames or packets lost or decoded with errors so far; a file that was cut off has some at its end."""
+        return self._media.trouble.damaged
+
+    @property
+    def warnings(self) -> list[str]:
+        """What else was noticed so far, one line each; a bounded number."""
+        return list(self._media.trouble.warnings)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent decoding so far, in the reading thread."""
+        return self._progress.seconds
+
+    @property
+    def origin(self) -> Fraction:
+        """The source's time that should be the zero of a video made from these frames; known after the first frame.
+
+        Zero keeps the source's timestamps. It is the first frame's time where ``start`` left out what came before, and
+        where the source's clock starts before zero or more than a second after (broadcast recordings).
+        """
+        if self._origin is None:
+            raise ValueError("expected the origin to be asked for after the first frame was read")
+        return self._origin
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        item: Frame | BaseException | None = None
+        while not self._done:
+            try:
+                item = self._queue.get(timeout=_POLL_SECONDS)  # short waits, so that Ctrl-C is heard on every system
+                break
+            except queue.Empty:
+                continue
+        if item is None:
+            self.close()
+            raise StopIteration
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        if self._origin is None:
+            self._origin = item.pts if self._moved or not 0 <= item.pts <= 1 else Fraction(0)
+        return item
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread to end; harmless when closed already."""
+        self._done = True
+        self._stop.set()
+        while self._thread.is_alive():
+            while not self._queue.empty():  # a thread that waits for room finds it, and then sees the stop
+                self._queue.get_nowait()
+            self._thread.join(_POLL_SECONDS)
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_thread"):
+            self.close()
+
+
+def _select(
+    media: VideoMedia | ImageMedia, start: Fraction | None, end: Fraction | None, stride: int
+) -> Iterator[Frame]:
+    """The frames of a range, every stride-th, with their positions in the source."""
+    in_range = 0
+    found = False
+    latest = Fraction(0)
+    for index, (pts, make_picture) in enumerate(media.pictures()):
+        latest = pts
+        if start is not None and pts < start:
+            continue
+        if end is not None and pts >= end:
+            break
+        if in_range % stride == 0:
+            picture = make_picture()
+            if picture is not None:
+                found = True
+                yield Frame(index, pts, picture)
+        in_range += 1
+    if not found:
+        if in_range:
+            raise SourceError(f"expected readable frames in {media.info.source}: {media.trouble.warnings[-1]}")
+        until = "the end" if end is None else f"{float(end):g} s"
+        raise SourceError(
+            f"expected frames from {float(start or 0):g} s to {until}, found none: {media.info.source} was read up to "
+            f"{float(latest):g} s; choose a range within it"
+        )
+
+
+def _pump(
+    media: VideoMedia | ImageMedia,
+    frames: Iterator[Frame],
+    out: "queue.Queue[Frame | BaseException | None]",
+    stop: threading.Event,
+    progress: _Progress,
+) -> None:
+    """Decode into the queue until the end, an error (handed on) or the stop; then close the source."""
+    item: Frame | BaseException | None
+    try:
+        while not stop.is_set():
+            began = time.perf_counter()
+            try:
+                item = next(frames, None)
+            except BaseException as error:
+                item = error
+            progress.seconds += time.perf_counter() - began
+            while not stop.is_set():
+                try:
+                    out.put(item, timeout=_POLL_SECONDS)
+                    break
+                except queue.Full:
+                    continue
+            if not isinstance(item, Frame):
+                return
+    finally:
+        media.close()

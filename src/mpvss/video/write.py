@@ -1,0 +1,388 @@
+"""The overlay video, and how every output gets its final name: only when it is whole."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Stream
+from av.video.reformatter import VideoReformatter
+from jaxtyping import UInt8
+
+from mpvss.errors import OutputError
+
+if TYPE_CHECKING:  # generic only in its type stubs
+    _AnyPacket = Packet[Stream]
+    _SoundPacket = Packet[AudioStream]
+else:
+    _AnyPacket = _SoundPacket = Packet
+
+_AnyOutput = TypeVar("_AnyOutput", bound="Output")
+
+_FINEST_TICKS = 1_000_000
+_BT709 = 1  # colour matrix, primaries and transfer have the same number in FFmpeg
+_LIMITED_RANGE = 1
+_AUDIO_IN_MP4 = {"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac"}
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusals while writing into an OutputError that names the output."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"expected to be able to write {path}, found: {reason}; choose a writable folder with free space"
+        ) from error
+
+
+class Pending:
+    """An output under its temporary name, next to its final one.
+
+    Attributes:
+        path: Final name.
+        temporary: Hidden temporary name in the same folder, to write to.
+    """
+
+    def __init__(self, path: str | Path, *, folder: bool = False) -> None:
+        self.path = Path(path).absolute()
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        with output_errors(self.path):
+            if folder:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+                self.temporary.mkdir()
+            else:
+                self.temporary.write_bytes(b"")
+
+    def commit(self) -> None:
+        """Give the output its final name, in place of what had it, once its bytes are on the disk."""
+        with output_errors(self.path):
+            if not self.temporary.is_dir():
+                _sync(self.temporary)
+                self.temporary.replace(self.path)
+            else:
+                for file in (*self.temporary.iterdir(), self.temporary):
+                    _sync(file)
+                former = self.temporary.with_suffix(".former")
+                if self.path.exists():
+                    self.path.rename(former)  # a folder that has files cannot be replaced in one step
+                self.temporary.rename(self.path)
+                shutil.rmtree(former, ignore_errors=True)
+            _sync(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        if self.temporary.is_dir():
+            shutil.rmtree(self.temporary, ignore_errors=True)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Output:
+    """A file or folder that gets its name when it is whole, and is removed when something goes wrong before.
+
+    A context manager: closed when the block ends without an exception, aborted otherwise (Ctrl-C included).
+    """
+
+    def __init__(self, path: str | Path, *, folder: bool = False) -> None:
+        self._pending = Pending(path, folder=folder)
+        self._open = True
+
+    def close(self) -> None:
+        """Finish the output and give it its name; harmless when closed or aborted already.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if not self._open:
+            return
+        try:
+            with output_errors(self._pending.path):
+                self._finish()
+            self._pending.commit()
+        except BaseException:
+            self.abort()
+            raise
+        self._open = False
+
+    def abort(self) -> None:
+        """Remove what was written; harmless when closed or aborted already."""
+        if self._open:
+            self._open = False
+            with suppress(Exception):  # what is being let go may be the reason for stopping
+                self._release()
+            self._pending.discard()
+
+    def _finish(self) -> None:
+        """Write what is left, and let go of the file."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Let go of the file, whatever its state."""
+        raise NotImplementedError
+
+    def __enter__(self: _AnyOutput) -> _AnyOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+class OverlayWriter(Output):
+    """Writes H.264 mp4 (yuv420p, BT.709, fast start) with the source's timestamps and sound.
+
+    Timestamps are exact for time bases down to a microsecond; finer ones are rounded to that. H.264 with 4:2:0 chroma
+    holds only even sizes: the last row or column of an odd one is repeated once. There are no B-frames: without them,
+    decoding order is display order and no player needs an edit list to get the times right.
+
+    Args:
+        path: File to write; replaced if it exists.
+        size: Height and width of the pictures in pixels.
+        time_base: Every timestamp is a whole multiple of this, in seconds.
+        audio_from: A video file whose sound is copied; sound that mp4 cannot hold becomes AAC.
+        origin: The source's time that becomes zero here, for pictures and sound; ``Reader.origin``.
+        end: The source's time at which the sound ends; ``None`` for all of it.
+        crf: Quality of x264, 0 to 51, less is better.
+
+    Attributes:
+        warnings: What happened to the sound, one line each.
+
+    Raises:
+        OutputError: The file cannot be written.
+        ValueError: Size or quality are out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: tuple[int, int],
+        time_base: Fraction,
+        *,
+        audio_from: str | Path | None = None,
+        origin: Fraction = Fraction(0),
+        end: Fraction | None = None,
+        crf: int = 20,
+    ) -> None:
+        if min(size) < 1:
+            raise ValueError(f"expected a size of at least 1x1, found {size[0]}x{size[1]}")
+        if not 0 <= crf <= 51:
+            raise ValueError(f"expected a crf of 0 to 51, found {crf}")
+        self.warnings: list[str] = []
+        self._size = size
+        self._origin = origin
+        self._sound: _Sound | None = None
+        # mp4 counts in whole parts of a second, and places the start of a track in parts that are its own setting.
+        self._ticks = min(time_base.denominator, _FINEST_TICKS)
+        if self._ticks < 1000:
+            self._ticks = lcm(self._ticks, 1000)
+        self._last: int | None = None
+        self._last_duration = 0
+        self._reformatter = VideoReformatter()
+        super().__init__(path)
+        try:
+            with output_errors(self._pending.path):
+                self._container: OutputContainer = av.open(
+                    str(self._pending.temporary),
+                    "w",
+                    format="mp4",
+                    container_options={"movflags": "+faststart", "movie_timescale": str(self._ticks)},
+                )
+                options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
+                self._stream = self._container.add_stream("libx264", rate=25, options=options)  # the rate is a hint
+                self._stream.height, self._stream.width = (side + side % 2 for side in size)
+                self._stream.pix_fmt = "yuv420p"
+                context = self._stream.codec_context
+                context.time_base = Fraction(1, self._ticks)
+                context.colorspace = context.color_primaries = context.color_trc = _BT709
+                context.color_range = _LIMITED_RANGE
+                if audio_from is not None:
+                    self._sound = _Sound(Path(audio_from), self._container, origin, end, self.warnings)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, rgb: UInt8[np.ndarray, "H W 3"], pts: Fraction) -> None:
+        """Append a picture.
+
+        Args:
+            rgb: Picture of the writer's size.
+            pts: The source's time of the picture in seconds, later than the one before.
+
+        Raises:
+            OutputError: The file cannot be written.
+            ValueError: Size or time do not fit.
+        """
+        check_picture(rgb.shape, self._size)
+        ticks = round((pts - self._origin) * self._ticks)
+        if self._last is not None:
+            if ticks <= self._last:
+                raise ValueError(f"expected a time after the picture before, found {float(pts):g} s")
+            self._last_duration = ticks - self._last
+        self._last = ticks
+        bottom, right = rgb.shape[0] % 2, rgb.shape[1] % 2
+        if bottom or right:
+            rgb = np.pad(rgb, ((0, bottom), (0, right), (0, 0)), mode="edge")
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24"),
+            format="yuv420p",
+            dst_colorspace=_BT709,
+            dst_color_range=_LIMITED_RANGE,
+        )
+        frame.pts = ticks
+        frame.time_base = Fraction(1, self._ticks)
+        with output_errors(self._pending.path):
+            self._mux(self._stream.encode(frame))
+            if self._sound is not None:
+                self._sound.copy(until=pts)
+
+    def _finish(self) -> None:
+        if self._last is None:
+            raise ValueError("expected at least one picture before the overlay is closed")
+        if self._sound is not None:
+            self._sound.finish()
+        self._mux(self._stream.encode(None))
+        self._container.close()
+
+    def _release(self) -> None:
+        if self._sound is not None:
+            self._sound.close()
+        self._container.close()
+
+    def _mux(self, packets: list[_AnyPacket]) -> None:
+        for packet in packets:
+            if packet.pts == self._last and self._last_duration:
+                packet.duration = self._last_duration  # the last picture stays as long as the one before
+            self._container.mux(packet)
+
+
+class _Sound:
+    """The sound track of one file, carried over to another as far as the pictures have come.
+
+    Packets that overlap the origin are kept whole: players cut them there, and codecs need the one before it.
+    """
+
+    def __init__(
+        self, source: Path, target: OutputContainer, origin: Fraction, end: Fraction | None, warnings: list[str]
+    ) -> None:
+        self._target = target
+        self._origin = origin
+        self._end = end
+        self._warnings = warnings
+        self._container: InputContainer | None = None
+        self._encoder: AudioStream | None = None
+        self._packets: Iterator[tuple[Fraction, list[_SoundPacket]]] = iter(())
+        self._waiting: tuple[Fraction, list[_SoundPacket]] | None = None
+        try:
+            self._container = container = av.open(f"file:{source.resolve()}", "r")
+            if not container.streams.audio:
+                return
+            stream = container.streams.audio[0]
+            if stream.codec_context.name in _AUDIO_IN_MP4:
+                self._packets = self._copied(container, stream, target.add_stream_from_template(stream))
+            else:
+                rate = stream.rate if stream.rate in _AAC_RATES else 48000
+                self._encoder = target.add_stream("aac", rate=rate)
+                self._encoder.layout = "mono" if stream.channels == 1 else "stereo"
+                self._packets = self._encoded(container, stream, self._encoder)
+        except (av.FFmpegError, ValueError, OSError) as error:
+            warnings.append(f"the sound of {source.name} is left out: {getattr(error, 'strerror', None) or error}")
+
+    def copy(self, until: Fraction | None) -> None:
+        """Write the packets before a time of the source; ``None`` for all that are wanted."""
+        limit = self._end if until is None else until if self._end is None else min(until, self._end)
+        while True:
+            self._waiting = self._waiting or next(self._packets, None)
+            if self._waiting is None or (limit is not None and self._waiting[0] >= limit):
+                return
+            self._target.mux(self._waiting[1])
+            self._waiting = None
+
+    def finish(self) -> None:
+        """Write what is left, and close the source."""
+        self.copy(until=None)
+        if self._encoder is not None:
+            self._target.mux(self._encoder.encode(None))
+        self.close()
+
+    def close(self) -> None:
+        """Close the source."""
+        self._packets = iter(())
+        if self._container is not None:
+            self._container.close()
+
+    def _copied(
+        self, container: InputContainer, stream: AudioStream, copy: AudioStream
+    ) -> Iterator[tuple[Fraction, list[_SoundPacket]]]:
+        for packet in self._demuxed(container, stream):
+            time_base = packet.time_base
+            pts = packet.pts if packet.pts is not None else packet.dts
+            if pts is None or (pts + (packet.duration or 0)) * time_base < self._origin:
+                continue
+            shift = round(self._origin / time_base)
+            packet.pts = pts - shift
+            packet.dts = (packet.dts if packet.dts is not None else pts) - shift
+            packet.stream = copy
+            yield pts * time_base, [packet]
+
+    def _encoded(
+        self, container: InputContainer, stream: AudioStream, encoder: AudioStream
+    ) -> Iterator[tuple[Fraction, list[_SoundPacket]]]:
+        for packet in self._demuxed(container, stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                self._warn(f"some sound does not decode: {error.strerror}")
+                continue
+            for frame in frames:
+                if frame.pts is None or frame.time_base is None:
+                    continue
+                time = frame.pts * frame.time_base
+                if time + Fraction(frame.samples, frame.sample_rate) < self._origin:
+                    continue
+                frame.pts -= round(self._origin / frame.time_base)
+                yield time, encoder.encode(frame)
+
+    def _demuxed(self, container: InputContainer, stream: AudioStream) -> Iterator[_SoundPacket]:
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    yield packet
+        except av.FFmpegError as error:
+            self._warn(f"the sound ends early: {error.strerror}")
+
+    def _warn(self, warning: str) -> None:
+        if warning not in self._warnings:
+            self._warnings.append(warning)
+
+
+def check_picture(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Refuse a picture of another size than the writer's."""
+    if tuple(shape[:2]) != size:
+        raise ValueError(f"expected a picture of {size[0]}x{size[1]}, found {shape[0]}x{shape[1]}")

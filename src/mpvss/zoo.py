@@ -1,0 +1,66 @@
+"""Models worth starting from: the embedded one and some from the hub. Any other mask classifier loads as well."""
+
+from typing import TypedDict
+
+
+class ModelEntry(TypedDict):
+    """One line of ``mpvss models``; megabytes are what is downloaded."""
+
+    id: str
+    classes: int
+    data: str
+    megabytes: float
+    licence: str
+
+
+# Sizes: parameters of the published configurations times four bytes; licences as their model cards say.
+_MODELS: tuple[ModelEntry, ...] = (
+    {"id": "compact", "classes": 11, "data": "CamVid", "megabytes": 8.6, "licence": "Apache-2.0 (embedded)"},
+    {
+        "id": "facebook/mask2former-swin-tiny-cityscapes-semantic",
+        "classes": 19,
+        "data": "Cityscapes",
+        "megabytes": 190,
+        "licence": "other, see its model card",
+    },
+    {
+        "id": "facebook/mask2former-swin-large-cityscapes-semantic",
+        "classes": 19,
+        "data": "Cityscapes",
+        "megabytes": 866,
+        "licence": "other, see its model card",
+    },
+    {
+        "id": "facebook/mask2former-swin-small-ade-semantic",
+        "classes": 150,
+        "data": "ADE20K",
+        "megabytes": 276,
+        "licence": "other, see its model card",
+    },
+    {
+        "id": "facebook/maskformer-swin-tiny-ade",
+        "classes": 150,
+        "data": "ADE20K",
+        "megabytes": 167,
+        "licence": "other, see its model card",
+    },
+    {
+        "id": "shi-labs/oneformer_ade20k_swin_tiny",
+        "classes": 150,
+        "data": "ADE20K",
+        "megabytes": 203,
+        "licence": "MIT",
+    },
+    {
+        "id": "tue-mps/ade20k_semantic_eomt_large_512",
+        "classes": 150,
+        "data": "ADE20K",
+        "megabytes": 1260,
+        "licence": "MIT",
+    },
+)
+
+
+def list_models() -> list[ModelEntry]:
+    """Return the embedded model and the recommended ones."""
+    return list(_MODELS)

@@ -1,0 +1,48 @@
+"""Small worlds for tests: random models, moving pictures, true labels as key states."""
+
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.types import Frame
+
+
+def moving_frames(count: int, size: tuple[int, int] = (64, 96), speed: int = 2, seed: int = 0) -> list[Frame]:
+    """A textured scene that moves to the left by ``speed`` pixels a frame."""
+    random = np.random.default_rng(seed)
+    height, width = size
+    coarse = random.integers(0, 256, (height // 16 + 2, (width + count * speed) // 16 + 2, 3))
+    fine = random.integers(-20, 21, (height, width + count * speed, 3))
+    wide = np.kron(coarse, np.ones((16, 16, 1)))[:height, : width + count * speed]
+    wide = cv2.GaussianBlur(np.clip(wide + fine, 0, 255).astype(np.uint8), (0, 0), 1.5)
+    return [
+        Frame(i, Fraction(i, 15), np.ascontiguousarray(wide[:, i * speed : i * speed + width])) for i in range(count)
+    ]
+
+
+class ColourSegmentor:
+    """A mask classifier without weights: query q's mask is large where colour channel q rules.
+
+    It has one query more, which says "no object". Its masks are at stride 4.
+    """
+
+    name = "colour"
+    class_names = ("red", "green", "blue")
+
+    def __init__(self, short_side: int | None = None, device: str = "cpu") -> None:
+        self.rule = InputRule(short_side=short_side, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
+        self.device = device
+        self.calls = 0
+
+    def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Prediction:
+        self.calls += len(images)
+        pixels = self.rule.normalise(images)
+        small = torch.nn.functional.avg_pool2d(pixels, 4)
+        masks = torch.cat([(small - small.mean(1, keepdim=True)) * 20, small[:, :1]], 1)
+        classes = torch.cat([torch.eye(4) * 9, torch.zeros(4, 0)], 1).expand(len(images), 4, 4)
+        return Prediction(classes, masks, torch.zeros(len(images), 4, 8))

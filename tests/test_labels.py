@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from mpvss.errors import ConfigError, MpvssError
+from mpvss.labels import IGNORE, default_palette, ignore_id, label_dtype, palette_for, resolve_classes
+
+
+@pytest.mark.parametrize("count", [1, 11, 150, 3000])
+def test_default_palette_is_distinct_and_deterministic(count):
+    palette = default_palette(count)
+    assert palette.shape == (count, 3)
+    assert palette.dtype == np.uint8
+    assert len({tuple(colour) for colour in palette.tolist()}) == count
+    np.testing.assert_array_equal(palette, default_palette(count + 7)[:count])
+
+
+def test_known_names_get_their_known_colours_whatever_the_case():
+    palette = palette_for(["Road", "SKY", "thing", "car, auto, automobile"])
+    assert palette[[0, 1, 3]].tolist() == [[128, 64, 128], [70, 130, 180], [0, 0, 142]]
+
+
+def test_names_that_share_a_colour_stay_distinct():
+    names = ["person", "pedestrian", "tree", "vegetation", "a", "b"]
+    assert len({tuple(colour) for colour in palette_for(names).tolist()}) == len(names)
+
+
+def test_label_type_leaves_room_for_the_ignore_id():
+    assert label_dtype(1) is np.uint8
+    assert label_dtype(255) is np.uint8
+    assert label_dtype(256) is np.uint16
+    assert ignore_id(255) == IGNORE == 255
+    assert ignore_id(256) == 65535
+
+
+@pytest.mark.parametrize("count", [0, -1, 65536])
+def test_number_of_classes_out_of_range(count):
+    with pytest.raises(ValueError, match="expected 1 to 65535 classes"):
+        label_dtype(count)
+    with pytest.raises(ValueError, match="expected 1 to 65535 classes"):
+        default_palette(count)
+
+
+def test_resolve_keeps_the_order_and_drops_repeats():
+    assert resolve_classes(["Sky", "road ", "sky"], ["road", "tree", "sky"]) == [2, 0]
+
+
+def test_resolve_knows_synonyms():
+    assert resolve_classes(["auto"], ["tree", "car, auto, automobile"]) == [1]
+
+
+def test_unknown_class_suggests_the_nearest():
+    with pytest.raises(ConfigError, match=r'road, sky.*found "raod"; did you mean "road"\?') as caught:
+        resolve_classes(["raod"], ["road", "sky"])
+    assert isinstance(caught.value, MpvssError)
+
+
+def test_unknown_class_of_a_long_list_is_one_line():
+    with pytest.raises(ConfigError, match="and 100 more"):
+        resolve_classes(["x"], [f"class{i}" for i in range(120)])

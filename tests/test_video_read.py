@@ -1,0 +1,567 @@
+import functools
+import http.server
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpvss.errors import SourceError
+from mpvss.video import parse_time, probe, read
+
+SIZE = (48, 64)
+NTSC = Fraction(30000, 1001)
+
+
+def grey(level, size=SIZE):
+    return np.full((*size, 3), level, np.uint8)
+
+
+def noise(count, size=SIZE):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def write_video(
+    path,
+    pictures,
+    *,
+    times=None,
+    time_base=Fraction(1, 25),
+    codec="libx264",
+    pixels="yuv420p",
+    rate=25,
+    rotation=None,
+    **options,
+):
+    """A video of the pictures at times[i] * time_base."""
+    muxer = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", container_options=muxer) as container:
+        stream = container.add_stream(codec, rate=rate, options={key: str(value) for key, value in options.items()})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pixels
+        stream.codec_context.time_base = time_base
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts = i if times is None else times[i]
+            frame.time_base = time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def cut_off(path, share=0.6):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    return path
+
+
+def levels(frames):
+    """Index of each frame of a video whose i-th picture has the grey level 8 * i."""
+    return [round(float(frame.rgb.mean()) / 8) for frame in frames]
+
+
+@pytest.fixture(scope="module")
+def ramp(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("ramp") / "ramp.mp4", [grey(8 * i) for i in range(20)], crf=1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(12):
+        Image.fromarray(grey(8 * i)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("mpvss-read")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert reading_threads() == []
+
+
+# --- frames and times
+
+
+def test_reads_every_frame_in_order(ramp):
+    with read(ramp) as reader:
+        frames = list(reader)
+    assert [frame.index for frame in frames] == list(range(20)) == levels(frames)
+    assert [frame.pts for frame in frames] == [Fraction(i, 25) for i in range(20)]
+    assert all(frame.size == SIZE and frame.rgb.dtype == np.uint8 for frame in frames)
+    assert reader.damaged == 0
+    assert reader.warnings == []
+    assert reader.origin == 0
+    assert reader.seconds > 0
+
+
+def test_variable_frame_rate_is_kept_exactly(tmp_path):
+    times = [0, 33, 67, 100, 200, 201, 500]
+    path = write_video(tmp_path / "v.mkv", [grey(8 * i) for i in range(7)], times=times, time_base=Fraction(1, 1000))
+    assert [frame.pts for frame in read(path)] == [Fraction(t, 1000) for t in times]
+
+
+def test_ntsc_rate_is_kept_exactly(tmp_path):
+    path = write_video(tmp_path / "v.mp4", [grey(8 * i) for i in range(5)], time_base=1 / NTSC, rate=NTSC)
+    assert [frame.pts for frame in read(path)] == [i / NTSC for i in range(5)]
+    assert probe(path).frame_rate == NTSC
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "stride"),
+    [
+        (None, None, 3),
+        ("0.2", None, 1),
+        (None, 0.2, 1),
+        (Fraction(1, 5), "0:00.6", 1),
+        ("0.2", "0.6", 4),
+        (0.21, 0.25, 1),
+    ],
+)
+@pytest.mark.parametrize("kind", ["video", "images"])
+def test_selection_equals_slicing_the_whole(ramp, folder, kind, start, end, stride):
+    source = ramp if kind == "video" else folder
+    every = list(read(source))
+    first = 0 if start is None else parse_time(start)
+    last = 100 if end is None else parse_time(end)
+    expected = [frame for frame in every if first <= frame.pts < last][::stride]
+    selected = list(read(source, start=start, end=end, stride=stride))
+    assert [(frame.index, frame.pts) for frame in selected] == [(frame.index, frame.pts) for frame in expected]
+    for frame, same in zip(selected, expected, strict=True):
+        np.testing.assert_array_equal(frame.rgb, same.rgb)
+
+
+def test_origin_is_the_first_selected_frame(ramp):
+    reader = read(ramp, start="0.21")
+    with pytest.raises(ValueError, match="after the first frame"):
+        _ = reader.origin
+    next(reader)
+    assert reader.origin == Fraction(6, 25)
+    reader.close()
+
+
+def test_a_clock_that_starts_late_moves_the_origin(tmp_path):
+    path = write_video(tmp_path / "v.mkv", noise(3), times=[100, 101, 102])
+    reader = read(path)
+    assert next(reader).pts == 4
+    assert reader.origin == 4
+    reader.close()
+
+
+def test_missing_times_advance_by_the_frame_rate(tmp_path):
+    path = write_video(tmp_path / "v.h264", noise(6))  # a raw stream has no times at all
+    assert [frame.pts for frame in read(path)] == [Fraction(i, 25) for i in range(6)]
+
+
+def test_times_that_do_not_increase_are_repaired():
+    from mpvss.video.probe import Trouble, _Clock
+
+    trouble = Trouble()
+    clock = _Clock(Fraction(1, 1000), Fraction(25), trouble, from_zero=False)
+    given = [5000, 5040, 5040, 5080, None, 5160, 0, 40]
+    expected = [5000, 5040, 5041, 5080, 5120, 5160, 5200, 5240]
+    assert [clock.time(pts) * 1000 for pts in given] == expected
+    assert len(trouble.warnings) == 2
+    live = _Clock(Fraction(1, 1000), None, Trouble(), from_zero=True)
+    assert [live.time(pts) * 1000 for pts in (10**9, 10**9 + 40)] == [0, 40]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("12.5", "25/2"), ("1:02.5", "125/2"), ("1:00:00", "3600"), (2, "2"), (0.25, "1/4")]
+)
+def test_parse_time(value, seconds):
+    assert parse_time(value) == Fraction(seconds)
+
+
+@pytest.mark.parametrize("value", ["", "abc", "1:2:3:4", "-1", -1.0, float("nan"), float("inf"), "1/0"])
+def test_parse_time_refuses_what_is_no_time(value):
+    with pytest.raises(ValueError, match="expected a time in seconds such as"):
+        parse_time(value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 2, "end": 2}, "expected an end after the start"),
+        ({"end": 0}, "expected an end after the start"),
+        ({"stride": 0}, "expected a stride of 1 or more, found 0"),
+        ({"read_ahead": 0}, "expected a read-ahead of 1 frame or more, found 0"),
+    ],
+)
+def test_selections_out_of_range(ramp, options, message):
+    with pytest.raises(ValueError, match=message):
+        read(ramp, **options)
+
+
+# --- pictures
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixels"),
+    [
+        (".mp4", "libx264", "yuv420p"),
+        (".mp4", "libx264", "yuv420p10le"),
+        (".mp4", "libx264", "yuv444p"),
+        (".mkv", "ffv1", "bgr0"),
+    ],
+)
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (30, 80, 200)])
+def test_colours_survive(tmp_path, suffix, codec, pixels, colour):
+    picture = np.empty((*SIZE, 3), np.uint8)
+    picture[:] = colour
+    options = {"crf": 1} if codec == "libx264" else {}
+    path = write_video(tmp_path / f"v{suffix}", [picture] * 2, codec=codec, pixels=pixels, **options)
+    for frame in read(path):
+        assert np.abs(frame.rgb.astype(int) - colour).max() <= 4
+
+
+def test_grey_video(tmp_path):
+    path = write_video(tmp_path / "v.mkv", [grey(100)] * 3, codec="ffv1", pixels="gray")
+    assert probe(path).pixel_format == "gray"
+    for frame in read(path):
+        assert frame.rgb.shape == (*SIZE, 3)
+        assert np.abs(frame.rgb.astype(int) - 100).max() <= 2
+
+
+def test_odd_size(tmp_path):
+    pictures = noise(2, (47, 63))
+    path = write_video(tmp_path / "v.mkv", pictures, codec="ffv1", pixels="bgr0")
+    for frame, picture in zip(read(path), pictures, strict=True):
+        np.testing.assert_array_equal(frame.rgb, picture)
+
+
+def test_one_frame(tmp_path):
+    path = write_video(tmp_path / "v.mp4", [grey(90)])
+    assert [(frame.index, frame.pts) for frame in read(path)] == [(0, 0)]
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_is_honoured(tmp_path, degrees):
+    marked = grey(0)
+    marked[:16, :16] = 255  # upper left
+    path = write_video(tmp_path / "v.mp4", [marked] * 3, rotation=degrees, crf=1)
+    info = probe(path)
+    assert info.rotation == degrees
+    upright = np.rot90(marked, degrees // 90)
+    assert info.size == upright.shape[:2]
+    for frame in read(path):
+        assert frame.size == info.size
+        assert np.abs(frame.rgb.astype(int) - upright).mean() < 3
+
+
+def test_mirrored_display_matrix(tmp_path):
+    marked = grey(0)
+    marked[:16, :16] = 255
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.set_display_rotation(0, hflip=True)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(marked, "rgb24")))
+        container.mux(stream.encode(None))
+    (frame,) = read(path)
+    assert np.abs(frame.rgb.astype(int) - marked[:, ::-1]).mean() < 3
+
+
+def test_video_that_changes_size_is_scaled_to_the_first_frame(tmp_path):
+    first = write_video(tmp_path / "a.h264", noise(4))
+    second = write_video(tmp_path / "b.h264", noise(4, (96, 128)))
+    path = tmp_path / "c.h264"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    with read(path) as reader:
+        frames = list(reader)
+    assert [frame.size for frame in frames] == [SIZE] * 8
+    assert reader.warnings == ["frames change size from 48x64 to 96x128: scaled to the size of the first"]
+
+
+# --- images
+
+
+def test_folder_is_in_natural_order_at_25_a_second(folder):
+    frames = list(read(folder))
+    assert levels(frames) == list(range(12))
+    assert [frame.pts for frame in frames] == [Fraction(i, 25) for i in range(12)]
+    info = probe(folder)
+    assert (info.kind, info.name, info.frames, info.time_base) == ("images", folder.name, 12, Fraction(1, 25))
+
+
+def test_glob_pattern(folder):
+    assert levels(read(f"{folder}/1*.png")) == [1, 10, 11]
+    assert probe(f"{folder}/1*.png").name == folder.name
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif"])
+def test_image_formats(tmp_path, suffix):
+    Image.fromarray(grey(120)).save(tmp_path / f"a.{suffix}")
+    (frame,) = read(tmp_path / f"a.{suffix}")
+    assert np.abs(frame.rgb.astype(int) - 120).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_image_modes_become_rgb(tmp_path, mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.full(SIZE, 120 * 257, np.uint16))
+    else:
+        image = Image.fromarray(grey(120))
+        image = image.quantize() if mode == "P" else image.convert(mode)
+    image.save(tmp_path / "a.png")
+    (frame,) = read(tmp_path)
+    np.testing.assert_array_equal(frame.rgb, grey(120))
+
+
+def test_orientation_written_by_a_camera(tmp_path):
+    marked = grey(0)
+    marked[:16, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise for display
+    Image.fromarray(marked).save(tmp_path / "a.png", exif=exif)
+    (frame,) = read(tmp_path)
+    np.testing.assert_array_equal(frame.rgb, np.rot90(marked, -1))
+    assert probe(tmp_path).size == frame.size
+
+
+def test_images_of_two_sizes(folder):
+    Image.fromarray(grey(0, (40, 60))).save(folder / "5.png")
+    reader = read(folder)
+    with pytest.raises(SourceError, match=r"size of the first, 48x64, found 40x60 in .*5\.png: resize it"):
+        list(reader)
+
+
+def test_damaged_image_is_left_out_and_counted(folder):
+    cut_off(folder / "5.png", 0.3)
+    with read(folder) as reader:
+        assert [frame.index for frame in reader] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert reader.damaged == 1
+    assert "5.png cannot be read" in reader.warnings[0]
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_cut_off_file_gives_what_decodes_and_counts_the_rest(tmp_path, suffix):
+    path = write_video(tmp_path / f"v{suffix}", noise(30), bf=0)
+    whole = list(read(path))
+    cut_off(path)
+    with read(path) as reader:
+        frames = list(reader)
+    assert 10 < len(frames) < 30
+    assert len(frames) + reader.damaged == 30
+    assert "the file is cut off" in reader.warnings[-1]
+    for frame, same in zip(frames, whole, strict=False):
+        np.testing.assert_array_equal(frame.rgb, same.rgb)
+
+
+def test_damage_in_the_middle_is_counted(tmp_path):
+    path = write_video(tmp_path / "v.mp4", noise(30))
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(data)
+    with read(path) as reader:
+        assert 20 < len(list(reader)) <= 30
+    assert reader.damaged > 0
+
+
+def test_a_selection_that_ends_early_is_not_called_cut_off(ramp):
+    with read(ramp, end="0.2") as reader:
+        list(reader)
+    assert reader.damaged == 0
+
+
+# --- sources that are none
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(SourceError, match=r"found nothing at .*nope\.mp4: check the path"):
+        read(tmp_path / "nope.mp4")
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(SourceError, match=r"expected images \(png.* found none among 1 entries: give the folder"):
+        read(tmp_path)
+
+
+def test_pattern_without_images(tmp_path):
+    with pytest.raises(SourceError, match="found none among 0 matches: check the pattern"):
+        read(f"{tmp_path}/*.png")
+
+
+@pytest.mark.parametrize("content", ["just text\n" * 100, ""])
+def test_text_named_mp4(tmp_path, content):
+    path = tmp_path / "v.mp4"
+    path.write_text(content)
+    with pytest.raises(SourceError, match=r"expected a video in .* found data that is no known video format"):
+        read(path)
+
+
+def test_text_named_png(tmp_path):
+    (tmp_path / "a.png").write_text("just text")
+    with pytest.raises(SourceError, match=r"expected an image in .*a.png, found data that is none"):
+        read(tmp_path)
+
+
+def test_video_without_frames(tmp_path):
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = SIZE
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    with pytest.raises(SourceError, match=r"expected a video with frames in .* found none: give"):
+        read(tmp_path / "v.mkv")
+
+
+def test_sound_without_pictures(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 48000
+        stream.layout = "mono"
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(SourceError, match=r"expected a video stream with frames in .* found audio: give a video"):
+        read(tmp_path / "a.mp4")
+
+
+def test_start_beyond_the_end(ramp):
+    reader = read(ramp, start=100)
+    with pytest.raises(SourceError, match=r"from 100 s to the end, found none: .* read up to 0.76 s; choose a range"):
+        next(reader)
+
+
+def test_no_such_camera():
+    with pytest.raises(SourceError, match="camera"):
+        read("camera:97")
+
+
+def test_no_such_stream_and_no_password_in_the_message():
+    with pytest.raises(SourceError, match=r"expected a video stream at rtsp://127\.0\.0\.1:9/a, found none") as caught:
+        read("rtsp://user:secret@127.0.0.1:9/a")
+    assert "secret" not in str(caught.value)
+
+
+def test_video_over_http(ramp):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(ramp.parent))
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        with read(f"http://127.0.0.1:{server.server_port}/ramp.mp4") as reader:
+            assert levels(reader) == list(range(20))
+        assert reader.info.kind == "stream"
+        assert reader.info.name == "127.0.0.1-ramp"
+        assert not reader.info.live
+        with pytest.raises(SourceError, match="Not Found"):
+            read(f"http://127.0.0.1:{server.server_port}/nope.mp4")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+# --- description
+
+
+def test_probe_describes_without_reading(ramp):
+    info = probe(ramp)
+    assert info.describe() == {
+        "source": str(ramp),
+        "name": "ramp",
+        "kind": "video",
+        "size": [48, 64],
+        "time_base": [1, 12800],
+        "frame_rate": [25, 1],
+        "frames": 20,
+        "duration": [4, 5],
+        "codec": "h264",
+        "pixel_format": "yuv420p",
+        "rotation": 0,
+        "has_audio": False,
+        "live": False,
+    }
+    assert info.size == SIZE
+
+
+def test_a_file_whose_name_looks_like_a_pattern_or_a_url(ramp, tmp_path):
+    for name in ("a[1].mp4", "a:b.mp4", "%03d.mp4"):
+        path = tmp_path / name
+        path.write_bytes(ramp.read_bytes())
+        assert probe(path).name == path.stem
+    assert probe(f"file://{ramp}").name == "ramp"
+
+
+# --- the thread
+
+
+def test_reading_ahead_is_bounded(folder, monkeypatch):
+    opened = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda file: opened.append(file) or original(file))
+    with read(folder, read_ahead=2) as reader:
+        next(reader)
+        time.sleep(0.3)
+        assert len(opened) <= 1 + 1 + 2 + 1  # described, taken, waiting, in hand
+
+
+def test_stopping_early_ends_the_thread(ramp):
+    for _ in read(ramp, read_ahead=1):
+        break
+    assert reading_threads() == []
+
+
+def test_an_exception_in_the_consumer_ends_the_thread(ramp):
+    with pytest.raises(RuntimeError, match="mine"), read(ramp, read_ahead=1) as reader:
+        next(reader)
+        raise RuntimeError("mine")
+    assert reading_threads() == []
+
+
+def test_a_reader_that_was_never_used_ends_its_thread(ramp):
+    read(ramp, read_ahead=1).close()
+    reader = read(ramp, read_ahead=1)
+    del reader
+    assert reading_threads() == []
+
+
+def test_an_exception_in_the_thread_reaches_the_consumer_after_the_frames_before_it(ramp, monkeypatch):
+    from mpvss.video.probe import VideoMedia
+
+    original = VideoMedia.pictures
+
+    def failing(self):
+        pictures = original(self)
+        for _ in range(3):
+            yield next(pictures)
+        raise RuntimeError("theirs")
+
+    monkeypatch.setattr(VideoMedia, "pictures", failing)
+    reader = read(ramp)
+    assert [next(reader).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="theirs"):
+        next(reader)
+    with pytest.raises(StopIteration):
+        next(reader)
+
+
+def test_a_closed_reader_gives_nothing_more(ramp):
+    reader = read(ramp)
+    next(reader)
+    reader.close()
+    reader.close()
+    assert list(reader) == []
+
+
+def test_paths_may_be_text(ramp):
+    assert len(list(read(str(Path(ramp))))) == 20

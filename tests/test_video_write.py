@@ -1,0 +1,297 @@
+import resource
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from mpvss.errors import OutputError
+from mpvss.video import OverlayWriter, read
+
+SIZE = (48, 64)
+TB = Fraction(1, 25)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def grey(level, size=SIZE):
+    return np.full((*size, 3), level, np.uint8)
+
+
+def write(path, times, *, size=SIZE, time_base=TB, pictures=None, **options):
+    with OverlayWriter(path, size, time_base, **options) as writer:
+        for i, time in enumerate(times):
+            writer.write(grey(8 * i % 256, size) if pictures is None else pictures[i], time)
+    return writer
+
+
+def source_with_sound(path, codec, frames=30, rate=48000):
+    """A video of 25 frames a second with a tone of the same length."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.height, video.width = SIZE
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream(codec, rate=rate)
+        sound.layout = "stereo"
+        for i in range(frames):
+            picture = av.VideoFrame.from_ndarray(grey(i), "rgb24")
+            picture.pts, picture.time_base = i, TB
+            container.mux(video.encode(picture))
+        tone = np.sin(np.arange(rate * frames // 25) * 2 * np.pi * 440 / rate).astype(np.float32) / 2
+        for start in range(0, len(tone), 1024):
+            chunk = av.AudioFrame.from_ndarray(np.stack([tone[start : start + 1024]] * 2), "fltp", "stereo")
+            chunk.sample_rate, chunk.pts, chunk.time_base = rate, start, Fraction(1, rate)
+            container.mux(sound.encode(chunk))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    return path
+
+
+def sound_of(path):
+    """(codec, time and bytes of each packet) of the first sound track."""
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        packets = [(p.pts * p.time_base, bytes(p)) for p in container.demux(stream) if p.size]
+        return stream.codec_context.name, packets
+
+
+# --- times
+
+
+@pytest.mark.parametrize(
+    ("time_base", "ticks"),
+    [
+        (Fraction(1, 25), [0, 1, 2, 3]),
+        (Fraction(1, 25), [12, 13, 14, 17]),
+        (Fraction(1001, 30000), [0, 1, 2, 5, 6, 9, 20]),
+        (Fraction(1, 1000), [0, 33, 67, 100, 200, 201, 500]),
+        (Fraction(1, 1000), [7]),
+        (Fraction(1, 90000), [3003, 6006, 9009, 9010, 90000]),
+        (Fraction(1, 1_000_000), [0, 1, 33333, 7_000_000, 9_999_999]),
+        (Fraction(1, 1), [0, 1, 2]),
+    ],
+)
+def test_times_are_kept_exactly(tmp_path, time_base, ticks):
+    times = [tick * time_base for tick in ticks]
+    write(tmp_path / "o.mp4", times, time_base=time_base)
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        stream = container.streams.video[0]
+        assert [frame.pts * stream.time_base for frame in container.decode(stream)] == times
+    assert [frame.pts for frame in read(tmp_path / "o.mp4")] == times
+
+
+def test_times_finer_than_a_microsecond_are_rounded_to_it(tmp_path):
+    times = [Fraction(k, 10**9) for k in (0, 40_000_123, 80_000_987)]
+    write(tmp_path / "o.mp4", times, time_base=Fraction(1, 10**9))
+    for frame, time in zip(read(tmp_path / "o.mp4"), times, strict=True):
+        assert abs(frame.pts - time) <= Fraction(1, 2_000_000)
+
+
+def test_origin_becomes_zero(tmp_path):
+    write(tmp_path / "o.mp4", [Fraction(k, 25) for k in (50, 51, 53)], origin=Fraction(2))
+    assert [frame.pts for frame in read(tmp_path / "o.mp4")] == [0, TB, 3 * TB]
+
+
+def test_the_last_picture_stays_as_long_as_the_one_before(tmp_path):
+    write(tmp_path / "o.mp4", [0 * TB, 5 * TB, 10 * TB])
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert container.duration == 600_000
+
+
+def test_times_must_increase(tmp_path):
+    with pytest.raises(ValueError, match="expected a time after the picture before"):
+        write(tmp_path / "o.mp4", [Fraction(1), Fraction(1)])
+
+
+# --- pictures
+
+
+def test_format(tmp_path):
+    write(tmp_path / "o.mp4", [0 * TB, TB])
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt, context.width, context.height) == ("h264", "yuv420p", 64, 48)
+    data = (tmp_path / "o.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # plays before it is loaded
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (30, 80, 200), (128, 64, 128)])
+def test_colours_survive(tmp_path, colour):
+    picture = np.empty((*SIZE, 3), np.uint8)
+    picture[:] = colour
+    write(tmp_path / "o.mp4", [0 * TB, TB], pictures=[picture] * 2, crf=5)
+    for frame in read(tmp_path / "o.mp4"):
+        assert np.abs(frame.rgb.astype(int) - colour).max() <= 4
+
+
+@pytest.mark.parametrize("size", [(47, 63), (48, 63), (47, 64), (1, 1)])
+def test_odd_sizes_are_padded_by_repeating_the_border(tmp_path, size):
+    write(tmp_path / "o.mp4", [0 * TB, TB], size=size, pictures=[grey(200, size)] * 2, crf=5)
+    for frame in read(tmp_path / "o.mp4"):
+        assert frame.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
+        assert np.abs(frame.rgb.astype(int) - 200).max() <= 3
+
+
+def test_views_of_a_picture(tmp_path):
+    write(tmp_path / "o.mp4", [0 * TB], pictures=[grey(90)[:, ::-1]])
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "message"),
+    [((0, 64), {}, "expected a size of at least 1x1"), (SIZE, {"crf": 52}, "expected a crf of 0 to 51, found 52")],
+)
+def test_options_out_of_range(tmp_path, size, options, message):
+    with pytest.raises(ValueError, match=message):
+        OverlayWriter(tmp_path / "o.mp4", size, TB, **options)
+    assert names(tmp_path) == []
+
+
+def test_pictures_of_another_size(tmp_path):
+    with pytest.raises(ValueError, match="expected a picture of 48x64, found 40x60"):
+        write(tmp_path / "o.mp4", [0 * TB], pictures=[grey(0, (40, 60))])
+    assert names(tmp_path) == []
+
+
+# --- sound
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("s.mp4", "aac"), ("s.mp4", "libmp3lame"), ("s.mkv", "flac"), ("s.mkv", "libopus")]
+)
+def test_sound_is_copied(tmp_path, name, codec):
+    source = source_with_sound(tmp_path / name, codec)
+    writer = write(tmp_path / "o.mp4", [k * TB for k in range(30)], audio_from=source)
+    assert writer.warnings == []
+    codec_in, packets_in = sound_of(source)
+    codec_out, packets_out = sound_of(tmp_path / "o.mp4")
+    assert codec_out == codec_in
+    assert [data for _, data in packets_out] == [data for _, data in packets_in]
+    for (time_out, _), (time_in, _) in zip(packets_out, packets_in, strict=True):
+        assert abs(time_out - time_in) < Fraction(1, 1000)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("s.avi", "pcm_s16le"), ("s.mkv", "pcm_s16le")])
+def test_sound_that_mp4_cannot_hold_becomes_aac(tmp_path, name, codec):
+    source = source_with_sound(tmp_path / name, codec)
+    writer = write(tmp_path / "o.mp4", [k * TB for k in range(30)], audio_from=source)
+    assert writer.warnings == []
+    codec_out, packets = sound_of(tmp_path / "o.mp4")
+    assert codec_out == "aac"
+    assert packets[-1][0] == pytest.approx(30 / 25, abs=0.05)
+
+
+def test_sound_of_a_transport_stream(tmp_path):
+    source = source_with_sound(tmp_path / "s.ts", "aac")
+    write(tmp_path / "o.mp4", [frame.pts for frame in read(source)], audio_from=source)
+    assert sound_of(tmp_path / "o.mp4")[0] == "aac"
+    assert len(sound_of(tmp_path / "o.mp4")[1]) == len(sound_of(source)[1])
+
+
+@pytest.mark.parametrize(("name", "codec"), [("s.mp4", "aac"), ("s.mkv", "pcm_s16le")])
+def test_sound_follows_the_selected_range(tmp_path, name, codec):
+    source = source_with_sound(tmp_path / name, codec)
+    start, end = Fraction(10, 25), Fraction(20, 25)
+    write(tmp_path / "o.mp4", [k * TB for k in range(10, 20)], audio_from=source, origin=start, end=end)
+    times = [time for time, _ in sound_of(tmp_path / "o.mp4")[1]]
+    assert -0.05 < times[0] <= 0.001
+    assert times[-1] == pytest.approx(10 / 25, abs=0.05)
+    assert [frame.pts for frame in read(tmp_path / "o.mp4")] == [k * TB for k in range(10)]
+
+
+def test_a_source_without_sound(tmp_path):
+    write(tmp_path / "silent.mp4", [k * TB for k in range(3)])
+    writer = write(tmp_path / "o.mp4", [k * TB for k in range(3)], audio_from=tmp_path / "silent.mp4")
+    assert writer.warnings == []
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert not container.streams.audio
+
+
+def test_sound_that_cannot_be_read_is_left_out_with_a_warning(tmp_path):
+    writer = write(tmp_path / "o.mp4", [0 * TB], audio_from=tmp_path / "nope.mp4")
+    assert writer.warnings == ["the sound of nope.mp4 is left out: No such file or directory"]
+
+
+def test_sound_of_a_source_that_was_cut_off(tmp_path):
+    source = source_with_sound(tmp_path / "s.mkv", "flac")
+    whole = source.read_bytes()
+    source.write_bytes(whole[: len(whole) // 2])
+    write(tmp_path / "o.mp4", [frame.pts for frame in read(source)], audio_from=source)
+    assert sound_of(tmp_path / "o.mp4")[0] == "flac"
+
+
+# --- the file's name
+
+
+def test_nothing_has_the_final_name_before_the_end(tmp_path):
+    path = tmp_path / "o.mp4"
+    with OverlayWriter(path, SIZE, TB) as writer:
+        writer.write(grey(0), 0 * TB)
+        assert not path.exists()
+        assert all(name.startswith(".") for name in names(tmp_path))
+    assert names(tmp_path) == ["o.mp4"]
+    writer.close()  # harmless
+    writer.abort()
+    assert names(tmp_path) == ["o.mp4"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("written", [0, 1, 100])
+def test_an_exception_leaves_nothing_behind(tmp_path, error, written):
+    with pytest.raises(error), OverlayWriter(tmp_path / "o.mp4", SIZE, TB) as writer:
+        for k in range(written):
+            writer.write(grey(k), k * TB)
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_an_exception_leaves_the_former_file_as_it_was(tmp_path):
+    path = tmp_path / "o.mp4"
+    path.write_text("former")
+    with pytest.raises(RuntimeError), OverlayWriter(path, SIZE, TB) as writer:
+        writer.write(grey(0), 0 * TB)
+        raise RuntimeError
+    assert path.read_text() == "former"
+    write(path, [0 * TB])
+    assert len(list(read(path))) == 1
+
+
+def test_nothing_written(tmp_path):
+    with pytest.raises(ValueError, match="expected at least one picture"):
+        write(tmp_path / "o.mp4", [])
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("folder", ["missing", "file"])
+def test_folder_that_cannot_be_written(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OutputError, match=r"expected to be able to write .*o\.mp4, found: .*; choose a writable folder"
+    ):
+        OverlayWriter(tmp_path / folder / "o.mp4", SIZE, TB)
+
+
+def test_full_disk(tmp_path):
+    """A limit on the size of files stands in for a disk without space."""
+    rng = np.random.default_rng(0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with (
+            pytest.raises(OutputError, match="expected to be able to write"),
+            OverlayWriter(tmp_path / "o.mp4", SIZE, TB, crf=1) as writer,
+        ):
+            for k in range(300):
+                writer.write(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8), k * TB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
+
+
+def test_paths_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("a:b.mp4"), [0 * TB])
+    write("%d.mp4", [0 * TB])
+    assert names(tmp_path) == ["%d.mp4", "a:b.mp4"]
