@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from mpvss.errors import ModelError, OutputError
+from mpvss.motion.config import QueryFlowConfig
 from mpvss.motion.pretrained import read_config
-from mpvss.motion.query_flow import PixelFlow, QueryFlow, QueryFlowConfig
+from mpvss.motion.query_flow import PixelFlow, QueryFlow
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpvss.models import NUM_QUERIES, Arch, segmentor_config
+from mpvss.motion.config import QueryFlowConfig
 from mpvss.motion.encoder import PAD_MULTIPLE
-from mpvss.motion.query_flow import QueryFlow, QueryFlowConfig
+from mpvss.motion.query_flow import QueryFlow
 from mpvss.motion.warp import resize_flow, warp
 
 _BILINEAR = 4

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mpvss.motion.query_flow import QueryFlow, QueryFlowConfig
+from mpvss.motion.config import QueryFlowConfig
+from mpvss.motion.query_flow import QueryFlow
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig

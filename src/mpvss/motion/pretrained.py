@@ -4,14 +4,12 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
 from mpvss.errors import ConfigError, ModelError
-
-if TYPE_CHECKING:
-    from mpvss.motion.query_flow import QueryFlowConfig
+from mpvss.motion.config import QueryFlowConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -29,7 +27,7 @@ class Pretrained(nn.Module):
     """
 
     model_type: ClassVar[str]
-    config: "QueryFlowConfig"
+    config: QueryFlowConfig
     segmentor: str | None = None
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -64,8 +62,6 @@ class Pretrained(nn.Module):
         values = read_config(name, revision=revision)
         if values["model_type"] != cls.model_type:
             raise ModelError(f"{name}: expected a model of type {cls.model_type}, found {values['model_type']!r}")
-        from mpvss.motion.query_flow import QueryFlowConfig
-
         segmentor = values.pop("segmentor", None)
         if segmentor is not None and not isinstance(segmentor, str):
             raise ModelError(f"{name}: segmentor must be a name or null, found {segmentor!r}")
