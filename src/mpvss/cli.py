@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpvss.errors import ConfigError, MpvssError, OutputError
+from mpvss.errors import ConfigError, DataError, MpvssError, OutputError
 
 if TYPE_CHECKING:
     from mpvss.pipeline import VideoSegmenter
@@ -35,6 +35,7 @@ log = logging.getLogger("mpvss.cli")  # under ``python -m`` the module has anoth
 _Misuse: type[Any] = typer.BadParameter.__mro__[2]
 
 _INTERRUPTED = 130
+_LEARNED = ("flow", "query")
 
 
 class PropagatorName(StrEnum):
@@ -439,6 +440,82 @@ def propagate(
         print(json.dumps(found))
     else:
         _print_video(found)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, as in optim.lr=1e-4.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    as_json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+) -> None:
+    """Train a segmentor per frame, or a motion module behind one, from a configuration file."""
+    _set_up(verbose, quiet)
+    from mpvss.train.config import load_config
+
+    with _option_errors():
+        chosen = load_config(config, settings or ())
+    from mpvss.train.loop import train as run_training
+
+    _print_training(run_training(chosen, resume=resume, quiet=quiet), as_json)
+
+
+@app.command()
+def distill(
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Videos, image folders or globs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the run, which --model takes afterwards.")],
+    model: Annotated[str, typer.Option(help="The segmentor: compact, a hub id such as owner/name, or a directory.")] = (
+        "compact"
+    ),
+    propagator: Annotated[str, typer.Option(help="flow: one flow; query: one for each segment.")] = "flow",
+    size: Annotated[str, typer.Option(help="light, or paper for the paper's motion module.")] = "light",
+    max_distance: Annotated[
+        int, typer.Option(min=1, help="Most frames between the two of a pair. Small for --motion chain.")
+    ] = 2,
+    simulate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND:DIR[@SPLIT]", help="Also simulate motion on this data set's labelled pictures."),
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Directory for the teacher's results. Default: in --out.")] = None,
+    confidence: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Leave out pixels of which the teacher is less certain.")
+    ] = 0.5,
+    stride: Annotated[int, typer.Option(min=1, help="Take every so many frames.")] = 1,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, as in optim.steps=2000.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    as_json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+) -> None:
+    """Train a motion module on videos without labels; the segmentor itself is the teacher."""
+    _set_up(verbose, quiet)
+    from mpvss.train.distill import distill as run_distillation
+
+    with _option_errors():
+        if propagator not in _LEARNED:
+            raise ValueError(f"--propagator must be one of {', '.join(_LEARNED)}, found {propagator!r}")
+        found = run_distillation(
+            videos, model=model, out=out, cache=cache, confidence=confidence, stride=stride, resume=resume,
+            quiet=quiet, propagator=propagator, size=size, max_distance=max_distance, simulate=simulate or (),
+            overrides=settings or (),
+        )  # fmt: skip
+    _print_training(found, as_json)
+
+
+def _print_training(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{found['out']}: {found['steps']} steps, {found['seconds']:.0f} s")
+    for name in ("miou", "oracle_miou"):
+        if name in found:
+            print(f"  {name:12} {found[name]:.4f}")
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpvss.models import NUM_QUERIES, Arch, segmentor_config
+from mpvss.models import NUM_QUERIES, segmentor_config
 from mpvss.motion.config import QueryFlowConfig
 from mpvss.motion.encoder import PAD_MULTIPLE
 from mpvss.motion.query_flow import QueryFlow
@@ -26,7 +26,7 @@ _MASK_STRIDE = 4
 
 
 def cost(
-    arch: Arch, size: tuple[int, int] = (480, 853), interval: int = 5, num_classes: int = 124
+    arch: str, size: tuple[int, int] = (480, 853), interval: int = 5, num_classes: int = 124
 ) -> dict[str, dict[str, float]]:
     """Count what one of the paper's models costs.
 

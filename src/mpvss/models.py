@@ -1,7 +1,7 @@
 """The paper's six models: Mask2Former on a ResNet or a Swin Transformer, with its motion module."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from mpvss.motion.config import QueryFlowConfig
 from mpvss.motion.query_flow import QueryFlow
@@ -9,14 +9,11 @@ from mpvss.motion.query_flow import QueryFlow
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig
 
-Arch = Literal["r50", "r101", "swin-t", "swin-s", "swin-b", "swin-l"]
-ARCHS: tuple[Arch, ...] = get_args(Arch)
-
 # The published cost of a frame between key frames is the same for all six models, which only 100 queries give.
 NUM_QUERIES = 100
 
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
-_BACKBONES: dict[Arch, dict[str, Any]] = {
+_BACKBONES: dict[str, dict[str, Any]] = {
     "r50": {"depths": [3, 4, 6, 3]},
     "r101": {"depths": [3, 4, 23, 3]},
     "swin-t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
@@ -24,6 +21,7 @@ _BACKBONES: dict[Arch, dict[str, Any]] = {
     "swin-b": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
     "swin-l": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
 }
+ARCHS = tuple(_BACKBONES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,7 @@ class Model:
     motion: QueryFlow
 
 
-def segmentor_config(arch: Arch, num_classes: int, num_queries: int = NUM_QUERIES) -> "Mask2FormerConfig":
+def segmentor_config(arch: str, num_classes: int, num_queries: int = NUM_QUERIES) -> "Mask2FormerConfig":
     """Return the configuration of one of the paper's segmentors.
 
     The ResNets stride in their 3x3 convolutions. Swin-B and Swin-L have windows of 12, from pictures of 384x384.
@@ -70,7 +68,7 @@ def segmentor_config(arch: Arch, num_classes: int, num_queries: int = NUM_QUERIE
     return Mask2FormerConfig(backbone_config=backbone, num_queries=num_queries, num_labels=num_classes)
 
 
-def build(arch: Arch, num_classes: int, *, num_queries: int = NUM_QUERIES) -> Model:
+def build(arch: str, num_classes: int, *, num_queries: int = NUM_QUERIES) -> Model:
     """Build one of the paper's models with random weights, in evaluation mode.
 
     Args:

@@ -95,7 +95,13 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"device must be auto, cpu, cuda or mps, found {name!r}")
     if not available[kind]:
         raise MpvssError(f"device {name} was asked for, but this machine or this build of torch has none; use cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, found {name!r}") from error
+    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MpvssError(f"device {name} was asked for, but there are only {torch.cuda.device_count()}; use cuda:0")
+    return device
 
 
 def choose_dtype(name: str) -> torch.dtype:

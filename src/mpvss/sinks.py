@@ -68,6 +68,15 @@ class ProcessOptions:
             raise ValueError(f"end must be after start, found start {self.start or 0} and end {self.end}")
 
 
+_ENDINGS = {
+    "meta": ".json",
+    "overlay": ".overlay.mp4",
+    "compare": ".compare.mp4",
+    "labels": ".labels.mkv",
+    "png": ".png",
+}
+
+
 def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Path]:
     """Return the files of one source by kind, and make the directory.
 
@@ -75,15 +84,8 @@ def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Pat
         OutputError: One of them exists and ``overwrite`` is off, or a folder has the name of a file or the other way
             round, or the directory cannot be made.
     """
-    paths = {"meta": out / f"{name}.json"}
-    if "overlay" in options.save:
-        paths["overlay"] = out / f"{name}.overlay.mp4"
-    if options.compare:
-        paths["compare"] = out / f"{name}.compare.mp4"
-    if "labels" in options.save:
-        paths["labels"] = out / f"{name}.labels.mkv"
-    if "png" in options.save:
-        paths["png"] = out / f"{name}.png"
+    wanted = {"meta", *options.save} | ({"compare"} if options.compare else set())
+    paths = {kind: out / f"{name}{ending}" for kind, ending in _ENDINGS.items() if kind in wanted}
     try:
         for kind, path in paths.items():
             if not path.exists():
@@ -179,10 +181,27 @@ class Sinks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         began = time.perf_counter()
+        try:
+            if kind is None:
+                for output in (self._labels, self._png, *self._videos.values(), self._meta):
+                    if output is not None:
+                        output.finish()  # all of them are whole before the first gets its name
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         self._stack.__exit__(kind, error, trace)
+        if kind is None:
+            self._remove_former()
         self.seconds += time.perf_counter() - began
         for warning in dict.fromkeys(warning for video in self._videos.values() for warning in video.warnings):
             log.warning("%s: %s", self._reader.info.source, warning)
+
+    def _remove_former(self) -> None:
+        """Remove label files of an earlier run that the new description would be taken for."""
+        meta = self._paths["meta"]
+        labels = meta.with_name(meta.name.removesuffix(_ENDINGS["meta"]) + _ENDINGS["labels"])
+        if "labels" not in self._paths:
+            labels.unlink(missing_ok=True)
 
     def write(
         self, frame: Frame, per_frame: Segmentation | None, result: Segmentation, seconds: tuple[float, float]

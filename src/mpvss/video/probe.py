@@ -147,16 +147,19 @@ def open_media(source: str | Path) -> "VideoMedia | ImageMedia":
         text = unquote(urlsplit(text).path)
     elif _URL.match(text):
         return _open_url(text)
-    path = Path(text)
-    if path.is_dir():
-        return ImageMedia(_images_in(path), text, path.resolve().name or "images")
-    if path.exists():
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return ImageMedia([path], text, path.stem)
-        return VideoMedia(f"file:{path.resolve()}", kind="video", source=text, name=path.stem)
-    if glob.has_magic(text):
-        folder = path.parent.name
-        return ImageMedia(_images_like(text), text, folder if folder and not glob.has_magic(folder) else "images")
+    try:
+        path = Path(text)
+        if path.is_dir():
+            return ImageMedia(_images_in(path), text, path.resolve().name or "images")
+        if path.exists():
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                return ImageMedia([path], text, path.stem)
+            return VideoMedia(f"file:{path.resolve()}", kind="video", source=text, name=path.stem)
+        if glob.has_magic(text):
+            folder = path.parent.name
+            return ImageMedia(_images_like(text), text, folder if folder and not glob.has_magic(folder) else "images")
+    except OSError as error:  # a name too long, a folder that may not be read
+        raise SourceError(f"expected a source that can be read, found {error.strerror}: {text}") from error
     raise SourceError(
         f"expected a video file, a folder or pattern of images, camera:N or a URL, found nothing at {text}: "
         "check the path"

@@ -110,7 +110,7 @@ class MetaWriter(Output):
         self._time_base = time_base
         self._separator = "\n"
         whole = {"schema": SCHEMA, **header, "time_base": [time_base.numerator, time_base.denominator]}
-        text = json.dumps(whole, ensure_ascii=False)
+        text = json.dumps(whole)
         super().__init__(path)
         with output_errors(self._pending.path):
             self._file = self._pending.temporary.open("w", encoding="utf-8")
@@ -191,7 +191,7 @@ def write_meta(path: str | Path, content: Mapping[str, Any]) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    text = json.dumps(content, indent=1) + "\n"
     pending = Pending(path)
     try:
         with output_errors(pending.path):

@@ -109,6 +109,23 @@ class Output:
     def __init__(self, path: str | Path, *, folder: bool = False) -> None:
         self._pending = Pending(path, folder=folder)
         self._open = True
+        self._whole = False
+
+    def finish(self) -> None:
+        """Write what is left; the output keeps its temporary name until it is closed.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if not self._open or self._whole:
+            return
+        try:
+            with output_errors(self._pending.path):
+                self._finish()
+        except BaseException:
+            self.abort()
+            raise
+        self._whole = True
 
     def close(self) -> None:
         """Finish the output and give it its name; harmless when closed or aborted already.
@@ -116,11 +133,10 @@ class Output:
         Raises:
             OutputError: It cannot be written.
         """
+        self.finish()
         if not self._open:
             return
         try:
-            with output_errors(self._pending.path):
-                self._finish()
             self._pending.commit()
         except BaseException:
             self.abort()
