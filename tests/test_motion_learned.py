@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import ColourSegmentor, moving_frames
 
+from helpers import ColourSegmentor, moving_frames
 from mpvss.checkpoint import check_fits
 from mpvss.errors import ModelError
 from mpvss.motion import PixelFlow, QueryFlow, QueryFlowConfig
@@ -140,7 +140,7 @@ def test_a_small_tolerance_gives_the_same_labels():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ModelError, match="needs a motion module.*propagator dis"):
+    with pytest.raises(ModelError, match=r"needs a motion module.*propagator dis"):
         make_propagator("query")
     with pytest.raises(ModelError, match="query was asked for, the checkpoint has a motion module for flow"):
         make_propagator("query", PixelFlow(TINY))
@@ -151,7 +151,7 @@ def test_errors_say_what_to_do():
     module = LearnedFlow(QueryFlow(TINY))
     with pytest.raises(ValueError, match="expects the key frame's queries"):
         module.estimate_flow(images(1), images(1), None, (64, 96), (16, 24))
-    with pytest.raises(ValueError, match="flow covers .* the masks cover"):
+    with pytest.raises(ValueError, match=r"flow covers .* the masks cover"):
         module.estimate_flow(images(1), images(1), torch.randn(1, 4, 8), (80, 96), (20, 24))
 
 

@@ -68,9 +68,9 @@ def cost(
             flow = resize_flow(motion(image, image, queries)[0], (masks.shape[-2], masks.shape[-1]))
             return warp(masks.transpose(0, 1), flow)
 
-        decoding = _count(decode)
-        key = _count(lambda: segmentor(torch.empty(1, 3, *padded))) + decoding
-        non_key = _count(propagate) + decoding
+        decoding = count_gmac(decode)
+        key = count_gmac(lambda: segmentor(torch.empty(1, 3, *padded))) + decoding
+        non_key = count_gmac(propagate) + decoding
     params = {"segmentor": _millions(segmentor), "motion": _millions(motion)}
     return {
         "params_m": params | {"total": sum(params.values())},
@@ -82,8 +82,8 @@ def _millions(module: nn.Module) -> float:
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
-def _count(run: Callable[[], object]) -> float:
-    """Return the thousand millions of multiply-adds of a call."""
+def count_gmac(run: Callable[[], object]) -> float:
+    """Return the thousand millions of multiply-adds of a call, by the rule above."""
     from torch.utils.flop_counter import FlopCounterMode
 
     def bilinear(*_: Any, out_shape: Any, **__: Any) -> int:

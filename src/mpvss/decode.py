@@ -40,7 +40,7 @@ def class_scores(views: Sequence[View], geometry: Geometry) -> Float[Tensor, "K 
         geometry: How the frame became the network's input.
 
     Raises:
-        ValueError: No view, or masks that hold NaN.
+        ValueError: No view.
     """
     if not views:
         raise ValueError("decoding needs at least one view")

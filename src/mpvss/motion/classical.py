@@ -64,6 +64,8 @@ class Dis:
             raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, found {self.preset!r}")
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale must be above 0 and at most 1, found {self.scale}")
+        if self.finest_scale is not None and self.finest_scale < 0:
+            raise ValueError(f"finest_scale must be at least 0, found {self.finest_scale}")
 
     def _engine(self) -> Any:
         # The search object keeps buffers of one picture size and is not safe to share between threads.

@@ -5,7 +5,7 @@ variants keep the first and the last stage and the activation of MobileNetV2. St
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, no_type_check
 
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
@@ -30,6 +30,8 @@ _STAGE_ENDS = (1, 2, 4, 6)
 _BATCH_NORM_EPS = 1e-3
 
 
+# The library checks and extends the arguments itself; a second check around it knows only the fields declared here.
+@no_type_check
 @strict
 class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of the backbone: which of ``stage1`` to ``stage4`` (strides 4 to 32) it returns."""

@@ -4,16 +4,18 @@ The query embedding that belongs to a model's class and mask logits is found in 
 functions below say where. Each is proven by recomputing the model's own logits from it.
 """
 
-import json
 import logging
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor
 
 from mpvss.errors import ModelError
 from mpvss.segmentors.efficientnet import register
@@ -26,7 +28,7 @@ _ABSENT = -1e4
 _ONEFORMER_TASK = "the task is semantic"
 
 
-def _mask2former(model: Any, images: Tensor, _: Any) -> Prediction:
+def _mask2former(model: Any, images: Tensor, *_: Any) -> Prediction:
     outputs = model(pixel_values=images)
     norm = model.model.transformer_module.decoder.layernorm
     return Prediction(
@@ -36,14 +38,14 @@ def _mask2former(model: Any, images: Tensor, _: Any) -> Prediction:
     )
 
 
-def _maskformer(model: Any, images: Tensor, _: Any) -> Prediction:
+def _maskformer(model: Any, images: Tensor, *_: Any) -> Prediction:
     outputs = model(pixel_values=images)
     return Prediction(
         outputs.class_queries_logits, outputs.masks_queries_logits, outputs.transformer_decoder_last_hidden_state
     )
 
 
-def _oneformer(model: Any, images: Tensor, task: Tensor) -> Prediction:
+def _oneformer(model: Any, images: Tensor, task: Tensor, *_: Any) -> Prediction:
     outputs = model(pixel_values=images, task_inputs=task.to(images.device).expand(len(images), -1))
     norm = model.model.transformer_module.decoder.decoder_norm
     return Prediction(
@@ -56,44 +58,47 @@ def _oneformer(model: Any, images: Tensor, task: Tensor) -> Prediction:
 def crop_starts(length: int, crop: int, stride: int) -> list[int]:
     """Where the overlapping crops of EoMT begin along the longer side, in pixels, on multiples of ``stride``.
 
-    Differs from the library: it rounds down to whole pixels; ours start on the mask grid, at most two pixels away.
+    Differs from the library: it rounds down to whole pixels; ours start on the mask grid, less than one cell further.
     """
-    count = math.ceil(length / crop)
-    if count == 1:
-        return [0]
-    step = (length - crop) / (count - 1)
-    return [round(number * step / stride) * stride for number in range(count)]
+    gaps = math.ceil(length / crop) - 1
+    # Rounded up in whole numbers, so that the last crop reaches the end.
+    return [-(-number * (length - crop) // (gaps * stride)) * stride if gaps else 0 for number in range(gaps + 1)]
 
 
-def _eomt(model: Any, images: Tensor, _: Any) -> Prediction:
+def _eomt(model: Any, images: Tensor, _: Any, size: tuple[int, int]) -> Prediction:
     """Run square crops along the longer side; each crop has queries of its own, so there are Q times crops of them."""
     side = model.config.image_size
     stride = model.config.patch_size // 2**model.config.num_upscale_blocks
-    batch, _, height, width = images.shape
-    tall = height > width
-    starts = crop_starts(max(height, width), side, stride)
-    crops = [images[:, :, s : s + side] if tall else images[:, :, :, s : s + side] for s in starts]
-    outputs = model(pixel_values=torch.cat(crops))
+    batch = len(images)
+    along = -2 if size[0] > size[1] else -1
+    starts = crop_starts(max(size), side, stride)
+    crops = [images.narrow(along, start, side) for start in starts]
+    outputs = model(pixel_values=torch.cat([crop[..., :side, :side] for crop in crops]))
     queries_per_crop = model.config.num_queries
     states = outputs.last_hidden_state[:, :queries_per_crop]
 
+    def by_crop(tensor: Tensor) -> Tensor:
+        """(crops * B, Q, ...) to (crops, B, Q, ...)."""
+        return tensor.reshape(len(starts), batch, *tensor.shape[1:])
+
     def by_image(tensor: Tensor) -> Tensor:
         """(crops * B, Q, ...) to (B, crops * Q, ...)."""
-        return tensor.unflatten(0, (len(starts), batch)).transpose(0, 1).flatten(1, 2)
+        return by_crop(tensor).transpose(0, 1).flatten(1, 2)
 
-    masks = outputs.masks_queries_logits
-    grid = (height // stride, width // stride)
+    masks = by_crop(outputs.masks_queries_logits)
+    grid = (images.shape[-2] // stride, images.shape[-1] // stride)
     placed = masks.new_full((len(starts), batch, queries_per_crop, *grid), _ABSENT)
-    for number, (start, mask) in enumerate(zip(starts, masks.unflatten(0, (len(starts), batch)), strict=True)):
-        at = slice(start // stride, (start + side) // stride)
-        if tall:
-            placed[number, :, :, at] = mask
-        else:
-            placed[number, :, :, :, at] = mask
+    for start, mask, where in zip(starts, masks, placed, strict=True):
+        # Its last cell is repeated once on either side: interpolation between two crops must not meet the absence.
+        first, last = start // stride - 1, (start + side) // stride
+        for cell, source in ((first, 0), (last, -1)):
+            if 0 <= cell < grid[along]:
+                where.select(along, cell)[..., : side // stride] = mask.select(along, source)
+        where.narrow(along, first + 1, side // stride)[..., : side // stride, : side // stride] = mask
     return Prediction(by_image(outputs.class_queries_logits), by_image(placed.flatten(0, 1)), by_image(states))
 
 
-_Adapter = Callable[[Any, Tensor, Any], Prediction]
+_Adapter = Callable[[Any, Tensor, Any, tuple[int, int]], Prediction]
 # model type: class in the transformers library, and how its outputs are read
 _FAMILIES: dict[str, tuple[str, _Adapter]] = {
     "mask2former": ("Mask2FormerForUniversalSegmentation", _mask2former),
@@ -134,14 +139,17 @@ class HuggingFaceSegmentor:
             task: Token ids (1, 77) of OneFormer's task text.
 
         Raises:
-            ModelError: The model is of another family.
+            ModelError: The model is of another family, or a class has no name.
         """
         kind = getattr(model.config, "model_type", None)
         if kind not in _FAMILIES:
             raise ModelError(f"{name}: expected a mask classifier ({', '.join(_FAMILIES)}), found model type {kind!r}")
         self.name = name
         self.model = model.eval().requires_grad_(False)
-        self.class_names = tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
+        names = model.config.id2label
+        if sorted(names) != list(range(len(names))):
+            raise ModelError(f"{name}: expected class ids 0 to {len(names) - 1} in id2label, found {sorted(names)}")
+        self.class_names = tuple(str(names[index]) for index in range(len(names)))
         self.rule = rule
         self._dtype = dtype
         self._task = task
@@ -155,7 +163,7 @@ class HuggingFaceSegmentor:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         reduced = self._dtype != torch.float32
         with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, enabled=reduced):
-            found = self._adapter(self.model, pixels, self._task)
+            found = self._adapter(self.model, pixels, self._task, (images.shape[-2], images.shape[-1]))
         return Prediction(found.class_logits.float(), found.mask_logits.float(), found.queries.float())
 
 
@@ -163,6 +171,10 @@ def input_rule(settings: dict[str, Any], model_type: str, config: Any = None) ->
     """Read size and normalisation from a checkpoint's ``preprocessor_config.json``.
 
     A fixed height and width becomes the shorter side: a video keeps its aspect.
+
+    Raises:
+        ValueError: A setting is out of range.
+        TypeError: A setting is of another type.
     """
     size = settings.get("size", 512)
     if isinstance(size, dict):
@@ -170,20 +182,30 @@ def input_rule(settings: dict[str, Any], model_type: str, config: Any = None) ->
         long = size.get("longest_edge")
     else:
         short, long = size, settings.get("max_size")
-    factor = 255.0 if settings.get("do_rescale", True) else 1.0
-    mean = settings.get("image_mean", (0.485, 0.456, 0.406))
-    std = settings.get("image_std", (0.229, 0.224, 0.225))
-    multiple = 32
+    # The library multiplies by the factor, then subtracts the mean; we subtract from 0..255.
+    factor = 1 / settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    mean = settings.get("image_mean") or (0.485, 0.456, 0.406)
+    std = settings.get("image_std") or (0.229, 0.224, 0.225)
+    if not settings.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"image_mean and image_std must have 3 values, found {mean} and {std}")
+    multiple, fixed = 32, False
+    if not settings.get("do_resize", True):
+        short = long = None
     if model_type == "eomt":
-        # One fixed square: position embeddings have no other size. Semantic checkpoints cut it out several times.
-        short, multiple = config.image_size, config.patch_size
-        long = None if settings.get("do_split_image", True) else config.image_size
+        # One fixed square: position embeddings have no other size. Semantic checkpoints cut it out several times along
+        # the longer side, the others pad to it.
+        short, fixed = config.image_size, True
+        long = None if settings.get("do_split_image", False) else config.image_size
+        multiple = multiple if long is None else config.image_size
     return InputRule(
-        short_side=short if settings.get("do_resize", True) else None,
+        short_side=short,
         long_side=long,
         multiple=multiple,
-        mean=tuple(value * factor for value in mean),
-        std=tuple(value * factor for value in std),
+        mean=(mean[0] * factor, mean[1] * factor, mean[2] * factor),
+        std=(std[0] * factor, std[1] * factor, std[2] * factor),
+        fixed=fixed,
     )
 
 
@@ -204,63 +226,112 @@ def load_huggingface(
     register()
     model_id = str(model_id)
     place = Path(model_id)
-    if place.is_dir() and not (place / "config.json").is_file():
-        raise ModelError(
-            f"{model_id}: expected config.json and model.safetensors in this directory, found no config.json"
-        )
-    if not place.is_dir() and (place.is_absolute() or model_id.count("/") > 1 or place.exists()):
+    if place.is_dir():
+        _demand_file(place, "config.json")
+        name = name or place.resolve().name
+    elif place.is_absolute() or model_id.count("/") != 1 or place.exists():
         raise ModelError(
             f"{model_id}: expected a model directory or a hub id such as owner/name, found no such directory"
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(model_id)
-    except (OSError, ValueError, KeyError) as error:
+        config = transformers.AutoConfig.from_pretrained(model_id, trust_remote_code=False)
+    except _UNREADABLE as error:
         raise ModelError(f"{model_id}: cannot read the model's configuration: {_first_line(error)}") from error
     if config.model_type not in _FAMILIES:
         raise ModelError(
             f"{model_id}: expected a mask classifier ({', '.join(_FAMILIES)}), found model type {config.model_type!r}; "
             "models that classify pixels directly have no queries to propagate"
         )
+    if place.is_dir():
+        _demand_file(place, "preprocessor_config.json")
+    try:
+        settings, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(model_id)
+        rule = input_rule(settings, config.model_type, config)
+    except _UNREADABLE as error:
+        raise ModelError(f"{model_id}: cannot use preprocessor_config.json: {_first_line(error)}") from error
+    task = _task_tokens(model_id, config) if config.model_type == "oneformer" else None
     kind = getattr(transformers, _FAMILIES[config.model_type][0])
     try:
-        model, report = kind.from_pretrained(model_id, config=config, dtype=torch.float32, output_loading_info=True)
-        settings, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(model_id)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{model_id}: cannot load the model: {_first_line(error)}") from error
-    wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        model, report = kind.from_pretrained(
+            model_id,
+            config=config,
+            dtype=torch.float32,
+            weights_only=True,
+            # Asked for so that they are in the report, which is judged below.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except _UNREADABLE as error:
+        raise ModelError(f"{model_id}: cannot load the weights: {_first_line(error)}") from error
+    # The loss is not needed here, and some checkpoints come without its constants.
+    wrong = sorted(key for key in report["missing_keys"] if not key.startswith("criterion."))
+    wrong += sorted(str(key[0]) for key in report["mismatched_keys"])
     if wrong:
         raise ModelError(
             f"{model_id}: {len(wrong)} weights are missing or of another shape, among them {wrong[0]}; "
             "the checkpoint does not belong to its configuration"
         )
-    task = None
-    if config.model_type == "oneformer":
-        task = _task_tokens(model_id, config)
     if config.model_type != "eomt":
         model = model.to(memory_format=torch.channels_last)
-    return HuggingFaceSegmentor(
-        model.to(device),
-        input_rule(settings, config.model_type, config),
-        name=name or place.name if place.is_dir() else name or model_id,
-        dtype=dtype,
-        task=task,
-    )
+    return HuggingFaceSegmentor(model.to(device), rule, name=name or model_id, dtype=dtype, task=task)
+
+
+def _demand_file(place: Path, needed: str) -> None:
+    if not (place / needed).is_file():
+        raise ModelError(
+            f"{place}: expected config.json, preprocessor_config.json and model.safetensors in this directory, "
+            f"found no {needed}"
+        )
+
+
+# What the libraries raise at files that are not what their names say: corrupt, of another type, or pickled code.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ZeroDivisionError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def _task_tokens(model_id: str, config: Any) -> Tensor:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_id)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+        tokens = tokenizer(
+            [_ONEFORMER_TASK],
+            padding="max_length",
+            max_length=config.task_seq_len,
+            truncation=True,
+            return_tensors="pt",
+        )
+        understood = tokenizer.decode(tokens["input_ids"][0], skip_special_tokens=True).strip()
+    except Exception as error:  # the tokenizers library raises nothing more special
         raise ModelError(f"{model_id}: OneFormer needs its tokenizer files: {_first_line(error)}") from error
-    tokens = tokenizer(
-        [_ONEFORMER_TASK], padding="max_length", max_length=config.task_seq_len, truncation=True, return_tensors="pt"
-    )
-    return tokens["input_ids"] * tokens["attention_mask"]
+    # Without files the library makes a tokenizer that knows no words, and says nothing.
+    if understood != _ONEFORMER_TASK:
+        raise ModelError(
+            f"{model_id}: OneFormer needs its tokenizer files (vocab.json and merges.txt, or tokenizer.json); "
+            f"what is here reads {_ONEFORMER_TASK!r} as {understood!r}"
+        )
+    ids: Tensor = tokens["input_ids"] * tokens["attention_mask"]
+    return ids
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "a pickle that holds more than tensors, or none at all; safetensors are expected"
+    if isinstance(error, KeyError):
+        return f"unknown name {error}"
+    if isinstance(error, StrictDataclassError):
+        return " ".join(str(error).split())
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

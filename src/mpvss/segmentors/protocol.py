@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mpvss.errors import ModelError
 from mpvss.types import Frame, Geometry
 
 
@@ -22,6 +23,7 @@ class InputRule:
         multiple: Both sides are padded with zeros, at right and bottom, to a multiple of this.
         mean: Subtracted from RGB 0..255.
         std: What the difference is divided by.
+        fixed: Whether the network takes no other size.
     """
 
     short_side: int | None = None
@@ -29,6 +31,7 @@ class InputRule:
     multiple: int = 32
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("short_side", "long_side"):
@@ -50,7 +53,16 @@ class InputRule:
         return Geometry(source=size, resized=(height, width), padded=padded)
 
     def with_short_side(self, short_side: int) -> "InputRule":
-        """Return the same rule for another size of the shorter side, in pixels."""
+        """Return the same rule for another size of the shorter side, in pixels.
+
+        Raises:
+            ModelError: The network takes no other size.
+        """
+        if self.fixed and short_side != self.short_side:
+            raise ModelError(
+                f"this model takes pictures of {self.short_side} pixels only, found a shorter side of {short_side}; "
+                "leave the size out or choose another model"
+            )
         return replace(self, short_side=short_side, long_side=None)
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:

@@ -1,0 +1,350 @@
+"""Masks that a person drew at some frames, carried to all the others; and true masks as key states.
+
+Between two masks a frame is filled from both of them, after the last one from that one alone. The frames before the
+first mask are filled backward from it.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8, UInt16
+from torch import Tensor
+
+from mpvss.data.clips import list_images, read_label
+from mpvss.errors import DataError
+from mpvss.labels import IGNORE, MAX_CLASSES, ignore_id, label_dtype
+from mpvss.motion.propagator import Propagator
+from mpvss.segmentors.protocol import InputRule, Segmentor
+from mpvss.session import Session
+from mpvss.sinks import ProcessOptions, Sinks, output_paths
+from mpvss.state import KeyState
+from mpvss.types import Frame, Geometry, Segmentation
+from mpvss.video import read
+
+log = logging.getLogger(__name__)
+
+Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
+
+# True masks are one-hot: a finite logit, so that its average at a border is a number, and a small one, so that the
+# sigmoid keeps every such average apart in 32 bits.
+_MASK_LOGIT = 6.0
+_CLASS_LOGIT = 30.0
+
+
+# True masks as key states
+
+
+def true_state(
+    labels: Labels,
+    ids: Int64[np.ndarray, " K"],
+    frame: Frame,
+    image: UInt8[Tensor, "3 h w"],
+    geometry: Geometry,
+    *,
+    segmentor: Segmentor | None = None,
+) -> KeyState:
+    """Make a key state of a true label map: a query for each id in it, at full resolution.
+
+    Mask logits are 6 inside a segment and -6 outside, not infinite: with one view, classes are then ordered exactly as
+    if one-hot labels were warped bilinearly.
+
+    Args:
+        labels: Any ids, at the size of the frame.
+        ids: All ids that may come up, sorted; the position of an id is its class.
+        frame: The key frame.
+        image: The frame as the network sees it, of the frame's own size.
+        geometry: How the frame became the network's input; only padding is allowed.
+        segmentor: For propagators that need queries: the segmentor that makes them. The propagator sees all of them,
+            as it was trained; each segment is moved by the flow of the query whose mask overlaps it best.
+
+    Raises:
+        ValueError: The frame was resized, or a label is not among the ids.
+    """
+    if geometry.resized != geometry.source or labels.shape != geometry.source:
+        raise ValueError(f"true masks need the frame's own size {geometry.source}, found {geometry.resized}")
+    present = np.unique(labels)
+    if not np.isin(present, ids).all():
+        raise ValueError(f"labels hold {np.setdiff1d(present, ids)[0]}, which is not one of the ids")
+    bottom, right = (padded - side for padded, side in zip(geometry.padded, labels.shape, strict=True))
+    padded = torch.from_numpy(np.pad(labels, ((0, bottom), (0, right)), mode="edge").astype(np.int32))
+    masks = padded == torch.from_numpy(present.astype(np.int32))[:, None, None]
+    class_logits = torch.zeros(len(present), len(ids) + 1)
+    class_logits[torch.arange(len(present)), torch.from_numpy(np.searchsorted(ids, present))] = _CLASS_LOGIT
+    mask_logits = masks.float().mul_(2 * _MASK_LOGIT).sub_(_MASK_LOGIT)
+    queries, chosen = torch.zeros(len(present), 1), None
+    if segmentor is not None:
+        found = segmentor(image[None])
+        queries, chosen = found.queries[0], _best_overlap(masks, found.mask_logits[0])
+    return KeyState(frame, image, class_logits, mask_logits, queries, geometry, active=chosen)
+
+
+def _best_overlap(segments: Bool[Tensor, "S H W"], mask_logits: Float[Tensor, "Q h w"]) -> Int64[Tensor, " S"]:
+    """For each segment the query whose mask has the largest intersection over union with it, on the mask grid.
+
+    Several segments may have the same one.
+    """
+    grid = mask_logits.shape[-2:]
+    true = F.interpolate(segments[None].float(), size=grid, mode="area")[0].flatten(1)
+    masks = (mask_logits > 0).float().flatten(1).to(true.device)
+    overlap = true @ masks.T
+    union = true.sum(1)[:, None] + masks.sum(1)[None] - overlap
+    return (overlap / union.clamp(min=1e-6)).argmax(1)
+
+
+def oracle_rule(segmentor: Segmentor | None) -> InputRule:
+    """The rule by which true masks keep the frame's own size: the segmentor's padding, or none."""
+    return InputRule(multiple=1) if segmentor is None else replace(segmentor.rule, short_side=None, long_side=None)
+
+
+# Masks of a person
+
+
+@dataclass
+class _Told:
+    """Key frames where the caller says so."""
+
+    is_key: bool = True
+
+    def next(self, rgb: UInt8[np.ndarray, "H W 3"], *, restart: bool = False) -> tuple[bool, bool]:  # noqa: ARG002
+        return self.is_key, False
+
+
+@dataclass(frozen=True)
+class Filler:
+    """How the frames between masks are filled.
+
+    Attributes:
+        propagator: How masks reach other frames.
+        motion: ``chain`` or ``direct``; see ``Session``.
+        direction: ``both`` fills from the masks on both sides, ``forward`` only from the one before.
+        segmentor: For the learned propagators: the segmentor they were trained with.
+    """
+
+    propagator: Propagator
+    motion: str = "chain"
+    direction: str = "both"
+    segmentor: Segmentor | None = None
+
+    def fill(
+        self, frames: Iterable[Frame], masks: Mapping[int, Path], dtype: type[np.uint8] | type[np.uint16]
+    ) -> Iterator[tuple[Frame, Segmentation]]:
+        """Label every frame, in order. Memory is bounded by the longest gap between masks.
+
+        Args:
+            frames: The video.
+            masks: Mask files by frame index, at least one.
+            dtype: Type of the labels; it holds every id.
+
+        Raises:
+            DataError: A mask belongs to a frame that does not come, or cannot be read.
+        """
+        after = dict(pairwise(sorted(masks)))
+        expected: int | None = min(masks)
+        lead: list[Frame] = []
+        waiting: deque[Frame] = deque()
+        session: Session | None = None
+        schedule, ids = _Told(), np.zeros(0, np.int64)
+        mask = read_label(masks[min(masks)])
+        last = -1
+
+        def ready(results: Sequence[Segmentation]) -> Iterator[tuple[Frame, Segmentation]]:
+            for result in results:
+                labels = ids[result.labels].astype(dtype)
+                yield waiting.popleft(), Segmentation(result.index, result.pts, labels, False)
+
+        for frame in frames:
+            last = frame.index
+            if expected is not None and frame.index > expected:
+                raise DataError(f"{masks[expected]}: frame {expected} cannot be read from the video")
+            if frame.index != expected:
+                if session is not None:
+                    waiting.append(frame)
+                    yield from ready(session.push(frame))
+                elif self.direction == "both":
+                    lead.append(frame)
+                else:
+                    blank = np.full(frame.size, np.iinfo(dtype).max, dtype)
+                    yield frame, Segmentation(frame.index, frame.pts, blank, False)
+                continue
+            if session is not None:
+                schedule.is_key = True
+                yield from ready(session.push(frame)[: len(waiting)])
+            if lead:
+                yield from self._backward(lead, frame, mask, dtype)
+                lead = []
+            yield frame, Segmentation(frame.index, frame.pts, mask.astype(dtype), True)
+
+            # Every gap is a session of its own, with only the ids around it as classes.
+            expected = after.get(frame.index)
+            coming = mask if expected is None else read_label(masks[expected])
+            ids = _ids(mask, coming)
+            schedule = _Told()
+            direction = "forward" if expected is None else self.direction
+            session = self._session((mask, coming), ids, schedule, direction)
+            session.push(frame)
+            schedule.is_key = False
+            mask = coming
+        if expected is not None:
+            raise DataError(
+                f"{masks[expected]}: frame {expected} is beyond the end of the video, whose last frame is {last} "
+                "(frames are counted from 0)"
+            )
+
+    def _session(
+        self, masks: tuple[Labels, Labels], ids: Int64[np.ndarray, " K"], schedule: _Told, direction: str
+    ) -> Session:
+        """A session whose first key frame has the first mask, and the next the second."""
+        coming = iter(masks)
+        queries_from = self.segmentor if self.propagator.name == "query" else None
+
+        def segment(frame: Frame, image: UInt8[Tensor, "3 H W"], geometry: Geometry) -> KeyState:
+            return true_state(next(coming), ids, frame, image, geometry, segmentor=queries_from)
+
+        rule = oracle_rule(self.segmentor)
+        return Session(segment, rule, self.propagator, schedule, motion=self.motion, direction=direction)
+
+    def _backward(
+        self, lead: list[Frame], key: Frame, mask: Labels, dtype: type[np.uint8] | type[np.uint16]
+    ) -> list[tuple[Frame, Segmentation]]:
+        """Label the frames before a mask from it: a session that runs backward."""
+        ids = _ids(mask)
+        schedule = _Told()
+        session = self._session((mask, mask), ids, schedule, "forward")
+        session.push(key)
+        schedule.is_key = False
+        found = []
+        for frame in reversed(lead):
+            (result,) = session.push(frame)
+            found.append((frame, Segmentation(frame.index, frame.pts, ids[result.labels].astype(dtype), False)))
+        return found[::-1]
+
+
+def _ids(*masks: Labels) -> Int64[np.ndarray, " K"]:
+    ids: np.ndarray = np.unique(np.concatenate([np.unique(mask) for mask in masks])).astype(np.int64)
+    return ids
+
+
+def find_masks(folder: Path, size: tuple[int, int]) -> tuple[dict[int, Path], int]:
+    """Find and check the masks of a video.
+
+    Args:
+        folder: PNG files named by frame number, counted from 0, zero-padded or not; other files are left alone.
+        size: Height and width of the video in pixels.
+
+    Returns:
+        The files by frame number, and the largest id in them.
+
+    Raises:
+        DataError: There is none, a name is no number or comes twice, or a file is no mask of this size.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder of masks, PNG files named by frame number, found none")
+    masks: dict[int, Path] = {}
+    largest = 0
+    for name, path in list_images(folder, (".png",)).items():
+        if not (name.isascii() and name.isdecimal()):
+            raise DataError(f"{path}: expected a mask named by its frame number, such as 120.png or 000120.png")
+        if int(name) in masks:
+            raise DataError(f"{path}: a second mask for frame {int(name)}, beside {masks[int(name)].name}; keep one")
+        mask = read_label(path)
+        if mask.shape != size:
+            raise DataError(
+                f"{path}: expected a mask of the video's size {size[0]}x{size[1]} (height x width), found "
+                f"{mask.shape[0]}x{mask.shape[1]}"
+            )
+        masks[int(name)] = path
+        largest = max(largest, int(mask.max()))
+    if not masks:
+        raise DataError(f"{folder}: no masks; expected PNG files named by frame number, such as 000120.png")
+    return masks, largest
+
+
+def propagate(
+    source: str | Path,
+    masks: str | Path,
+    out: str | Path,
+    filler: Filler,
+    *,
+    save: tuple[str, ...] = ("labels", "png"),
+    overwrite: bool = False,
+    on_frame: Callable[[Segmentation], None] | None = None,
+) -> dict[str, Any]:
+    """Fill a video from masks at some of its frames, into files under ``out``.
+
+    Ids are arbitrary, 0 to 65535, and kept exactly; frames with a mask get it back bit for bit. Going forward only, the
+    frames before the first mask have no label: 255, or 65535 where any id is above 255.
+
+    Args:
+        source: A video file, or a folder or glob of images.
+        masks: Folder of PNG masks named by frame number; see ``find_masks``.
+        out: Directory; made if missing.
+        filler: How the frames between are filled.
+        save: Any of ``labels``, ``png`` and ``overlay``; NAME.json is always written.
+        overwrite: Whether files that exist already are replaced.
+        on_frame: Called with each finished frame, for progress.
+
+    Returns:
+        source, frames, key_frames (with a mask), unlabelled (frames before the first mask, going forward), outputs
+        (paths by kind) and seconds.
+
+    Raises:
+        SourceError: The video cannot be read.
+        DataError: The masks are not as expected.
+        OutputError: An output exists, or cannot be written.
+        ValueError: ``save`` names something else.
+    """
+    began = time.perf_counter()
+    options = ProcessOptions(save=save, overwrite=overwrite)
+    with read(source) as reader:
+        files, largest = find_masks(Path(masks), reader.info.size)
+        # 255 and 65535 are ids like others to a file, but never classes with a name and a colour.
+        classes = min(largest + 1, IGNORE if largest <= IGNORE else MAX_CLASSES)
+        names = tuple(str(id_) for id_ in range(classes))
+        paths = output_paths(reader.info.name, Path(out), options)
+        about = {
+            "model": None if filler.segmentor is None else filler.segmentor.name,
+            "options": {
+                "propagator": filler.propagator.name,
+                "motion": filler.motion,
+                "direction": filler.direction,
+                "masks": sorted(files),
+            },
+        }
+        first = next(reader)
+        unlabelled = 0
+        with Sinks(reader, paths, options, names, about, None) as sinks:
+            for frame, result in filler.fill(chain([first], reader), files, label_dtype(classes)):
+                sinks.write(frame, None, result, (0.0, 0.0))
+                unlabelled += filler.direction == "forward" and result.index < min(files)
+                if on_frame is not None:
+                    on_frame(result)
+        for message in reader.warnings:
+            log.warning("%s: %s", source, message)
+        if unlabelled:
+            log.warning(
+                "%s: %d frames before the first mask have no label (%d); --direction both fills them",
+                source,
+                unlabelled,
+                ignore_id(classes),
+            )
+        return {
+            "source": str(source),
+            "frames": sinks.frames,
+            "key_frames": sinks.key_frames,
+            "unlabelled": unlabelled,
+            "outputs": {kind: str(path) for kind, path in paths.items()},
+            "seconds": {
+                "read": reader.seconds,
+                "write": sinks.seconds,
+                "total": time.perf_counter() - began,
+            },
+        }

@@ -1,0 +1,238 @@
+"""Decoding equals its plain definition, written here with loops; ties aside."""
+
+import numpy as np
+import pytest
+import torch
+
+from mpvss.decode import class_scores, decode
+from mpvss.state import View
+from mpvss.types import Geometry
+
+# source, resized, padded; the mask grid is the padded size over 4
+GEOMETRIES = {
+    "plain": Geometry((32, 64), (32, 64), (32, 64)),
+    "padded": Geometry((27, 45), (27, 45), (32, 64)),
+    "smaller than the source": Geometry((61, 95), (20, 31), (32, 32)),
+    "larger than the source": Geometry((13, 21), (27, 43), (32, 64)),
+    "one pixel": Geometry((1, 1), (1, 1), (32, 32)),
+}
+
+
+def random_views(geometry, count=1, queries=6, classes=4, seed=0, scale=4.0):
+    generator = torch.Generator().manual_seed(seed)
+    height, width = geometry.padded[0] // 4, geometry.padded[1] // 4
+    views = []
+    for _ in range(count):
+        logits = 2 * torch.randn(queries, classes + 1, generator=generator)
+        masks = scale * torch.randn(queries, height, width, generator=generator)
+        weight = torch.rand(height, width, generator=generator) if count > 1 else None
+        views.append(View(logits, masks, weight))
+    return views
+
+
+def bilinear(plane, size):
+    """Pixel centres at halves, the border repeated: the plane (h, w) at another size, in float64."""
+    height, width = plane.shape
+    out = np.zeros(size)
+    for y in range(size[0]):
+        sy = min(max((y + 0.5) * height / size[0] - 0.5, 0.0), height - 1.0)
+        y0 = int(sy)
+        y1 = min(y0 + 1, height - 1)
+        for x in range(size[1]):
+            sx = min(max((x + 0.5) * width / size[1] - 0.5, 0.0), width - 1.0)
+            x0 = int(sx)
+            x1 = min(x0 + 1, width - 1)
+            top = plane[y0, x0] + (sx - x0) * (plane[y0, x1] - plane[y0, x0])
+            bottom = plane[y1, x0] + (sx - x0) * (plane[y1, x1] - plane[y1, x0])
+            out[y, x] = top + (sy - y0) * (bottom - top)
+    return out
+
+
+def reference_scores(views, geometry):
+    height, width = geometry.resized
+    classes = views[0].class_logits.shape[1] - 1
+    scores = np.zeros((classes, height, width))
+    for view in views:
+        weight = np.ones(geometry.padded)
+        if view.weight is not None:
+            weight = bilinear(view.weight.double().numpy(), geometry.padded)
+        for logits, mask in zip(view.class_logits.double().numpy(), view.mask_logits.double().numpy(), strict=True):
+            odds = np.exp(logits - logits.max())
+            chance = odds / odds.sum()
+            shown = (1 + np.tanh(bilinear(mask, geometry.padded) / 2)) / 2
+            for number in range(classes):
+                scores[number] += chance[number] * (weight * shown)[:height, :width]
+    return scores
+
+
+def reference(views, geometry, allowed=None):
+    """Labels, the winner's share, and where the winner is not a tie."""
+    scores = reference_scores(views, geometry)
+    if geometry.source != geometry.resized:
+        scores = np.stack([bilinear(plane, geometry.source) for plane in scores])
+    names = np.arange(len(scores)) if allowed is None else np.array(sorted(allowed))
+    ranked = np.sort(scores[names], 0)
+    clear = np.full(geometry.source, True) if len(names) == 1 else ranked[-1] - ranked[-2] > 1e-5
+    share = ranked[-1] / np.maximum(scores[names].sum(0), 1e-12)
+    return names[scores[names].argmax(0)], share, clear
+
+
+def equals_reference(views, geometry, allowed=None):
+    labels, share = decode(views, geometry, classes=allowed, confidence=True)
+    expected, expected_share, clear = reference(views, geometry, allowed)
+    assert labels.shape == share.shape == geometry.source
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(labels[clear], expected[clear])
+    np.testing.assert_allclose(share, expected_share, atol=1e-5)
+    return labels
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_equals_the_loop_written_reference(geometry, count):
+    for seed in range(3):
+        equals_reference(random_views(geometry, count, seed=seed), geometry)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_class_scores_equal_the_loop_written_reference(geometry, count):
+    views = random_views(geometry, count)
+    found = class_scores(views, geometry)
+    np.testing.assert_allclose(found, reference_scores(views, geometry), atol=1e-5)
+
+
+@pytest.mark.parametrize("allowed", [[0, 2], [3], [2, 1, 0], [0, 1, 2, 3]])
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_only_the_allowed_classes_win_and_share_the_scores(geometry, allowed):
+    labels = equals_reference(random_views(geometry, 2, seed=4), geometry, allowed)
+    assert set(np.unique(labels)) <= set(allowed)
+
+
+def test_views_with_their_own_queries_are_added_as_class_scores():
+    """Another number and another order of queries on the other side: only the classes meet."""
+    geometry = GEOMETRIES["padded"]
+    (one,), (other,) = random_views(geometry, seed=1), random_views(geometry, queries=9, seed=2)
+    weights = [view.weight for view in random_views(geometry, 2, seed=3)]
+    views = [
+        View(view.class_logits, view.mask_logits, weight) for view, weight in zip((one, other), weights, strict=True)
+    ]
+    equals_reference(views, geometry)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    shuffled = View(other.class_logits[order], other.mask_logits[order], weights[1])
+    before, after = class_scores(views, geometry), class_scores([views[0], shuffled], geometry)
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
+
+
+def test_a_view_of_weight_zero_is_not_heard_and_equal_weights_change_nothing():
+    geometry = GEOMETRIES["smaller than the source"]
+    one, other = random_views(geometry, 2)
+    alone = View(one.class_logits, one.mask_logits)
+    silent = View(other.class_logits, other.mask_logits, torch.zeros_like(other.weight))
+    loud = View(one.class_logits, one.mask_logits, torch.full_like(one.weight, 0.3))
+    labels, share = decode([alone], geometry, confidence=True)
+    for views in ([loud, silent], [silent, loud], [loud, loud]):
+        found, found_share = decode(views, geometry, confidence=True)
+        np.testing.assert_array_equal(found, labels)
+        np.testing.assert_allclose(found_share, share, atol=1e-5)
+
+
+def test_where_all_weights_are_zero_some_class_wins_and_its_share_is_zero():
+    geometry = GEOMETRIES["plain"]
+    views = random_views(geometry, 2)
+    for view in views:
+        view.weight[:, 8:] = 0
+    labels, share = decode(views, geometry, confidence=True)
+    expected, expected_share, clear = reference(views, geometry)
+    np.testing.assert_array_equal(labels[clear], expected[clear])
+    np.testing.assert_allclose(share, expected_share, atol=1e-5)
+    assert not share[:, 36:].any()
+    restricted, _ = decode(views, geometry, classes=[1, 3])
+    assert set(np.unique(restricted)) <= {1, 3}
+
+
+def test_queries_that_say_no_object_have_no_voice():
+    geometry = GEOMETRIES["padded"]
+    (view,) = random_views(geometry)
+    silent = torch.full((5, 5), -200.0)
+    silent[:, -1] = 200
+    more = View(torch.cat([view.class_logits, silent]), torch.cat([view.mask_logits, view.mask_logits[:5] + 9]))
+    np.testing.assert_array_equal(decode([more], geometry)[0], decode([view], geometry)[0])
+
+
+@pytest.mark.parametrize("certain", [5.0, 50.0, 5000.0])
+def test_where_all_queries_say_no_object_the_best_of_the_rest_wins(certain):
+    geometry = GEOMETRIES["smaller than the source"]
+    (view,) = random_views(geometry)
+    view.class_logits[:, -1] += certain
+    labels, share = decode([view], geometry, confidence=True)
+    assert labels.max() < 4
+    assert ((share >= 0) & (share <= 1)).all()
+    if certain < 10:
+        equals_reference([view], geometry)
+    assert set(np.unique(decode([view], geometry, classes=[2])[0])) == {2}
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(3, np.uint8), (255, np.uint8), (256, np.uint16), (300, np.uint16)])
+def test_labels_are_sixteen_bits_wide_only_above_255_classes(classes, dtype):
+    geometry = GEOMETRIES["one pixel"]
+    (view,) = random_views(geometry, classes=classes)
+    view.class_logits[:, classes - 1] = 50
+    labels, share = decode([view], geometry)
+    assert labels.dtype == dtype
+    assert labels[0, 0] == classes - 1
+    assert share is None
+
+
+def test_confidence_is_float32_and_changes_no_label():
+    geometry = GEOMETRIES["padded"]
+    views = random_views(geometry, 2)
+    labels, share = decode(views, geometry, confidence=True)
+    assert share.dtype == np.float32
+    np.testing.assert_array_equal(labels, decode(views, geometry)[0])
+
+
+def test_a_single_class_wins_everywhere_with_all_of_the_scores():
+    geometry = GEOMETRIES["padded"]
+    labels, share = decode(random_views(geometry, classes=1), geometry, confidence=True)
+    assert not labels.any()
+    np.testing.assert_allclose(share, 1, atol=1e-6)
+
+
+def test_extreme_logits_are_finite():
+    geometry = GEOMETRIES["padded"]
+    equals_reference(random_views(geometry, scale=1e3), geometry)
+
+
+def test_decoding_leaves_its_views_as_they_were():
+    geometry = GEOMETRIES["plain"]
+    views = random_views(geometry, 2)
+    copies = [(v.class_logits.clone(), v.mask_logits.clone(), v.weight.clone()) for v in views]
+    decode(views, geometry, classes=[1], confidence=True)
+    for view, (logits, masks, weight) in zip(views, copies, strict=True):
+        assert torch.equal(view.class_logits, logits)
+        assert torch.equal(view.mask_logits, masks)
+        assert torch.equal(view.weight, weight)
+
+
+@pytest.mark.parametrize("where", ["masks", "one mask pixel", "classes", "weight"])
+@pytest.mark.parametrize("classes", [None, [1]])
+def test_nan_is_refused(where, classes):
+    geometry = GEOMETRIES["padded"]
+    views = random_views(geometry, 2)
+    if where == "masks":
+        views[1].mask_logits[:] = torch.nan
+    elif where == "one mask pixel":
+        views[1].mask_logits[3, 2, 5] = torch.nan
+    elif where == "classes":
+        views[1].class_logits[3, 0] = torch.nan
+    else:
+        views[1].weight[2, 5] = torch.nan
+    with pytest.raises(ValueError, match="expects finite logits, found NaN"):
+        decode(views, geometry, classes=classes)
+
+
+def test_no_view_is_refused():
+    for call in (class_scores, decode):
+        with pytest.raises(ValueError, match="at least one view"):
+            call([], GEOMETRIES["plain"])
