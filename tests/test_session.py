@@ -183,3 +183,27 @@ def test_options_out_of_range_are_refused():
         Session(segmenter.segment, segmenter.rule, Hold(), Schedule(5), direction="backward")
     with pytest.raises(ValueError, match="interval must be at least 1"):
         VideoSegmenter(ColourSegmentor(), Hold(), interval=0)
+
+
+def test_bare_pictures_are_counted_and_segmented_as_frames_are():
+    frames = moving_frames(6)
+    segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=4)
+    session = segmenter.session("both")
+    bare = [result for frame in frames for result in session.push(frame.rgb)] + session.finish()
+    for a, b in zip(bare, run(segmenter, frames, "both"), strict=True):
+        assert (a.index, a.is_key) == (b.index, b.is_key)
+        assert a.pts == Fraction(a.index, 25)
+        np.testing.assert_array_equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("which", ["mask_logits", "class_logits"])
+def test_nan_from_the_segmentor_is_refused(which):
+    class Broken(ColourSegmentor):
+        def __call__(self, images):
+            found = super().__call__(images)
+            getattr(found, which)[:, 0, 0] = float("nan")
+            return found
+
+    session = VideoSegmenter(Broken(), Hold()).session()
+    with pytest.raises(ValueError, match="found NaN"):
+        session.push(moving_frames(1)[0])

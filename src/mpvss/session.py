@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
+import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -77,6 +79,7 @@ class Session:
     confidence: bool = False
     tolerance: float = 0.0
     seconds: Seconds = field(default_factory=Seconds)
+    _pushed: int = field(default=0, init=False)
     _key: KeyState | None = field(default=None, init=False)
     _waiting: list[_Waiting] = field(default_factory=list, init=False)
     _last_image: UInt8[Tensor, "3 H W"] | None = field(default=None, init=False)
@@ -88,8 +91,18 @@ class Session:
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, found {self.direction!r}")
 
-    def push(self, frame: Frame) -> list[Segmentation]:
-        """Take the next frame; return the frames that are finished by it, in order: none, one or more."""
+    def push(self, frame: Frame | UInt8[np.ndarray, "H W 3"]) -> list[Segmentation]:
+        """Take the next frame; return the frames that are finished by it, in order: none, one or more.
+
+        Args:
+            frame: A frame, or a bare RGB picture: those are counted from 0, at 25 a second as image files are.
+
+        Raises:
+            ValueError: A frame between key frames came before any key frame, or the networks answered NaN.
+        """
+        if not isinstance(frame, Frame):
+            frame = Frame(self._pushed, Fraction(self._pushed, 25), frame)
+        self._pushed += 1
         image, geometry = prepare(frame, self.rule)
         changed = self._key is not None and self._key.geometry != geometry
         is_key, new_scene = self.schedule.next(frame.rgb, restart=changed)
