@@ -299,7 +299,6 @@ def model_directory(folder, config=None, files=()):
     [
         (None, ("model.safetensors", "preprocessor_config.json"), ("found no config.json",)),
         (None, ("config.json", "preprocessor_config.json"), ("cannot load", "model.safetensors")),
-        (None, ("config.json", "model.safetensors"), ("preprocessor_config.json",)),
         ({"model_type": "segformer"}, ("preprocessor_config.json",), ("expected a mask classifier", "'segformer'")),
         ({"model_type": "unheard_of"}, ("preprocessor_config.json",), ("configuration", "unheard_of")),
     ],

@@ -70,11 +70,13 @@ def reference(views, geometry, allowed=None):
     scores = reference_scores(views, geometry)
     if geometry.source != geometry.resized:
         scores = np.stack([bilinear(plane, geometry.source) for plane in scores])
-    names = np.arange(len(scores)) if allowed is None else np.array(sorted(allowed))
-    ranked = np.sort(scores[names], 0)
-    clear = np.full(geometry.source, True) if len(names) == 1 else ranked[-1] - ranked[-2] > 1e-5
-    share = ranked[-1] / np.maximum(scores[names].sum(0), 1e-12)
-    return names[scores[names].argmax(0)], share, clear
+    ranked = np.sort(scores, 0)
+    clear = np.full(geometry.source, True) if len(scores) == 1 else ranked[-1] - ranked[-2] > 1e-5
+    share = ranked[-1] / np.maximum(scores.sum(0), 1e-12)
+    labels = scores.argmax(0)
+    if allowed is not None:
+        labels[~np.isin(labels, allowed)] = 255
+    return labels, share, clear
 
 
 def equals_reference(views, geometry, allowed=None):
@@ -104,9 +106,13 @@ def test_class_scores_equal_the_loop_written_reference(geometry, count):
 
 @pytest.mark.parametrize("allowed", [[0, 2], [3], [2, 1, 0], [0, 1, 2, 3]])
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_only_the_allowed_classes_win_and_share_the_scores(geometry, allowed):
+def test_pixels_of_other_classes_than_the_allowed_get_the_ignore_id(geometry, allowed):
     labels = equals_reference(random_views(geometry, 2, seed=4), geometry, allowed)
-    assert set(np.unique(labels)) <= set(allowed)
+    assert set(np.unique(labels)) <= {*allowed, 255}
+    if len(allowed) == 4:
+        assert not (labels == 255).any()
+    elif labels.size > 1:
+        assert (labels == 255).any()
 
 
 def test_views_with_their_own_queries_are_added_as_class_scores():
@@ -148,7 +154,7 @@ def test_where_all_weights_are_zero_some_class_wins_and_its_share_is_zero():
     np.testing.assert_allclose(share, expected_share, atol=1e-5)
     assert not share[:, 36:].any()
     restricted, _ = decode(views, geometry, classes=[1, 3])
-    assert set(np.unique(restricted)) <= {1, 3}
+    assert set(np.unique(restricted)) <= {1, 3, 255}
 
 
 def test_queries_that_say_no_object_have_no_voice():
@@ -170,7 +176,7 @@ def test_where_all_queries_say_no_object_the_best_of_the_rest_wins(certain):
     assert ((share >= 0) & (share <= 1)).all()
     if certain < 10:
         equals_reference([view], geometry)
-    assert set(np.unique(decode([view], geometry, classes=[2])[0])) == {2}
+    np.testing.assert_array_equal(decode([view], geometry, classes=[2])[0], np.where(labels == 2, 2, 255))
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(3, np.uint8), (255, np.uint8), (256, np.uint16), (300, np.uint16)])

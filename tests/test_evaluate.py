@@ -319,6 +319,41 @@ def test_png_files_of_one_clip_may_lie_in_the_directory_itself(colour_folder, tm
         evaluate(options, tmp_path / "missing")
 
 
+def test_the_only_label_video_is_taken_for_the_only_clip(colour_folder, tmp_path):
+    saved = tmp_path / "saved"
+    result = evaluate(hold(colour_folder, save_predictions=str(saved)), tmp_path / "run")
+    (saved / "colours.labels.mkv").rename(saved / "another name.labels.mkv")
+    (saved / "colours.json").rename(saved / "another name.json")
+    options = EvalOptions(colour_folder, predictions=str(saved), interval=4)
+    assert without(evaluate(options, tmp_path / "again"), "options") == without(result, "options")
+    (saved / "second.labels.mkv").write_bytes(b"")
+    with pytest.raises(DataError, match="missing prediction"):
+        evaluate(options, tmp_path / "two")
+
+
+def test_label_files_are_scored_anew_when_the_run_was_finished(colour_folder, tmp_path):
+    for index in range(7):
+        save(tmp_path / "found" / f"{index}.png", labels_of(index))
+    options = EvalOptions(colour_folder, predictions=str(tmp_path / "found"))
+    assert evaluate(options, tmp_path / "run")["miou"] == 1
+    save(tmp_path / "found" / "3.png", np.full(SIZE, 200, np.uint8))
+    assert evaluate(options, tmp_path / "run")["miou"] < 1
+
+
+@pytest.mark.parametrize("more", [{}, {"save": True}, {"predictions": True}])
+def test_pictures_of_several_sizes_in_one_clip_are_an_error(colour_folder, tmp_path, more):
+    root = tmp_path / "colours"
+    save(root / "images" / "7.png", np.zeros((50, 64, 3), np.uint8))
+    save(root / "labels" / "7.png", np.zeros((50, 64), np.uint8))
+    options = hold(colour_folder)
+    if "save" in more:
+        options = hold(colour_folder, save_predictions=str(tmp_path / "saved"))
+    if "predictions" in more:
+        options = EvalOptions(colour_folder, predictions=str(root / "labels"))
+    with pytest.raises(DataError, match=r"7\.png: expected the size .* 48x64, found 50x64"):
+        evaluate(options, tmp_path / "run")
+
+
 def test_label_files_that_do_not_fit_are_errors(folder, tmp_path):
     with pytest.raises(DataError, match="no predictions for this clip"):
         evaluate(EvalOptions(folder, predictions=str(tmp_path)), tmp_path / "run")
@@ -413,7 +448,6 @@ def test_no_more_pictures_are_held_than_the_interval_needs(folder, tmp_path, mon
         ({"motion": "sideways"}, "motion must be one of chain, direct"),
         ({"direction": "back"}, "direction must be"),
         ({"propagator": "magic"}, "propagator must be one of auto, "),
-        ({"propagator": "none", "oracle": True}, "nothing to judge"),
         ({"predictions": "x", "oracle": True}, "only scored"),
         ({"dtype": "int8"}, "dtype"),
         ({"device": "abacus"}, "device"),
@@ -422,10 +456,6 @@ def test_no_more_pictures_are_held_than_the_interval_needs(folder, tmp_path, mon
 def test_options_out_of_range(wrong, message):
     with pytest.raises(ValueError, match=message):
         EvalOptions("folder:x", **wrong)
-    if "oracle" not in wrong:
-        return
-    with pytest.raises(ValueError, match="nothing to judge"):
-        EvalOptions("davis:x", propagator="none")
 
 
 def test_nothing_to_score_is_an_error(tmp_path):

@@ -92,7 +92,7 @@ def test_only_the_named_classes_are_written(clip, tmp_path):
     every = {int(value) for result in segmenter.stream(clip) for value in np.unique(result.labels)}
     stored = {int(value) for _, _, labels, _ in LabelReader(tmp_path / "clip.json") for value in np.unique(labels)}
     assert every == {0, 1, 2}
-    assert stored == {1, 2}
+    assert stored == {1, 2, 255}
 
 
 def test_a_selection_is_segmented_as_if_it_were_the_whole(clip, tmp_path):

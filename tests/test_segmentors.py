@@ -471,11 +471,19 @@ def refused(place, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json"])
-def test_a_directory_without_a_needed_file_is_refused(missing, copied):
+def test_a_directory_without_a_configuration_is_refused(copied):
     place = copied()
-    (place / missing).unlink()
-    refused(place, f"expected config.json, .* found no {missing}$")
+    (place / "config.json").unlink()
+    refused(place, r"expected config.json .* found no config.json$")
+
+
+def test_a_model_saved_without_its_image_processor_takes_a_stated_default(copied, caplog):
+    place = copied()
+    (place / "preprocessor_config.json").unlink()
+    rule = load_segmentor(place).rule
+    assert (rule.short_side, rule.long_side, rule.multiple) == (480, None, 32)
+    assert rule.mean == pytest.approx((123.675, 116.28, 103.53))
+    assert "no preprocessor_config.json; taking a shorter side of 480" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["this is no JSON", "", "[1, 2]", "{}", '{"model_type": "nonsense"}'])

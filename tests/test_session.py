@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from helpers import ColourSegmentor, moving_frames
 from mpvss.motion.classical import Dis, Hold
@@ -125,10 +126,10 @@ def test_any_size_comes_back_at_its_own_size(size, direction):
         assert {r.labels.shape for r in run(segmenter, frames, direction)} == {size}
 
 
-def test_classes_restricts_what_may_win_and_confidence_is_a_share():
+def test_classes_restricts_what_is_kept_and_confidence_is_a_share():
     segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=4)
     results = list(segmenter.stream(moving_frames(6), classes=[0, 2], confidence=True))
-    assert set(np.unique(np.stack([r.labels for r in results]))) == {0, 2}
+    assert set(np.unique(np.stack([r.labels for r in results]))) == {0, 2, 255}
     share = np.stack([r.confidence for r in results])
     assert share.dtype == np.float32
     assert share.min() >= 0 and share.max() <= 1
@@ -207,3 +208,19 @@ def test_nan_from_the_segmentor_is_refused(which):
     session = VideoSegmenter(Broken(), Hold()).session()
     with pytest.raises(ValueError, match="found NaN"):
         session.push(moving_frames(1)[0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        "frame.png",
+    ],
+)
+def test_what_is_no_picture_is_refused(wrong):
+    session = VideoSegmenter(ColourSegmentor(), Hold()).session()
+    with pytest.raises((ValueError, TypeCheckError), match=r"RGB picture|ype-check"):
+        session.push(wrong)

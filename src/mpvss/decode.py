@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8, UInt16
 from torch import Tensor
 
-from mpvss.labels import label_dtype
+from mpvss.labels import ignore_id, label_dtype
 from mpvss.state import View
 from mpvss.types import Geometry
 
@@ -69,17 +69,13 @@ def decode(
     Args:
         views: One view, or several with weights.
         geometry: How the frame became the network's input.
-        classes: Only these may win; ``None`` for all.
+        classes: Only these are kept; pixels of other classes get the ignore id. ``None`` keeps all.
         confidence: Whether to compute the winner's share (0 to 1).
 
     Raises:
         ValueError: No view, or masks or classes that hold NaN.
     """
     scores = class_scores(views, geometry)
-    if classes is not None:
-        keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-        keep[list(classes)] = True
-        scores = scores.masked_fill(~keep[:, None, None], -1.0)
     if geometry.source != geometry.resized:
         scores = _resize(scores, geometry.source)
     best, labels = scores.max(0)
@@ -87,7 +83,9 @@ def decode(
     if torch.isnan(best).any():
         raise ValueError("decoding expects finite logits, found NaN in the masks or the classes")
     found = labels.to("cpu").numpy().astype(label_dtype(len(scores)))
+    if classes is not None:
+        found[~np.isin(found, list(classes))] = ignore_id(len(scores))
     if not confidence:
         return found, None
-    share = best / scores.clamp(min=0).sum(0).clamp(min=1e-12)
+    share = best / scores.sum(0).clamp(min=1e-12)
     return found, share.to("cpu", torch.float32).numpy()

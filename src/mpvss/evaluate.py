@@ -113,8 +113,6 @@ class EvalOptions:
         choose_dtype(self.dtype)
         if self.propagator not in ("auto", *PROPAGATORS):
             raise ValueError(f"propagator must be one of auto, {', '.join(PROPAGATORS)}, found {self.propagator!r}")
-        if self.propagator == "none" and (self.oracle or self.data.startswith("davis:")) and self.predictions is None:
-            raise ValueError("with true masks at key frames and propagator none there is nothing to judge")
 
     def resolved(self, dataset: Dataset) -> "EvalOptions":
         """The same with every default settled, and what does not matter set to one value.
@@ -179,7 +177,8 @@ def evaluate(
         "clips": len(dataset.clips),
     }
     directory = RunDirectory(Path(run))
-    done = directory.begin(header)
+    # Label files may be others by now, so they are read again when all of them were scored once.
+    done = directory.begin(header, anew=resolved.predictions is not None)
     predictor: _Predictor | None = None
     for number, clip in enumerate(dataset.clips, 1):
         if clip.name in done:
@@ -203,8 +202,12 @@ class RunDirectory:
         self.path = path
         self._lines = path / "videos.jsonl"
 
-    def begin(self, header: dict[str, Any]) -> set[str]:
+    def begin(self, header: dict[str, Any], *, anew: bool = False) -> set[str]:
         """Make the directory, or take it up again; return the names of the videos that are finished.
+
+        Args:
+            header: What is scored.
+            anew: Whether a run that came to its end is forgotten; one that was killed never is.
 
         Raises:
             OutputError: The directory holds a run with other options, or cannot be written.
@@ -215,6 +218,9 @@ class RunDirectory:
             if not (self.path / "run.json").exists():
                 write_meta(self.path / "run.json", header)
             self._check_same(header)
+            if anew and (self.path / "result.json").exists():
+                self._lines.unlink(missing_ok=True)
+                (self.path / "result.json").unlink()
             self._cut_torn_line()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot write the run: {error.strerror}") from error
@@ -392,7 +398,8 @@ class _Predictor:
             if not options.oracle:
                 ids = class_table(self._segmentor, dataset)
         elif options.predictions is None:
-            self._propagator = make_propagator(options.propagator)
+            # Without propagation every frame is a key frame: what brings masks to the others does not matter.
+            self._propagator = make_propagator("hold" if options.propagator == "none" else options.propagator)
         self._ids = np.array(ids)
 
     def score(self, clip: Clip, worst: Path) -> dict[str, Any]:
@@ -402,7 +409,8 @@ class _Predictor:
             line = self._score_snippet(clip, worst)
         else:
             scores = _Scores(self._dataset, self._options.interval, worst / clip.name)
-            for found in self._saved(clip, "", self._predict(clip, range(len(clip)), scores.seconds, "")):
+            every = _of_one_size(clip, self._predict(clip, range(len(clip)), scores.seconds, ""))
+            for found in self._saved(clip, "", every):
                 with _timed(scores.seconds, "read"):
                     truth = clip.load_label(found.index)
                 scores.update(found, truth, clip)
@@ -511,6 +519,10 @@ class _Predictor:
         self, folder: Path, clip: Clip, indices: range
     ) -> Iterator[tuple[int, Labels, bool | None]] | None:
         path = folder / f"{clip.name}.labels.mkv"
+        if not path.is_file() and len(self._dataset.clips) == 1 and not (folder / clip.name).is_dir():
+            # There is nothing to mistake it for, whatever the video was called that it was made from.
+            others = sorted(folder.glob("*.labels.mkv"))
+            path = others[0] if len(others) == 1 else path
         if not path.is_file():
             return None
         reader = LabelReader(path)
@@ -584,6 +596,24 @@ class _Predictor:
         between = len(keys) - sum(keys) - after_last
         sides = 2 if self._options.direction == "both" else 1
         return sum(keys) * key + (sides * between + after_last) * view
+
+
+def _of_one_size(clip: Clip, found: Iterable[_Found]) -> Iterator[_Found]:
+    """Hand on the frames of a clip; consistency and label videos need one size.
+
+    Raises:
+        DataError: A picture has another size than the first.
+    """
+    size: tuple[int, ...] | None = None
+    for item in found:
+        here = item.rgb.shape[:2]
+        size = size or here
+        if here != size:
+            raise DataError(
+                f"{clip.frames[item.index].image_path}: expected the size of the clip's first picture, "
+                f"{size[0]}x{size[1]}, found {here[0]}x{here[1]}; make pictures of another size a clip of their own"
+            )
+        yield item
 
 
 def class_table(segmentor: Segmentor, dataset: Dataset) -> list[int]:

@@ -216,7 +216,7 @@ class VideoSegmenter:
 
         Args:
             direction: ``forward`` answers each frame at once; ``both`` waits for the next key frame.
-            classes: Only these class ids may win.
+            classes: Only these class ids are kept; other pixels get the ignore id.
             confidence: Whether results carry the winner's share of the scores.
         """
         interval = self.interval or DEFAULT_INTERVAL.get(direction, 1)
@@ -249,7 +249,7 @@ class VideoSegmenter:
         Args:
             source: File, folder or glob of images, ``camera:0``, RTSP or HTTP address; or frames.
             direction: ``None`` for both on files, forward on live sources.
-            classes: Only these class ids may win.
+            classes: Only these class ids are kept; other pixels get the ignore id.
             confidence: Whether results carry the winner's share of the scores.
 
         Raises:

@@ -37,6 +37,18 @@ class Seconds:
         return self.key + self.propagate + self.decode
 
 
+def check_picture(rgb: object) -> None:
+    """Refuse what is no RGB picture.
+
+    Raises:
+        ValueError: It is not a uint8 array of shape (H, W, 3) with at least one pixel.
+    """
+    if isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size:
+        return
+    found = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
+    raise ValueError(f"expected an RGB picture as a uint8 array of shape (H, W, 3), found {found}")
+
+
 @dataclass(eq=False)
 class _Waiting:
     """A frame between two key frames, until the second one is there."""
@@ -62,7 +74,7 @@ class Session:
         motion: ``chain`` composes flows between neighbouring frames; ``direct`` estimates one flow from each frame to
             its key frame, as in the paper.
         direction: ``forward`` uses the key frame before; ``both`` also the one after, blended.
-        classes: Only these class ids may win; ``None`` for all.
+        classes: Only these class ids are kept, other pixels get the ignore id; ``None`` for all.
         confidence: Whether results carry the winner's share of the scores.
         tolerance: By how much leaving queries out of propagation may change a class score, 0 to 1; 0 leaves out only
             queries that change nothing.
@@ -98,9 +110,11 @@ class Session:
             frame: A frame, or a bare RGB picture: those are counted from 0, at 25 a second as image files are.
 
         Raises:
-            ValueError: A frame between key frames came before any key frame, or the networks answered NaN.
+            ValueError: The picture is not (H, W, 3) of uint8; a frame between key frames came before any key frame;
+                or the networks answered NaN.
         """
         if not isinstance(frame, Frame):
+            check_picture(frame)
             frame = Frame(self._pushed, Fraction(self._pushed, 25), frame)
         self._pushed += 1
         image, geometry = prepare(frame, self.rule)

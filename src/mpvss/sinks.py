@@ -34,7 +34,7 @@ class ProcessOptions:
     Attributes:
         save: Any of ``overlay``, ``labels`` and ``png``; NAME.json is always written.
         alpha: Opacity of the classes over the picture, 0 to 1.
-        classes: Names of the only classes that may win; ``None`` for all.
+        classes: Names of the only classes to keep, other pixels get the ignore id; ``None`` for all.
         legend: Whether class names are drawn on the overlay.
         compare: Whether the overlay shows per-frame and propagated results side by side.
         overwrite: Whether files that exist already are replaced.

@@ -7,7 +7,8 @@ functions below say where. Each is proven by recomputing the model's own logits 
 import logging
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 # Outside its crop a query has no opinion: a logit whose sigmoid is zero, and small enough to interpolate.
 _ABSENT = -1e4
 _ONEFORMER_TASK = "the task is semantic"
+# Models saved without their image processor: the size of the paper's VSPW.
+_NO_PREPROCESSOR = {"size": {"shortest_edge": 480}}
 
 
 def _mask2former(model: Any, images: Tensor, *_: Any) -> Prediction:
@@ -209,6 +212,23 @@ def input_rule(settings: dict[str, Any], model_type: str, config: Any = None) ->
     )
 
 
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Without the library's progress bar over parameters and its advice about backbones."""
+    from transformers.utils import logging as library
+
+    verbosity, bar = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bar:
+            library.enable_progress_bar()
+
+
+@_quiet_library()
 def load_huggingface(
     model_id: str | Path,
     *,
@@ -242,10 +262,14 @@ def load_huggingface(
             f"{model_id}: expected a mask classifier ({', '.join(_FAMILIES)}), found model type {config.model_type!r}; "
             "models that classify pixels directly have no queries to propagate"
         )
-    if place.is_dir():
-        _demand_file(place, "preprocessor_config.json")
     try:
-        settings, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(model_id)
+        if place.is_dir() and not (place / "preprocessor_config.json").is_file():
+            settings = _NO_PREPROCESSOR
+            log.warning(
+                "%s: no preprocessor_config.json; taking a shorter side of 480 and ImageNet's colours", model_id
+            )
+        else:
+            settings, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(model_id)
         rule = input_rule(settings, config.model_type, config)
     except _UNREADABLE as error:
         raise ModelError(f"{model_id}: cannot use preprocessor_config.json: {_first_line(error)}") from error
@@ -278,10 +302,7 @@ def load_huggingface(
 
 def _demand_file(place: Path, needed: str) -> None:
     if not (place / needed).is_file():
-        raise ModelError(
-            f"{place}: expected config.json, preprocessor_config.json and model.safetensors in this directory, "
-            f"found no {needed}"
-        )
+        raise ModelError(f"{place}: expected config.json and model.safetensors in this directory, found no {needed}")
 
 
 # What the libraries raise at files that are not what their names say: corrupt, of another type, or pickled code.

@@ -53,7 +53,7 @@ class InputRule:
         return Geometry(source=size, resized=(height, width), padded=padded)
 
     def with_short_side(self, short_side: int) -> "InputRule":
-        """Return the same rule for another size of the shorter side, in pixels.
+        """Return the same rule for another size of the shorter side, in pixels; the bound of the longer one follows.
 
         Raises:
             ModelError: The network takes no other size.
@@ -63,7 +63,10 @@ class InputRule:
                 f"this model takes pictures of {self.short_side} pixels only, found a shorter side of {short_side}; "
                 "leave the size out or choose another model"
             )
-        return replace(self, short_side=short_side, long_side=None)
+        bound = self.long_side
+        if bound is not None and self.short_side is not None:
+            bound = max(short_side, round(bound * short_side / self.short_side))
+        return replace(self, short_side=short_side, long_side=bound)
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
         """Scale the numbers, then pad with zeros."""

@@ -318,7 +318,7 @@ def export(run: Path, assets: Path) -> None:
     save_file(half, assets / "model.safetensors", metadata={"format": "pt"})
     compact_config(CLASSES).save_pretrained(assets)
     rule = {
-        "size": {"shortest_edge": 360},
+        "size": {"shortest_edge": 360, "longest_edge": 1280},
         "image_mean": [MEAN / 255] * 3,
         "image_std": [STD / 255] * 3,
     }

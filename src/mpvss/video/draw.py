@@ -206,7 +206,9 @@ def _fitting(text: str, size: int, width: int) -> UInt8[np.ndarray, "h w"]:
 
 def _put(picture: Picture, mask: UInt8[np.ndarray, "h w"], top: int, left: int, colour: Colour) -> None:
     """Blend a colour into the picture by coverage; what lies outside is cut."""
-    region = picture[max(0, top) : top + mask.shape[0], max(0, left) : left + mask.shape[1]]
+    region = picture[max(0, top) : max(0, top + mask.shape[0]), max(0, left) : max(0, left + mask.shape[1])]
+    if region.size == 0:
+        return
     cover = mask[max(0, -top) :, max(0, -left) :][: region.shape[0], : region.shape[1], None].astype(np.float32) / 255
     region[:] = (region * (1 - cover) + np.array(colour, dtype=np.float32) * cover + 0.5).astype(np.uint8)
 
