@@ -38,9 +38,9 @@ def main():
     seconds = {"encoder": [], "decoder": [], "warp": [], "decode": []}
     with torch.inference_mode():
         for _ in range(arguments.frames + 1):
-            pair = torch.cat([prepare_image(picture, model.motion.config.downscale) for picture in (current, key)], 1)
+            pair = [prepare_image(picture, model.motion.config.downscale) for picture in (current, key)]
             began = time.perf_counter()
-            model.motion.encoder(pair)
+            model.motion.encoder(*pair)
             encoder = time.perf_counter() - began
             began = time.perf_counter()
             flow = model.motion(current, key, embeddings)

@@ -19,6 +19,9 @@ from mpvss.labels import ignore_id, label_dtype
 from mpvss.state import View
 from mpvss.types import Geometry
 
+# Queries that are upsampled at once on a CPU: all of them would fill tens of megabytes a frame, and no cache.
+_QUERIES = 8
+
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 
 
@@ -47,14 +50,21 @@ def class_scores(views: Sequence[View], geometry: Geometry) -> Float[Tensor, "K 
     height, width = geometry.resized
     scores: Tensor | None = None
     for view in views:
-        chance = view.class_logits.softmax(1)[:, :-1]
-        masks = _resize(view.mask_logits, geometry.padded)[:, :height].sigmoid_()
-        part = (chance.T @ masks.flatten(1)).reshape(-1, *masks.shape[1:])[..., :width]
+        part = _scores_of(view, geometry.padded)
         if view.weight is not None:
-            part = part * _resize(view.weight[None], geometry.padded)[:, :height, :width]
+            part *= _resize(view.weight[None], geometry.padded)
         scores = part if scores is None else scores.add_(part)
     assert scores is not None
-    return scores
+    return scores[:, :height, :width]
+
+
+def _scores_of(view: View, size: tuple[int, int]) -> Float[Tensor, "K H W"]:
+    chance = view.class_logits.softmax(1)[:, :-1]
+    scores = chance.new_zeros(chance.shape[1], size[0] * size[1])
+    at_once = _QUERIES if scores.device.type == "cpu" else len(chance)
+    for masks, chances in zip(view.mask_logits.split(at_once), chance.split(at_once), strict=True):
+        scores.addmm_(chances.T, _resize(masks, size).sigmoid_().flatten(1))
+    return scores.reshape(-1, *size)
 
 
 def decode(
@@ -76,16 +86,22 @@ def decode(
         ValueError: No view, or masks or classes that hold NaN.
     """
     scores = class_scores(views, geometry)
-    if geometry.source != geometry.resized:
-        scores = _resize(scores, geometry.source)
-    best, labels = scores.max(0)
-    # NaN wins every maximum, so looking at the winners is enough.
-    if torch.isnan(best).any():
+    # The resize below takes weighted means, so NaN cannot come from anywhere else.
+    if torch.isnan(scores).any():
         raise ValueError("decoding expects finite logits, found NaN in the masks or the classes")
+    resize = geometry.source != geometry.resized
+    # One class after the other: three maps of the source's size instead of one for every class.
+    best = _resize(scores[:1], geometry.source)[0] if resize else scores[0].clone()
+    labels = torch.zeros_like(best, dtype=torch.int32)
+    for number in range(1, len(scores)):
+        score = _resize(scores[number : number + 1], geometry.source)[0] if resize else scores[number]
+        labels.masked_fill_(score > best, number)
+        torch.maximum(best, score, out=best)
     found = labels.to("cpu").numpy().astype(label_dtype(len(scores)))
     if classes is not None:
         found[~np.isin(found, list(classes))] = ignore_id(len(scores))
     if not confidence:
         return found, None
-    share = best / scores.sum(0).clamp(min=1e-12)
+    total = scores.sum(0, keepdim=True)
+    share = best / (_resize(total, geometry.source) if resize else total)[0].clamp(min=1e-12)
     return found, share.to("cpu", torch.float32).numpy()
