@@ -62,8 +62,9 @@ def _scores_of(view: View, size: tuple[int, int]) -> Float[Tensor, "K H W"]:
     chance = view.class_logits.softmax(1)[:, :-1]
     scores = chance.new_zeros(chance.shape[1], size[0] * size[1])
     at_once = _QUERIES if scores.device.type == "cpu" else len(chance)
-    for masks, chances in zip(view.mask_logits.split(at_once), chance.split(at_once), strict=True):
-        scores.addmm_(chances.T, _resize(masks, size).sigmoid_().flatten(1))
+    for first in range(0, len(chance), at_once):
+        some = slice(first, first + at_once)
+        scores.addmm_(chance[some].T, _resize(view.mask_logits[some], size).sigmoid_().flatten(1))
     return scores.reshape(-1, *size)
 
 
