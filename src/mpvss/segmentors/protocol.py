@@ -89,7 +89,7 @@ def prepare(frame: Frame, rule: InputRule) -> tuple[UInt8[Tensor, "3 H W"], Geom
     if (height, width) != frame.size:
         shrinks = height < frame.size[0]
         rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1), geometry
+    return torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1), geometry
 
 
 @dataclass(frozen=True, eq=False)
