@@ -20,7 +20,7 @@ class KeyState:
         queries: Embeddings of all queries, active or not, that class and mask logits were made from, after the
             decoder's last layer norm.
         geometry: How the frame became the network's input.
-        active: Which of the queries are propagated, ascending; ``None`` for all.
+        active: The query that each class and mask belongs to; ``None`` for all, in order.
     """
 
     frame: Frame
