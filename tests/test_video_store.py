@@ -260,3 +260,11 @@ def test_pngs_of_many_classes(tmp_path):
         PngWriter(tmp_path / "b.png", default_palette(300)) as writer,
     ):
         writer.write(label_map.astype(np.uint8), 0)
+
+
+def test_equal_labels_are_equal_files(tmp_path):
+    for name in ("a", "b"):
+        with LabelWriter(tmp_path / f"{name}.mkv", (16, 24), 5, Fraction(1, 25)) as writer:
+            for i in range(4):
+                writer.write(np.full((16, 24), i, np.uint8), Fraction(i, 25))
+    assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()

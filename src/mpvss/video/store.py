@@ -48,7 +48,12 @@ class LabelWriter(Output):
         super().__init__(path)
         try:
             with output_errors(self._pending.path):
-                self._container = av.open(str(self._pending.temporary), "w", format="matroska")
+                self._container = av.open(
+                    str(self._pending.temporary),
+                    "w",
+                    format="matroska",
+                    container_options={"fflags": "+bitexact"},  # no random ids: equal labels are equal files
+                )
                 # Range coder and large context: 7.8 kB instead of 10.8 kB a frame at 480x853, for 0.5 ms more.
                 options = {"level": "3", "coder": "1", "context": "1", "g": "1", "slicecrc": "1"}
                 self._stream = self._container.add_stream("ffv1", rate=25, options=options)  # the rate is a hint
