@@ -70,6 +70,10 @@ MotionOption = Annotated[MotionName, typer.Option(help="chain composes flows bet
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 
 
 def _print_version(wanted: bool) -> bool:
@@ -118,10 +122,10 @@ def segment(
     stride: Annotated[int, typer.Option(min=1, help="Take every so many frames.")] = 1,
     device: Device = "auto",
     dtype: Dtype = "float32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Segment videos: an overlay to look at, labels to work with, and a JSON description of both."""
     _set_up(verbose, quiet)
@@ -338,8 +342,8 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "float32",
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score a model, a propagator or label files on a data set."""
     _set_up(verbose, quiet)
@@ -414,11 +418,11 @@ def propagate(
     motion: MotionOption = MotionName.chain,
     model: Annotated[str | None, typer.Option(help="A motion module's directory, for query and flow.")] = None,
     save: Annotated[str, typer.Option(help="Any of labels, png, overlay, separated by commas.")] = "labels,png",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Carry masks drawn at some frames of a video to all the others."""
     _set_up(verbose, quiet)
@@ -454,10 +458,10 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, as in optim.lr=1e-4.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Resume = False,
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a segmentor per frame, or a motion module behind one, from a configuration file."""
     _set_up(verbose, quiet)
@@ -494,10 +498,10 @@ def distill(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, as in optim.steps=2000.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Resume = False,
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a motion module on videos without labels; the segmentor itself is the teacher."""
     _set_up(verbose, quiet)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,7 +15,7 @@ from mpvss.motion.warp import compose, warp
 from mpvss.schedule import KeyFrames
 from mpvss.segmentors.protocol import InputRule, prepare
 from mpvss.state import KeyState, View
-from mpvss.types import Frame, Geometry, Segmentation
+from mpvss.types import IMAGE_RATE, Frame, Geometry, Segmentation
 
 MOTIONS = ("chain", "direct")
 DIRECTIONS = ("both", "forward")
@@ -115,7 +114,7 @@ class Session:
         """
         if not isinstance(frame, Frame):
             check_picture(frame)
-            frame = Frame(self._pushed, Fraction(self._pushed, 25), frame)
+            frame = Frame(self._pushed, self._pushed / IMAGE_RATE, frame)
         self._pushed += 1
         image, geometry = prepare(frame, self.rule)
         changed = self._key is not None and self._key.geometry != geometry

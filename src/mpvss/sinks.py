@@ -163,14 +163,9 @@ class Sinks:
 
     def _video(self, path: Path, pair: bool) -> OverlayWriter:
         info, options = self._reader.info, self._options
-        size = info.size
-        if pair:
-            empty = np.zeros((*size, 3), np.uint8)
-            height, width, _ = draw.side_by_side(empty, empty, ("", "")).shape
-            size = (height, width)
         return OverlayWriter(
             path,
-            size,
+            draw.side_by_side_size(info.size) if pair else info.size,
             info.time_base,
             audio_from=info.source if info.kind == "video" and info.has_audio else None,
             origin=self._reader.origin,

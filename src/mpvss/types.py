@@ -10,6 +10,9 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 
+IMAGE_RATE = Fraction(25)
+"""Pictures without times of their own count as so many a second."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:

@@ -22,10 +22,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from mpvss.errors import SourceError
+from mpvss.types import IMAGE_RATE
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-IMAGE_RATE = Fraction(25)
-"""Images in a folder have no times of their own: they count as 25 a second."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NETWORK_TIMEOUT_SECONDS = 10.0
