@@ -1,11 +1,18 @@
-"""Train the embedded default on CamVid: ``python -m mpvss.train.compact --data DIR --weights FILE --out RUN``.
+"""Train the embedded default on CamVid, in two stages.
+
+    python -m mpvss.train.compact --data DIR --weights FILE --out RUN1
+    python -m mpvss.train.compact --data DIR --start-from RUN1/model --out RUN2
+
+The first stage starts from ImageNet's weights and learns at the pictures' own size. The second goes on at a third more,
+where thin things have enough pixels, with a loss that counts classes and not pixels, and with rare classes pasted in.
 
 Resumable: call it again with the same arguments. Every random choice of a step comes from a generator seeded with the
 step's number, so that a resumed run sees the same pictures as one that was not interrupted.
 
-The loss has three parts: the set loss of mask classification (each present class is matched to one query, at every
-decoder layer), the negative log-likelihood of the class scores that inference takes the maximum of, and a per-pixel
-cross-entropy on the pixel decoder's features, which speeds up the first epochs and is thrown away.
+The loss has these parts: the set loss of mask classification (each present class is matched to one query, at every
+decoder layer), the negative log-likelihood of the class scores that inference takes the maximum of, a per-pixel
+cross-entropy on the pixel decoder's features, which speeds up the first epochs and is thrown away, and in the second
+stage the Lovasz extension of the class scores' intersection over union.
 """
 
 import argparse
@@ -14,7 +21,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +66,29 @@ class Config:
     class_weight: float = 2.0
     score_weight: float = 4.0
     pixel_weight: float = 2.0
+    lovasz_weight: float = 0.0
     no_object: float = 0.1
+    light: float = 0.0  # spread of the exponent of a random gamma: dusk and glare
+    paste: float = 0.0  # chance that a picture's rare classes are pasted into another
     seed: int = 0
+
+
+SECOND_STAGE = Config(
+    steps=4000,
+    crop=(320, 448),
+    full_crop=(416, 576),
+    full_from=0.8,
+    scale=(0.85, 2.2),
+    lr=3e-4,
+    backbone_lr=1.2e-4,
+    ema=0.999,
+    lovasz_weight=2.0,
+    light=0.35,
+    paste=0.4,
+    seed=1,
+)
+# Classes of few pixels, which are pasted: poles, signs, fences, pedestrians, bicyclists.
+RARE = (2, 6, 7, 9, 10)
 
 
 def load_images(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -98,6 +126,8 @@ def augment(
     if random.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
     picture = image.astype(np.float32)
+    if config.light and random.random() < 0.5:
+        picture = 255 * (picture / 255) ** math.exp(random.normal(0, config.light))
     if random.random() < 0.8:
         picture = picture * random.uniform(0.7, 1.35)
         picture = (picture - picture.mean()) * random.uniform(0.7, 1.35) + picture.mean()
@@ -105,6 +135,17 @@ def augment(
         picture = grey + (picture - grey) * random.uniform(0.5, 1.5)
         picture = picture * random.uniform(0.92, 1.08, size=3)
     return np.clip(picture, 0, 255).astype(np.float32), np.ascontiguousarray(label)
+
+
+def paste_rare(
+    samples: list[tuple[np.ndarray, np.ndarray]], config: Config, random: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Paste, into some of a batch's pictures, the pixels of rare classes of the next one, where they stand there."""
+    mixed = []
+    for (picture, label), (other, theirs) in zip(samples, samples[1:] + samples[:1], strict=True):
+        taken = np.isin(theirs, RARE) if random.random() < config.paste else np.zeros_like(theirs, dtype=bool)
+        mixed.append((np.where(taken[..., None], other, picture), np.where(taken, theirs, label)))
+    return mixed
 
 
 def batches(pairs: list[tuple[np.ndarray, np.ndarray]], config: Config, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -118,6 +159,8 @@ def batches(pairs: list[tuple[np.ndarray, np.ndarray]], config: Config, start: i
             augment(pairs[index][0], pairs[index][1], crop, config, random)
             for index in order[place : place + config.batch]
         ]
+        if config.paste:
+            chosen = paste_rare(chosen, config, random)
         images = torch.from_numpy(np.stack([image for image, _ in chosen])).permute(0, 3, 1, 2)
         yield (images - MEAN) / STD, torch.from_numpy(np.stack([label for _, label in chosen])).long()
 
@@ -167,6 +210,33 @@ def class_scores(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
     return torch.einsum("bqk,bqhw->bkhw", class_logits.float().softmax(2)[:, :, :-1], mask_logits.float().sigmoid())
 
 
+def lovasz(chance: Tensor, labels: Tensor) -> Tensor:
+    """Lovasz extension of one minus the intersection over union, the mean over the classes that are present.
+
+    Args:
+        chance: Probabilities (B, K, h, w).
+        labels: Classes (B, h, w); pixels of other ids do not count.
+
+    Paper: Berman et al., "The Lovasz-Softmax loss" (CVPR 2018).
+    """
+    classes = chance.shape[1]
+    known = labels < classes
+    goal, chosen = labels[known], chance.permute(0, 2, 3, 1)[known]
+    losses = []
+    for number in range(classes):
+        inside = (goal == number).float()
+        if not inside.any():
+            continue
+        errors, order = (inside - chosen[:, number]).abs().sort(descending=True)
+        inside = inside[order]
+        total = inside.sum()
+        # The loss of the set of the first n errors; the weight of an error is what it adds.
+        jaccard = 1 - (total - inside.cumsum(0)) / (total + (1 - inside).cumsum(0))
+        weights = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+        losses.append((errors * weights).sum())
+    return torch.stack(losses).mean()
+
+
 def total_loss(
     model: Any, pixel_head: nn.Module, images: Tensor, labels: Tensor, balance: Tensor, config: Config
 ) -> Tensor:
@@ -192,17 +262,20 @@ def total_loss(
     scores = scores / scores.sum(1, keepdim=True).clamp(min=1e-6)
     goal = fine[0] * balance[:, None, None]
     loss = loss - config.score_weight * (goal * scores.clamp(min=1e-6).log()).sum() / goal.sum()
+    if config.lovasz_weight:
+        loss = loss + config.lovasz_weight * lovasz(scores, labels[:, ::2, ::2])
     goal = coarse[0] * balance[:, None, None]
     return loss - config.pixel_weight * (goal * F.log_softmax(pixel_logits.float(), 1)).sum() / goal.sum()
 
 
 @torch.inference_mode()
-def evaluate(model: Any, folder: Path) -> dict[str, float]:
-    """Intersection over union of each class over all images of a folder, decoded at full size."""
+def evaluate(model: Any, folder: Path, enlarged: float = 4 / 3) -> dict[str, float]:
+    """Intersection over union of each class over all images of a folder, enlarged, decoded at that size."""
     model.eval()
     confusion = np.zeros((IGNORE, IGNORE), np.int64)
     for image, label in load_images(folder):
-        height, width = label.shape
+        image = cv2.resize(image, None, fx=enlarged, fy=enlarged)  # noqa: PLW2901
+        height, width = image.shape[:2]
         padded = F.pad(
             torch.from_numpy(image).permute(2, 0, 1)[None].float().sub(MEAN).div(STD), (0, -width % 32, 0, -height % 32)
         )
@@ -210,7 +283,9 @@ def evaluate(model: Any, folder: Path) -> dict[str, float]:
         masks = F.interpolate(
             outputs.masks_queries_logits, size=padded.shape[-2:], mode="bilinear", align_corners=False
         )
-        found = class_scores(masks[..., :height, :width], outputs.class_queries_logits).argmax(1)[0].numpy()
+        scores = class_scores(masks[..., :height, :width], outputs.class_queries_logits)
+        scores = F.interpolate(scores, size=label.shape, mode="bilinear", align_corners=False)
+        found = scores.argmax(1)[0].numpy()
         known = label < IGNORE
         confusion += np.bincount(label[known] * IGNORE + found[known], minlength=IGNORE**2).reshape(IGNORE, IGNORE)
     union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
@@ -234,14 +309,26 @@ def initialise(model: Any) -> None:
     nn.init.normal_(model.model.transformer_module.decoder.layers[0].self_attn.o_proj.bias)
 
 
-def train(data: Path, weights: Path, out: Path, config: Config, validation: Path | None, every: int) -> None:
-    """Train from the ImageNet weights, or go on from the last checkpoint in ``out``."""
+def train(
+    data: Path,
+    weights: Path | None,
+    start_from: Path | None,
+    out: Path,
+    config: Config,
+    validation: Path | None,
+    every: int,
+) -> None:
+    """Train from ImageNet's weights or from a model of the first stage, or go on from the last checkpoint in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    model: Any = MaskFormerForInstanceSegmentation(compact_config(CLASSES)).to(memory_format=torch.channels_last)
+    model: Any = MaskFormerForInstanceSegmentation(compact_config(CLASSES))
+    if start_from is not None:
+        model = MaskFormerForInstanceSegmentation.from_pretrained(start_from, dtype=torch.float32)
+    model = model.to(memory_format=torch.channels_last)
     backbone = model.model.pixel_level_module.encoder
-    backbone.load_state_dict(convert_imagenet_state_dict(torch.load(weights, weights_only=True)), strict=True)
-    initialise(model)
+    if weights is not None:
+        backbone.load_state_dict(convert_imagenet_state_dict(torch.load(weights, weights_only=True)), strict=True)
+        initialise(model)
     pixel_head = nn.Conv2d(model.config.mask_feature_size, len(CLASSES), 1)
     average = {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
 
@@ -318,7 +405,7 @@ def export(run: Path, assets: Path) -> None:
     save_file(half, assets / "model.safetensors", metadata={"format": "pt"})
     compact_config(CLASSES).save_pretrained(assets)
     rule = {
-        "size": {"shortest_edge": 360, "longest_edge": 1280},
+        "size": {"shortest_edge": 480, "longest_edge": 1280},
         "image_mean": [MEAN / 255] * 3,
         "image_std": [STD / 255] * 3,
     }
@@ -330,18 +417,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with images/ and labels/")
     parser.add_argument("--weights", type=Path, help="published ImageNet weights, a .pth file")
+    parser.add_argument("--start-from", type=Path, help="model of the first stage: makes this the second")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--validation", type=Path, help="folder to score the averaged weights on")
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--export", type=Path, help="write the result of --out here instead of training")
-    parser.add_argument("--steps", type=int, default=Config.steps)
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if arguments.export is not None:
         export(arguments.out, arguments.export)
         return
-    config = Config(steps=arguments.steps)
-    train(arguments.data, arguments.weights, arguments.out, config, arguments.validation, arguments.every)
+    if (arguments.weights is None) == (arguments.start_from is None):
+        parser.error("pass --weights for the first stage, or --start-from for the second")
+    config = Config() if arguments.start_from is None else SECOND_STAGE
+    if arguments.steps:
+        config = replace(config, steps=arguments.steps)
+    train(
+        arguments.data, arguments.weights, arguments.start_from, arguments.out, config, arguments.validation,
+        arguments.every,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
