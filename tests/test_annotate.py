@@ -107,6 +107,7 @@ class ByQuery:
     """Query q moves by 2 q pixels to the left; it wants to see all three queries."""
 
     name = "query"
+    per_query = True
 
     def estimate_flow(self, current, other, queries, padded, grid, active=None):
         assert queries.shape == (1, 3, 4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpvss.decode import class_scores, decode
+from mpvss.decode import class_scores, decode, possible_classes
 from mpvss.state import View
 from mpvss.types import Geometry
 
@@ -30,16 +30,17 @@ def random_views(geometry, count=1, queries=6, classes=4, seed=0, scale=4.0):
     return views
 
 
-def bilinear(plane, size):
-    """Pixel centres at halves, the border repeated: the plane (h, w) at another size, in float64."""
+def bilinear(plane, size, whole=None):
+    """Pixel centres at halves, the border repeated, in float64: the first ``size`` pixels of the plane at ``whole``."""
     height, width = plane.shape
+    whole = whole or size
     out = np.zeros(size)
     for y in range(size[0]):
-        sy = min(max((y + 0.5) * height / size[0] - 0.5, 0.0), height - 1.0)
+        sy = min(max((y + 0.5) * height / whole[0] - 0.5, 0.0), height - 1.0)
         y0 = int(sy)
         y1 = min(y0 + 1, height - 1)
         for x in range(size[1]):
-            sx = min(max((x + 0.5) * width / size[1] - 0.5, 0.0), width - 1.0)
+            sx = min(max((x + 0.5) * width / whole[1] - 0.5, 0.0), width - 1.0)
             x0 = int(sx)
             x1 = min(x0 + 1, width - 1)
             top = plane[y0, x0] + (sx - x0) * (plane[y0, x1] - plane[y0, x0])
@@ -49,26 +50,27 @@ def bilinear(plane, size):
 
 
 def reference_scores(views, geometry):
-    height, width = geometry.resized
+    size = min(geometry.resized, geometry.source)
+    whole = [all_ * side / part for all_, side, part in zip(geometry.padded, size, geometry.resized, strict=True)]
     classes = views[0].class_logits.shape[1] - 1
-    scores = np.zeros((classes, height, width))
+    scores = np.zeros((classes, *size))
     for view in views:
-        weight = np.ones(geometry.padded)
+        weight = np.ones(size)
         if view.weight is not None:
-            weight = bilinear(view.weight.double().numpy(), geometry.padded)
+            weight = bilinear(view.weight.double().numpy(), size, whole)
         for logits, mask in zip(view.class_logits.double().numpy(), view.mask_logits.double().numpy(), strict=True):
             odds = np.exp(logits - logits.max())
             chance = odds / odds.sum()
-            shown = (1 + np.tanh(bilinear(mask, geometry.padded) / 2)) / 2
+            shown = (1 + np.tanh(bilinear(mask, size, whole) / 2)) / 2
             for number in range(classes):
-                scores[number] += chance[number] * (weight * shown)[:height, :width]
+                scores[number] += chance[number] * weight * shown
     return scores
 
 
 def reference(views, geometry, allowed=None):
     """Labels, the winner's share, and where the winner is not a tie."""
     scores = reference_scores(views, geometry)
-    if geometry.source != geometry.resized:
+    if geometry.source != scores.shape[1:]:
         scores = np.stack([bilinear(plane, geometry.source) for plane in scores])
     ranked = np.sort(scores, 0)
     clear = np.full(geometry.source, True) if len(scores) == 1 else ranked[-1] - ranked[-2] > 1e-5
@@ -236,6 +238,34 @@ def test_nan_is_refused(where, classes):
         views[1].weight[2, 5] = torch.nan
     with pytest.raises(ValueError, match="expects finite logits, found NaN"):
         decode(views, geometry, classes=classes)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_many_classes_only_those_that_may_win_are_scored_and_the_labels_are_the_same(geometry, count):
+    views = random_views(geometry, count, queries=9, classes=40, scale=8.0)
+    for view in views:
+        view.class_logits[:, 7:] -= 9  # seven classes are present, the others barely
+    kept = possible_classes(views)
+    assert 1 <= len(kept) < 30
+    equals_reference(views, geometry)
+    winners = decode(views, geometry)[0]
+    assert np.isin(winners, kept).all()
+    everything = class_scores(views, geometry)
+    torch.testing.assert_close(class_scores(views, geometry, kept), everything[kept], atol=1e-6, rtol=1e-5)
+
+
+def test_a_class_that_wins_in_one_place_only_is_kept():
+    """It has almost no mask: one cell in which everything else is weaker still."""
+    geometry = GEOMETRIES["plain"]
+    logits = torch.full((2, 31), -9.0)
+    logits[0, 3], logits[1, 20] = 9.0, 9.0
+    masks = torch.full((2, 8, 16), -8.0)
+    masks[0] = 6.0
+    masks[0, 5, 9], masks[1, 5, 9] = -8.0, 2.0
+    view = View(logits, masks)
+    assert possible_classes([view]).tolist() == [3, 20]
+    assert set(np.unique(decode([view], geometry)[0])) == {3, 20}
 
 
 def test_no_view_is_refused():

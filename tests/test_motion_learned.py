@@ -151,7 +151,7 @@ def test_errors_say_what_to_do():
     module = LearnedFlow(QueryFlow(TINY))
     with pytest.raises(ValueError, match="expects the key frame's queries"):
         module.estimate_flow(images(1), images(1), None, (64, 96), (16, 24))
-    with pytest.raises(ValueError, match=r"flow covers .* the masks cover"):
+    with pytest.raises(ValueError, match=r"flow covers .*, the grid .* covers"):
         module.estimate_flow(images(1), images(1), torch.randn(1, 4, 8), (80, 96), (20, 24))
 
 

@@ -140,6 +140,7 @@ def test_per_query_flow_moves_each_mask_by_its_own():
         """Query q moves by q grid cells to the right."""
 
         name = "apart"
+        per_query = True
 
         def estimate_flow(self, current, other, queries, padded, grid, active=None):
             flow = torch.zeros(len(current), queries.shape[1], 2, *grid)

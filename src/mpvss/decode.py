@@ -1,18 +1,19 @@
 """Mask and class logits to a label map.
 
-The plain definition, which every shortcut has to equal: mask logits are upsampled to the network's input, the class
-scores are ``sum over queries of p(class) sigmoid(mask)`` (Mask2Former, section 3.1; "no object" has no score), views
-are added with their weights, the sum is cropped to the picture, resized to the source's size, and the largest score
-wins.
+The plain definition, which every shortcut has to equal: mask logits are interpolated at every pixel of the smaller of
+two pictures, the frame and what the network saw of it; the class scores are ``sum over queries of p(class)
+sigmoid(mask)`` (Mask2Former, section 3.1; "no object" has no score); views are added with their weights; the sum is
+resized to the frame where that is the larger one; and the largest score wins.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, UInt8, UInt16
+from jaxtyping import Float, Float32, Int64, UInt8, UInt16
 from torch import Tensor
 
 from mpvss.labels import ignore_id, label_dtype
@@ -21,11 +22,35 @@ from mpvss.types import Geometry
 
 # Queries that are upsampled at once on a CPU: all of them would fill tens of megabytes a frame, and no cache.
 _QUERIES = 8
+# With fewer classes than this, leaving some out costs more than it saves.
+_FEW_CLASSES = 16
+# Scores no further apart than this count as a tie.
+_TIE = 1e-6
 
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 
 
-def _resize(maps: Float[Tensor, "C h w"], size: tuple[int, int]) -> Float[Tensor, "C H W"]:
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """The scores of some classes at every pixel; those of the others are too small to win anywhere.
+
+    Attributes:
+        ids: Classes, ascending.
+        planes: Their scores, 0 or more.
+        num_classes: Number of all classes.
+    """
+
+    ids: Int64[Tensor, " P"]
+    planes: Float[Tensor, "P H W"]
+    num_classes: int
+
+
+def score_size(geometry: Geometry) -> tuple[int, int]:
+    """Height and width at which class scores are made: the smaller of the frame and of the network's picture."""
+    return min(geometry.source, geometry.resized)
+
+
+def resize(maps: Float[Tensor, "C h w"], size: tuple[int, int]) -> Float[Tensor, "C H W"]:
     """Bilinear, pixel centres at halves, the border repeated; on a CPU six times faster by OpenCV than by torch."""
     if maps.device.type != "cpu" or maps.dtype != torch.float32:
         return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -35,37 +60,144 @@ def _resize(maps: Float[Tensor, "C h w"], size: tuple[int, int]) -> Float[Tensor
     return resized
 
 
-def class_scores(views: Sequence[View], geometry: Geometry) -> Float[Tensor, "K H W"]:
-    """Return the blended class scores at the size of the network's picture (``geometry.resized``).
+def _at_scores(maps: Float[Tensor, "C h w"], geometry: Geometry) -> Float[Tensor, "C H W"]:
+    """Interpolate maps that cover the padded picture at the pixels where scores are made."""
+    height, width = score_size(geometry)
+    # The padded picture in pixels of the scores: whole numbers, where one picture is the other or nothing was padded.
+    covered = [
+        padded * side / resized
+        for padded, side, resized in zip(geometry.padded, (height, width), geometry.resized, strict=True)
+    ]
+    if all(side.is_integer() for side in covered):
+        return resize(maps, (int(covered[0]), int(covered[1])))[:, :height, :width]
+    ys, xs = (
+        2 * (torch.arange(side, device=maps.device) + 0.5) / whole - 1
+        for side, whole in zip((height, width), covered, strict=True)
+    )
+    grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], -1).to(maps.dtype)
+    return F.grid_sample(maps[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+
+
+def possible_classes(views: Sequence[View]) -> Int64[Tensor, " P"]:
+    """Return the classes that may win at some pixel, ascending; none of the others does, ties aside.
+
+    Between the centres of neighbouring cells of the mask grid no interpolated logit is larger than the largest of the
+    cells around, nor smaller than the smallest. So each class has bounds of its score in each such square, and one
+    whose upper bound lies below another's lower bound in all of them cannot win.
+    """
+    chances = [view.class_logits.softmax(1)[:, :-1] for view in views]
+    num_classes = chances[0].shape[1]
+    if num_classes <= _FEW_CLASSES:
+        return torch.arange(num_classes, device=chances[0].device)
+    some = (torch.stack([chance.sum(0) for chance in chances]).amax(0) > _TIE).nonzero()[:, 0]
+    upper: Tensor | float = 0.0
+    lower: Tensor | float = 0.0
+    for view, chance in zip(views, chances, strict=True):
+        highest, lowest = _around(view.mask_logits)
+        most, least = chance[:, some].T @ highest.sigmoid().flatten(1), chance[:, some].T @ lowest.sigmoid().flatten(1)
+        if view.weight is not None:
+            heaviest, lightest = _around(view.weight[None])
+            most, least = most * heaviest.flatten(), least * lightest.flatten()
+        upper, lower = upper + most, lower + least
+    assert isinstance(upper, Tensor) and isinstance(lower, Tensor)
+    kept = (upper >= lower.amax(0) - _TIE).any(1)
+    return some[kept]
+
+
+def _around(maps: Float[Tensor, "C h w"]) -> tuple[Float[Tensor, "C h1 w1"], Float[Tensor, "C h1 w1"]]:
+    """The largest and the smallest of each four neighbouring cells; of what there is on a grid of one row or column."""
+    kernel = (min(2, maps.shape[1]), min(2, maps.shape[2]))
+    return F.max_pool2d(maps, kernel, 1), -F.max_pool2d(-maps, kernel, 1)
+
+
+def class_scores(
+    views: Sequence[View], geometry: Geometry, classes: Int64[Tensor, " P"] | None = None
+) -> Float[Tensor, "P H W"]:
+    """Return the blended class scores at ``score_size``.
 
     Args:
         views: One view, or several with weights; weights are relative, only their ratio at a pixel counts.
         geometry: How the frame became the network's input.
+        classes: The classes wanted; ``None`` for all.
 
     Raises:
         ValueError: No view.
     """
     if not views:
         raise ValueError("decoding needs at least one view")
-    height, width = geometry.resized
     scores: Tensor | None = None
     for view in views:
-        part = _scores_of(view, geometry.padded)
+        part = _scores_of(view, geometry, classes)
         if view.weight is not None:
-            part *= _resize(view.weight[None], geometry.padded)
+            part *= _at_scores(view.weight[None], geometry)
         scores = part if scores is None else scores.add_(part)
     assert scores is not None
-    return scores[:, :height, :width]
+    return scores
 
 
-def _scores_of(view: View, size: tuple[int, int]) -> Float[Tensor, "K H W"]:
+def _scores_of(view: View, geometry: Geometry, classes: Int64[Tensor, " P"] | None) -> Float[Tensor, "P H W"]:
     chance = view.class_logits.softmax(1)[:, :-1]
+    if classes is not None:
+        chance = chance[:, classes]
+    size = score_size(geometry)
     scores = chance.new_zeros(chance.shape[1], size[0] * size[1])
     at_once = _QUERIES if scores.device.type == "cpu" else len(chance)
     for first in range(0, len(chance), at_once):
         some = slice(first, first + at_once)
-        scores.addmm_(chance[some].T, _resize(view.mask_logits[some], size).sigmoid_().flatten(1))
+        shown = _at_scores(view.mask_logits[some], geometry).sigmoid()
+        scores.addmm_(chance[some].T, shown.flatten(1))
     return scores.reshape(-1, *size)
+
+
+def score(views: Sequence[View], geometry: Geometry, *, every_class: bool = False) -> ClassScores:
+    """Return the scores of the classes that may win somewhere, or of all, at ``score_size``.
+
+    Raises:
+        ValueError: No view, or masks or classes that hold NaN.
+    """
+    if not views:
+        raise ValueError("decoding needs at least one view")
+    for view in views:
+        if any(torch.isnan(x).any() for x in (view.mask_logits, view.class_logits, view.weight) if x is not None):
+            raise ValueError("decoding expects finite logits, found NaN in the masks, the classes or the weights")
+    classes = torch.arange(views[0].class_logits.shape[1] - 1) if every_class else possible_classes(views)
+    return ClassScores(classes, class_scores(views, geometry, classes), views[0].class_logits.shape[1] - 1)
+
+
+def label_map(
+    scores: ClassScores,
+    geometry: Geometry,
+    *,
+    classes: Sequence[int] | None = None,
+    confidence: bool = False,
+) -> tuple[Labels, Float32[np.ndarray, "H W"] | None]:
+    """Return the winning class of every pixel of the frame, and its share of all scores if asked for.
+
+    Args:
+        scores: At ``score_size``.
+        geometry: How the frame became the network's input.
+        classes: Only these are kept; pixels of other classes get the ignore id. ``None`` keeps all.
+        confidence: Whether to compute the winner's share (0 to 1).
+    """
+    planes = scores.planes
+    enlarged = tuple(planes.shape[1:]) != geometry.source
+    # One class after the other: three maps of the source's size instead of one for every class.
+    best = resize(planes[:1], geometry.source)[0] if enlarged else planes[0].clone()
+    found = torch.zeros_like(best, dtype=torch.uint8 if len(planes) <= 256 else torch.int32)
+    for number in range(1, len(planes)):
+        plane = resize(planes[number : number + 1], geometry.source)[0] if enlarged else planes[number]
+        # Numbers rise, so the last one that won is the largest of those that did.
+        torch.maximum(found, (plane > best).to(found.dtype).mul_(number), out=found)
+        torch.maximum(best, plane, out=best)
+    ids = scores.ids.to("cpu").numpy().astype(label_dtype(scores.num_classes))
+    if classes is not None:
+        ids[~np.isin(ids, list(classes))] = ignore_id(scores.num_classes)
+    labels: Labels = ids[found.to("cpu").numpy()]
+    if not confidence:
+        return labels, None
+    total = planes.sum(0, keepdim=True)
+    share = best / (resize(total, geometry.source) if enlarged else total)[0].clamp(min=1e-12)
+    return labels, share.to("cpu", torch.float32).numpy()
 
 
 def decode(
@@ -75,7 +207,7 @@ def decode(
     classes: Sequence[int] | None = None,
     confidence: bool = False,
 ) -> tuple[Labels, Float32[np.ndarray, "H W"] | None]:
-    """Return the label map of a frame at its source size, and the winning class's share of all scores if asked for.
+    """Return the label map of a frame at its own size, and the winning class's share of all scores if asked for.
 
     Args:
         views: One view, or several with weights.
@@ -86,23 +218,5 @@ def decode(
     Raises:
         ValueError: No view, or masks or classes that hold NaN.
     """
-    scores = class_scores(views, geometry)
-    # The resize below takes weighted means, so NaN cannot come from anywhere else.
-    if torch.isnan(scores).any():
-        raise ValueError("decoding expects finite logits, found NaN in the masks or the classes")
-    resize = geometry.source != geometry.resized
-    # One class after the other: three maps of the source's size instead of one for every class.
-    best = _resize(scores[:1], geometry.source)[0] if resize else scores[0].clone()
-    labels = torch.zeros_like(best, dtype=torch.int32)
-    for number in range(1, len(scores)):
-        score = _resize(scores[number : number + 1], geometry.source)[0] if resize else scores[number]
-        labels.masked_fill_(score > best, number)
-        torch.maximum(best, score, out=best)
-    found = labels.to("cpu").numpy().astype(label_dtype(len(scores)))
-    if classes is not None:
-        found[~np.isin(found, list(classes))] = ignore_id(len(scores))
-    if not confidence:
-        return found, None
-    total = scores.sum(0, keepdim=True)
-    share = best / (_resize(total, geometry.source) if resize else total)[0].clamp(min=1e-12)
-    return found, share.to("cpu", torch.float32).numpy()
+    scores = score(views, geometry, every_class=confidence)
+    return label_map(scores, geometry, classes=classes, confidence=confidence)

@@ -8,17 +8,20 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mpvss.decode import decode
+from mpvss.carry import Packed, fetch, mix, pack, strongest, together, unpack
+from mpvss.decode import ClassScores, label_map, resize, score, score_size
 from mpvss.motion.blend import thumbnail, trust, visible_flow
 from mpvss.motion.propagator import Propagator
-from mpvss.motion.warp import compose, warp
+from mpvss.motion.warp import compose, resize_flow, warp
 from mpvss.schedule import KeyFrames
-from mpvss.segmentors.protocol import InputRule, prepare
+from mpvss.segmentors.protocol import InputRule, resize_frame
 from mpvss.state import KeyState, View
 from mpvss.types import IMAGE_RATE, Frame, Geometry, Segmentation
 
 MOTIONS = ("chain", "direct")
 DIRECTIONS = ("both", "forward")
+# Pixels of the class scores per cell, a side, of the grid that trust is judged on.
+_TRUST_CELL = 4
 KeySource = Callable[[Frame, UInt8[Tensor, "3 H W"], Geometry], KeyState]
 
 
@@ -48,12 +51,27 @@ def check_picture(rgb: object) -> None:
     raise ValueError(f"expected an RGB picture as a uint8 array of shape (H, W, 3), found {found}")
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
+class _Key:
+    """A key frame as the frames beside it see it.
+
+    Attributes:
+        state: What the segmentor said, without the queries that take no part.
+        picture: What flows are estimated on.
+        scores: Its class scores, where one flow moves all of them.
+    """
+
+    state: KeyState
+    picture: UInt8[Tensor, "3 H W"]
+    scores: ClassScores | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Waiting:
     """A frame between two key frames, until the second one is there."""
 
     frame: Frame
-    image: UInt8[Tensor, "3 H W"]
+    picture: UInt8[Tensor, "3 H W"]
     forward: Float[Tensor, "G 2 h w"]
 
 
@@ -91,10 +109,11 @@ class Session:
     tolerance: float = 0.0
     seconds: Seconds = field(default_factory=Seconds)
     _pushed: int = field(default=0, init=False)
-    _key: KeyState | None = field(default=None, init=False)
+    _key: _Key | None = field(default=None, init=False)
     _waiting: list[_Waiting] = field(default_factory=list, init=False)
-    _last_image: UInt8[Tensor, "3 H W"] | None = field(default=None, init=False)
+    _last_picture: UInt8[Tensor, "3 H W"] | None = field(default=None, init=False)
     _accumulated: Float[Tensor, "G 2 h w"] | None = field(default=None, init=False)
+    _order: tuple[_Key, Packed] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.motion not in MOTIONS:
@@ -116,47 +135,67 @@ class Session:
             check_picture(frame)
             frame = Frame(self._pushed, self._pushed / IMAGE_RATE, frame)
         self._pushed += 1
-        image, geometry = prepare(frame, self.rule)
-        changed = self._key is not None and self._key.geometry != geometry
+        geometry = self.rule.fit(frame.size)
+        changed = self._key is not None and self._key.state.geometry != geometry
         is_key, new_scene = self.schedule.next(frame.rgb, restart=changed)
         if is_key:
-            began = time.perf_counter()
-            key = self.segment(frame, image, geometry)
-            self.seconds.key += time.perf_counter() - began
-            kept = key.only_active(self.tolerance)
-            done = self._flush(None if new_scene else kept)
-            done.append(self._decode(frame, [View(key.class_logits, key.mask_logits)], is_key=True))
-            self._key, self._accumulated, self._last_image = kept, None, image
-            return done
+            return self._push_key(frame, geometry, new_scene)
         began = time.perf_counter()
         key = self._key_before(frame)
+        picture = resize_frame(frame, self._picture_size(geometry))
         if self.motion == "chain":
-            assert self._last_image is not None
-            step = self._flow(image, self._last_image, key)
-            flow = compose(step, self._accumulated)
+            assert self._last_picture is not None
+            flow = compose(self._flow(picture, self._last_picture, key.state), self._accumulated)
         else:
-            flow = self._flow(image, key.image, key)
-        self._accumulated, self._last_image = flow, image
+            flow = self._flow(picture, key.picture, key.state)
+        self._accumulated, self._last_picture = flow, picture
         self.seconds.propagate += time.perf_counter() - began
+        waiting = _Waiting(frame, picture, flow)
         if self.direction == "both":
-            self._waiting.append(_Waiting(frame, image, flow))
+            self._waiting.append(waiting)
             return []
-        return [self._forward_only(_Waiting(frame, image, flow))]
+        return [self._forward_only(waiting)]
 
     def finish(self) -> list[Segmentation]:
         """Return the frames that still waited for a key frame after them; the video has ended."""
         return self._flush(None)
 
-    def _key_before(self, frame: Frame) -> KeyState:
+    def _push_key(self, frame: Frame, geometry: Geometry, new_scene: bool) -> list[Segmentation]:
+        began = time.perf_counter()
+        image = resize_frame(frame, geometry.resized)
+        state = self.segment(frame, image, geometry)
+        self.seconds.key += time.perf_counter() - began
+        began = time.perf_counter()
+        scores = self._score([View(state.class_logits, state.mask_logits)], geometry)
+        own = self._labels(frame, scores, is_key=True)
+        self.seconds.decode += time.perf_counter() - began
+        began = time.perf_counter()
+        size = self._picture_size(geometry)
+        picture = image if size == geometry.resized else resize_frame(frame, size)
+        kept = None
+        if not self.propagator.per_query:
+            kept = scores if self.confidence else strongest(scores)
+        key = _Key(state.only_active(self.tolerance), picture, kept)
+        self.seconds.propagate += time.perf_counter() - began
+        done = self._flush(None if new_scene else key)
+        self._key, self._accumulated, self._last_picture = key, None, picture
+        return [*done, own]
+
+    def _key_before(self, frame: Frame) -> _Key:
         if self._key is None:
             raise ValueError(f"frame {frame.index} is not a key frame and no key frame came before it")
         return self._key
 
+    def _picture_size(self, geometry: Geometry) -> tuple[int, int]:
+        return geometry.resized if self.propagator.per_query else score_size(geometry)
+
     def _flow(self, current: Tensor, other: Tensor, key: KeyState) -> Float[Tensor, "G 2 h w"]:
+        """Flow on the grid of what it moves: masks where each query has its own, otherwise class scores."""
+        padded = key.geometry.padded
         grid = (key.mask_logits.shape[-2], key.mask_logits.shape[-1])
-        flow = self.propagator.estimate_flow(
-            current[None], other[None], key.queries[None], key.geometry.padded, grid, key.active
-        )
+        if not self.propagator.per_query:
+            padded = grid = score_size(key.geometry)
+        flow = self.propagator.estimate_flow(current[None], other[None], key.queries[None], padded, grid, key.active)
         return flow[0].to(key.mask_logits.device)
 
     def _warped(self, key: KeyState, flow: Float[Tensor, "G 2 h w"]) -> Float[Tensor, "Q h w"]:
@@ -167,11 +206,27 @@ class Session:
     def _forward_only(self, waiting: _Waiting) -> Segmentation:
         began = time.perf_counter()
         key = self._key_before(waiting.frame)
-        view = View(key.class_logits, self._warped(key, waiting.forward))
-        self.seconds.propagate += time.perf_counter() - began
-        return self._decode(waiting.frame, [view], is_key=False)
+        if key.scores is not None:
+            fetched = fetch(self._packed(key), waiting.forward[0])
+            self.seconds.propagate += time.perf_counter() - began
+            began = time.perf_counter()
+            result = self._labels(waiting.frame, unpack(fetched), is_key=False)
+        else:
+            view = View(key.state.class_logits, self._warped(key.state, waiting.forward))
+            self.seconds.propagate += time.perf_counter() - began
+            began = time.perf_counter()
+            result = self._labels(waiting.frame, self._score([view], key.state.geometry), is_key=False)
+        self.seconds.decode += time.perf_counter() - began
+        return result
 
-    def _flush(self, after: KeyState | None) -> list[Segmentation]:
+    def _packed(self, key: _Key) -> Packed:
+        """The key frame's scores in order, made once for all frames that hear it alone."""
+        if self._order is None or self._order[0] is not key:
+            assert key.scores is not None
+            self._order = (key, pack(key.scores))
+        return self._order[1]
+
+    def _flush(self, after: _Key | None) -> list[Segmentation]:
         """Finish the waiting frames with the key frame after them, or without one."""
         waiting, self._waiting = self._waiting, []
         if after is None:
@@ -180,42 +235,97 @@ class Session:
             return []
         began = time.perf_counter()
         before = self._key_before(waiting[0].frame)
+        backward = self._backward(waiting, after)
+        finish = self._mixed_masks if before.scores is None else self._mixed_scores
+        self.seconds.propagate += time.perf_counter() - began
+        return finish(waiting, backward, before, after)
+
+    def _backward(self, waiting: Sequence[_Waiting], after: _Key) -> list[Float[Tensor, "G 2 h w"]]:
+        """Flows from the waiting frames to the key frame after them, in order."""
         backward: list[Tensor] = []
-        neighbour, accumulated = after.image, None
+        neighbour, accumulated = after.picture, None
         for item in reversed(waiting):
             if self.motion == "chain":
-                accumulated = compose(self._flow(item.image, neighbour, after), accumulated)
-                neighbour = item.image
+                accumulated = compose(self._flow(item.picture, neighbour, after.state), accumulated)
+                neighbour = item.picture
                 backward.append(accumulated)
             else:
-                backward.append(self._flow(item.image, after.image, after))
-        backward.reverse()
-        padded = before.geometry.padded
-        grid = (before.mask_logits.shape[-2], before.mask_logits.shape[-1])
-        device = before.mask_logits.device
-        small = [thumbnail(key.image, padded, grid, device) for key in (before, after)]
+                backward.append(self._flow(item.picture, after.picture, after.state))
+        return backward[::-1]
+
+    def _mixed_scores(
+        self, waiting: Sequence[_Waiting], backward: Sequence[Tensor], before: _Key, after: _Key
+    ) -> list[Segmentation]:
+        """Blend the class scores of both key frames, each fetched by its flow."""
+        began = time.perf_counter()
+        assert before.scores is not None and after.scores is not None
+        geometry = before.state.geometry
+        size = score_size(geometry)
+        grid = (-(-size[0] // _TRUST_CELL), -(-size[1] // _TRUST_CELL))
+        device = before.scores.planes.device
+        ids = together(before.scores, after.scores)
+        sides = [
+            (pack(key.scores, ids), thumbnail(key.picture, size, grid, device))
+            for key in (before, after)
+            if key.scores is not None
+        ]
         gap = len(waiting) + 1
         self.seconds.propagate += time.perf_counter() - began
         done = []
         for distance, (item, back) in enumerate(zip(waiting, backward, strict=True), 1):
             began = time.perf_counter()
-            current = thumbnail(item.image, padded, grid, device)
+            current = thumbnail(item.picture, size, grid, device)
+            weights, fetched = [], []
+            for (packed, small), flow, frames in zip(
+                sides, (item.forward, back), (distance, gap - distance), strict=True
+            ):
+                fetched.append(fetch(packed, flow[0]))
+                weight = trust(current, small, resize_flow(flow, grid)[0], frames, gap, size)
+                weights.append(resize(weight[None], size)[0])
+            mixed = mix((fetched[0], fetched[1]), (weights[0], weights[1]))
+            self.seconds.propagate += time.perf_counter() - began
+            began = time.perf_counter()
+            done.append(self._labels(item.frame, unpack(mixed), is_key=False))
+            self.seconds.decode += time.perf_counter() - began
+        return done
+
+    def _mixed_masks(
+        self, waiting: Sequence[_Waiting], backward: Sequence[Tensor], before: _Key, after: _Key
+    ) -> list[Segmentation]:
+        """Blend two views of each frame: each key frame's masks, every one moved by its own flow."""
+        began = time.perf_counter()
+        states = (before.state, after.state)
+        geometry = before.state.geometry
+        padded = geometry.padded
+        grid = (before.state.mask_logits.shape[-2], before.state.mask_logits.shape[-1])
+        device = before.state.mask_logits.device
+        small = [thumbnail(key.picture, padded, grid, device) for key in (before, after)]
+        gap = len(waiting) + 1
+        self.seconds.propagate += time.perf_counter() - began
+        done = []
+        for distance, (item, back) in enumerate(zip(waiting, backward, strict=True), 1):
+            began = time.perf_counter()
+            current = thumbnail(item.picture, padded, grid, device)
             views = []
-            for key, picture, flow, frames in (
-                (before, small[0], item.forward, distance),
-                (after, small[1], back, gap - distance),
+            for key, picture, flow, frames in zip(
+                states, small, (item.forward, back), (distance, gap - distance), strict=True
             ):
                 masks = self._warped(key, flow)
                 shown = visible_flow(flow, key.class_logits, masks)
                 weight = trust(current, picture, shown, frames, gap, padded)
                 views.append(View(key.class_logits, masks, weight))
             self.seconds.propagate += time.perf_counter() - began
-            done.append(self._decode(item.frame, views, is_key=False))
+            began = time.perf_counter()
+            done.append(self._labels(item.frame, self._score(views, geometry), is_key=False))
+            self.seconds.decode += time.perf_counter() - began
         return done
 
-    def _decode(self, frame: Frame, views: Sequence[View], *, is_key: bool) -> Segmentation:
-        began = time.perf_counter()
-        geometry = self.rule.fit(frame.size)
-        labels, confidence = decode(views, geometry, classes=self.classes, confidence=self.confidence)
-        self.seconds.decode += time.perf_counter() - began
+    def _score(self, views: Sequence[View], geometry: Geometry) -> ClassScores:
+        # A share is one of all classes.
+        return score(views, geometry, every_class=self.confidence)
+
+    def _labels(self, frame: Frame, scores: ClassScores, *, is_key: bool) -> Segmentation:
+        labels, confidence = label_map(
+            scores, self.rule.fit(frame.size), classes=self.classes, confidence=self.confidence
+        )
         return Segmentation(frame.index, frame.pts, labels, is_key, confidence)

@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -9,21 +10,23 @@ from torch import Tensor
 
 from mpvss.motion.warp import warp
 
-# Grey levels of colour error at which trust falls to 1/e, and the blur of that error in pixels of the padded picture.
-# Measured on true labels of 15 Hz street video; not tuned.
-_ERROR_SCALE = 8.0
-_BLUR = 2.0
+# Grey levels of colour error at which trust falls to 1/e, the blur of that error in pixels of the picture, and the
+# power of the distance. Chosen coarsely on the development clip (docs/LOG.md): half a point better than 8, 2 and 1.
+_ERROR_SCALE = 4.0
+_BLUR = 3.0
+_DISTANCE_POWER = 0.5
 
 
 def thumbnail(
     image: UInt8[Tensor, "3 H W"], padded: tuple[int, int], grid: tuple[int, int], device: torch.device
 ) -> Float[Tensor, "3 h w"]:
-    """Return the picture on the mask grid, RGB 0..255: averages over each cell."""
-    height, width = image.shape[-2:]
-    picture = image.to(device).float()[None]
-    if (height, width) != padded:
-        picture = F.pad(picture, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
-    return F.interpolate(picture, size=grid, mode="area")[0]
+    """Return the picture on a coarser grid, RGB 0..255: averages over each cell."""
+    picture = image.permute(1, 2, 0).to("cpu", torch.float32).contiguous().numpy()
+    bottom, right = padded[0] - picture.shape[0], padded[1] - picture.shape[1]
+    if bottom or right:
+        picture = cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    small = cv2.resize(picture, (grid[1], grid[0]), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(small).permute(2, 0, 1).to(device)
 
 
 def _blur(error: Float[Tensor, "h w"], sigma: float) -> Float[Tensor, "h w"]:
@@ -44,14 +47,14 @@ def trust(
     gap: int,
     padded: tuple[int, int],
 ) -> Float[Tensor, "h w"]:
-    """Weight of one key frame at each pixel: ``(1 - distance / gap) * exp(-error / 8)``.
+    """Weight of one key frame at each pixel: ``sqrt(1 - distance / gap) * exp(-error / 4)``.
 
     The error is the mean absolute RGB difference between the frame and the key frame warped to it, blurred.
 
     Args:
-        current: The frame on the mask grid, RGB 0..255.
-        key: The key frame on the mask grid.
-        flow: Backward flow from the frame to the key frame, pixels of the mask grid.
+        current: The frame on a coarser grid, RGB 0..255.
+        key: The key frame on that grid.
+        flow: Backward flow from the frame to the key frame, pixels of that grid.
         distance: Frames between them, 1 to gap - 1.
         gap: Frames between the two key frames on either side.
         padded: Size that the grid covers, which gives the blur its unit.
@@ -61,7 +64,7 @@ def trust(
     """
     warped = warp(key[None], flow[None])[0]
     error = _blur((current - warped).abs().mean(0), _BLUR * current.shape[-1] / padded[1])
-    return (1 - distance / gap) * torch.exp(-error / _ERROR_SCALE)
+    return float((1 - distance / gap) ** _DISTANCE_POWER) * torch.exp(-error / _ERROR_SCALE)
 
 
 def visible_flow(

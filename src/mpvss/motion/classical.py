@@ -20,6 +20,7 @@ _PRESETS = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+    "lean": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
 # Below this side DIS has no pyramid level to work on.
 _SMALLEST = 16
@@ -29,6 +30,7 @@ class Hold:
     """Zero flow: every frame repeats its key frame's masks."""
 
     name = "hold"
+    per_query = False
 
     def estimate_flow(
         self,
@@ -48,15 +50,18 @@ class Dis:
     """One DIS flow for all masks, on grey pictures of the network's size.
 
     Attributes:
-        preset: ``ultrafast``, ``fast`` or ``medium``.
+        preset: ``ultrafast``, ``fast`` or ``medium`` of OpenCV; or ``lean``: medium with a third of its steps, patches
+            further apart, and without the variational refinement, which costs more than half of the time and gains
+            nothing here (docs/LOG.md).
         scale: The pictures are resized by this factor first; half the size costs about a tenth.
         finest_scale: Pyramid level at which the search stops, 0 the full size; ``None`` for the preset's own.
     """
 
-    preset: str = "medium"
+    preset: str = "lean"
     scale: float = 1.0
     finest_scale: int | None = None
     name: str = field(default="dis", init=False)
+    per_query: bool = field(default=False, init=False)
     _local: threading.local = field(default_factory=threading.local, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +77,10 @@ class Dis:
         engine = getattr(self._local, "engine", None)
         if engine is None:
             engine = cv2.DISOpticalFlow.create(_PRESETS[self.preset])
+            if self.preset == "lean":
+                engine.setPatchStride(5)
+                engine.setGradientDescentIterations(8)
+                engine.setVariationalRefinementIterations(0)
             if self.finest_scale is not None:
                 engine.setFinestScale(self.finest_scale)
             self._local.engine = engine
@@ -102,13 +111,17 @@ class Dis:
         flows = []
         for now, then in zip(current, other.expand(len(current), -1, -1, -1), strict=True):
             flow = self._engine().calc(self._grey(now, padded), self._grey(then, padded), None)
-            flows.append(_to_grid(torch.from_numpy(flow).permute(2, 0, 1)[None], grid))
+            planes = torch.empty(2, *flow.shape[:2])
+            cv2.mixChannels([flow], list(planes.numpy()), [0, 0, 1, 1])
+            flows.append(_to_grid(planes[None], grid))
         return torch.stack(flows)
 
 
 def _to_grid(flow: Float[Tensor, "1 2 H W"], grid: tuple[int, int]) -> Float[Tensor, "1 2 h w"]:
     """Average the flow over each cell of a coarser grid, so that the cell follows most of its pixels."""
     height, width = flow.shape[-2:]
+    if (height, width) == grid:
+        return flow
     if height % grid[0] == 0 and width % grid[1] == 0:
         factor = (height // grid[0], width // grid[1])
         return F.avg_pool2d(flow, factor) / flow.new_tensor([factor[1], factor[0]])[:, None, None]

@@ -13,12 +13,14 @@ class LearnedFlow:
 
     Attributes:
         name: ``query`` for a QueryFlow, ``flow`` for a PixelFlow.
+        per_query: Whether it is a QueryFlow.
         module: The motion module, in evaluation mode.
     """
 
     def __init__(self, module: QueryFlow | PixelFlow) -> None:
         """Wrap a module that is on its device already."""
-        self.name = "query" if isinstance(module, QueryFlow) else "flow"
+        self.per_query = isinstance(module, QueryFlow)
+        self.name = "query" if self.per_query else "flow"
         self.module = module.eval().requires_grad_(False)
 
     def estimate_flow(
@@ -33,7 +35,8 @@ class LearnedFlow:
         """Return one flow per query, or one for all; see ``Propagator.estimate_flow``.
 
         Raises:
-            ValueError: The mask grid does not cover the picture padded to multiples of 32, or queries are missing.
+            ValueError: The grid does not cover what the module's flow covers, the picture padded to multiples of 32,
+                or a part of it that ends between two pixels of the grid; or queries are missing.
         """
         weight = next(self.module.parameters())
         now, then = (pictures.to(weight.device, weight.dtype) for pictures in (current, other))
@@ -47,7 +50,10 @@ class LearnedFlow:
                 flow = self.module(now, then, queries.to(weight.device, weight.dtype), active=active)
             stride = self.module.config.stride
             covered = (flow.shape[-2] * stride, flow.shape[-1] * stride)
-            if covered != padded:
-                raise ValueError(f"the motion module's flow covers {covered} pixels, the masks cover {padded}")
-            resized = resize_flow(flow.flatten(0, 1), grid).reshape(*flow.shape[:3], *grid)
+            whole = [side * all_ / part for side, all_, part in zip(grid, covered, padded, strict=True)]
+            if not all(side.is_integer() for side in whole) or min(whole[0] - grid[0], whole[1] - grid[1]) < 0:
+                raise ValueError(f"the motion module's flow covers {covered} pixels, the grid {grid} covers {padded}")
+            size = (int(whole[0]), int(whole[1]))
+            resized = resize_flow(flow.flatten(0, 1), size).reshape(*flow.shape[:3], *size)
+            resized = resized[..., : grid[0], : grid[1]]
         return resized.to(torch.float32)

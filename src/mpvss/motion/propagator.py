@@ -10,10 +10,12 @@ from torch import Tensor
 class Propagator(Protocol):
     """Anything that estimates backward flow between two pictures of a video. Stateless.
 
-    ``name`` is what the command line calls it.
+    ``name`` is what the command line calls it. ``per_query`` says whether each query gets a flow of its own, on the
+    grid of the masks; one flow for all of them is wanted at the size of the class scores.
     """
 
     name: str
+    per_query: bool
 
     def estimate_flow(
         self,
@@ -27,14 +29,15 @@ class Propagator(Protocol):
         """Estimate where the content of each pixel of ``current`` was in ``other``.
 
         Args:
-            current: Pictures of the network's size, RGB 0..255, not padded, on the CPU.
+            current: Pictures, RGB 0..255, not padded, on the CPU: of the network's size with ``per_query``, else of
+                the size of the class scores.
             other: The key frame, or the neighbours when flows are chained: one for all (Bo = 1) or one each (Bo = B).
             queries: The key frame's query embeddings; propagators without queries ignore them.
-            padded: Size that the mask grid covers: the picture padded at right and bottom.
-            grid: Size of the mask grid.
+            padded: Size that the grid covers: the picture, padded at right and bottom where there are masks.
+            grid: Size of the grid that the flow is wanted on.
             active: Queries whose flow is wanted; ``None`` for all.
 
         Returns:
-            Backward flow in pixels of the mask grid, order (x, y): one per wanted query (G = A) or one for all.
+            Backward flow in pixels of that grid, order (x, y): one per wanted query (G = A) or one for all.
         """
         ...

@@ -8,9 +8,11 @@ is the identity to rounding.
 
 from functools import lru_cache
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 
@@ -47,6 +49,9 @@ def warp(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Fl
             f"warp expects flow and values on one grid, found flow {tuple(flow.shape[-2:])} and values "
             f"{(height, width)}; use resize_flow first"
         )
+    quick = values.device.type == flow.device.type == "cpu" and values.dtype == flow.dtype == torch.float32
+    if quick and not (torch.is_grad_enabled() and (values.requires_grad or flow.requires_grad)):
+        return _warp_on_cpu(values, flow)
     position = flow + _pixel_grid(height, width, flow.dtype, flow.device)
     # grid_sample wants -1..1 between the centres of the corner pixels; a grid of one pixel has only its centre.
     # Centred before scaling: subtracting 1 afterwards would lose bits.
@@ -54,6 +59,27 @@ def warp(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Fl
     scale = flow.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
     grid = (position.permute(0, 2, 3, 1) - centre) * scale
     return F.grid_sample(values, grid.to(values.dtype), mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def sampling_maps(
+    flow: Float[Tensor, "2 h w"],
+) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
+    """The x and y that a flow points to at each pixel, as OpenCV's remap takes them."""
+    dx, dy = flow.numpy()
+    height, width = dx.shape
+    return dx + np.arange(width, dtype=np.float32), dy + np.arange(height, dtype=np.float32)[:, None]
+
+
+def _warp_on_cpu(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
+    """The same by OpenCV, in half the time. One channel after the other: it rounds positions where there are two."""
+    warped = torch.empty(values.shape)
+    for source, target, field in zip(
+        values.detach().contiguous(), warped, flow.detach().expand(len(values), -1, -1, -1), strict=True
+    ):
+        x, y = sampling_maps(field)
+        for plane, out in zip(source.numpy(), target.numpy(), strict=True):
+            cv2.remap(plane, x, y, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
+    return warped
 
 
 def compose(step: Float[Tensor, "B 2 h w"], accumulated: Float[Tensor, "B 2 h w"] | None) -> Float[Tensor, "B 2 h w"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor, load_huggingface
-from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare
+from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare, resize_frame
 
 __all__ = [
     "EMBEDDED",
@@ -16,6 +16,7 @@ __all__ = [
     "Segmentor",
     "load_segmentor",
     "prepare",
+    "resize_frame",
 ]
 
 # Models that ship with the package: name and folder under assets/.

@@ -78,18 +78,22 @@ class InputRule:
 
 
 def prepare(frame: Frame, rule: InputRule) -> tuple[UInt8[Tensor, "3 H W"], Geometry]:
-    """Resize a frame to the network's size: area averages when it shrinks, bilinear when it grows.
+    """Resize a frame to the network's size.
 
     Returns:
         The picture, still 0..255 and not padded, and the geometry that leads back.
     """
     geometry = rule.fit(frame.size)
+    return resize_frame(frame, geometry.resized), geometry
+
+
+def resize_frame(frame: Frame, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+    """Return the picture at a height and width: area averages when it shrinks, bilinear when it grows."""
     rgb = frame.rgb
-    height, width = geometry.resized
-    if (height, width) != frame.size:
-        shrinks = height < frame.size[0]
-        rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1), geometry
+    if size != frame.size:
+        shrinks = size[0] < frame.size[0]
+        rgb = cv2.resize(rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,7 +127,7 @@ def augment(
         image, label = image[:, ::-1], label[:, ::-1]
     picture = image.astype(np.float32)
     if config.light and random.random() < 0.5:
-        picture = 255 * (picture / 255) ** math.exp(random.normal(0, config.light))
+        picture = (255 * (picture / 255) ** math.exp(random.normal(0, config.light))).astype(np.float32)
     if random.random() < 0.8:
         picture = picture * random.uniform(0.7, 1.35)
         picture = (picture - picture.mean()) * random.uniform(0.7, 1.35) + picture.mean()
@@ -318,7 +318,7 @@ def train(
     validation: Path | None,
     every: int,
 ) -> None:
-    """Train from ImageNet's weights or from a model of the first stage, or go on from the last checkpoint in ``out``."""
+    """Train from ImageNet's weights or from the first stage's, or go on from the last checkpoint in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model: Any = MaskFormerForInstanceSegmentation(compact_config(CLASSES))

@@ -1,0 +1,111 @@
+"""Class scores of key frames, carried to other frames by one flow for all of them.
+
+Masks that share a flow need not be warped one by one and scored again: the key frame's class scores are made once, and
+fetched where the flow points. On a CPU they lie four classes to a pixel, which OpenCV fetches in the time of one.
+"""
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from mpvss.decode import ClassScores
+from mpvss.motion.warp import sampling_maps, warp
+
+# Classes that peak below this in both key frames, and win nowhere, are left behind.
+_FAINT = 0.05
+_Block = Float32[np.ndarray, "H W 4"]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Class scores in the order that fetching them is quick.
+
+    Attributes:
+        ids: Classes, ascending.
+        num_classes: Number of all classes.
+        blocks: On a CPU: four classes in each, the last one filled up with zeros. Elsewhere empty.
+        planes: Elsewhere than on a CPU: one plane a class.
+    """
+
+    ids: Int64[Tensor, " P"]
+    num_classes: int
+    blocks: tuple[_Block, ...] = ()
+    planes: Float[Tensor, "P H W"] | None = None
+
+
+def strongest(scores: ClassScores) -> ClassScores:
+    """Leave out the classes that are faint everywhere and win nowhere: what is worth carrying."""
+    if len(scores.ids) == 1:
+        return scores
+    best = scores.planes.amax(0)
+    kept = ((scores.planes >= best) & (best > 0)).flatten(1).any(1) | (scores.planes.flatten(1).amax(1) >= _FAINT)
+    if kept.all() or not kept.any():
+        return scores
+    return replace(scores, ids=scores.ids[kept], planes=scores.planes[kept])
+
+
+def pack(scores: ClassScores, ids: Int64[Tensor, " P"] | None = None) -> Packed:
+    """Bring scores into order.
+
+    Args:
+        scores: Of a key frame.
+        ids: The classes wanted, ascending; those that the key frame lacks score zero. ``None`` for its own.
+    """
+    planes = scores.planes
+    if ids is not None and not torch.equal(ids, scores.ids):
+        place = torch.searchsorted(ids, scores.ids)
+        planes = planes.new_zeros(len(ids), *planes.shape[1:])
+        planes[place] = scores.planes
+    ids = scores.ids if ids is None else ids
+    if planes.device.type != "cpu" or planes.dtype != torch.float32:
+        return Packed(ids, scores.num_classes, planes=planes)
+    blocks = []
+    for first in range(0, len(planes), 4):
+        four = list(planes[first : first + 4].contiguous().numpy())
+        four += [np.zeros_like(four[0])] * (4 - len(four))
+        blocks.append(cv2.merge(four))
+    return Packed(ids, scores.num_classes, tuple(blocks))
+
+
+def together(one: ClassScores, other: ClassScores) -> Int64[Tensor, " P"]:
+    """The classes of either, ascending."""
+    ids: Tensor = torch.unique(torch.cat([one.ids, other.ids]))
+    return ids
+
+
+def fetch(packed: Packed, flow: Float[Tensor, "2 H W"]) -> Packed:
+    """Return the scores where the flow points: ``warp`` of each class."""
+    if packed.planes is not None:
+        return replace(packed, planes=warp(packed.planes[None], flow[None].to(packed.planes.device))[0])
+    x, y = sampling_maps(flow)
+    fetched = (cv2.remap(block, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for block in packed.blocks)
+    return replace(packed, blocks=tuple(fetched))
+
+
+def mix(sides: tuple[Packed, Packed], weights: tuple[Float[Tensor, "H W"], Float[Tensor, "H W"]]) -> Packed:
+    """Return the weighted mean of the scores of two key frames with the same classes; only the weights' ratio counts.
+
+    Where no side has any weight, scores are zero, or nearly.
+    """
+    (one, other), (left, right) = sides, weights
+    if one.planes is not None and other.planes is not None:
+        both = one.planes * left + other.planes * right
+        return replace(one, planes=both / (left + right).clamp(min=1e-5))
+    a, b = (weight.contiguous().numpy() for weight in weights)
+    blocks = [cv2.blendLinear(x, y, a, b) for x, y in zip(one.blocks, other.blocks, strict=True)]
+    return replace(one, blocks=tuple(blocks))
+
+
+def unpack(packed: Packed) -> ClassScores:
+    """Return one plane a class again."""
+    planes = packed.planes
+    if planes is None:
+        planes = torch.empty(len(packed.ids), *packed.blocks[0].shape[:2])
+        for number, block in enumerate(packed.blocks):
+            four = list(planes[4 * number : 4 * number + 4].numpy())
+            cv2.mixChannels([block], four, [place for channel in range(len(four)) for place in (channel, channel)])
+    return ClassScores(packed.ids, planes, packed.num_classes)
