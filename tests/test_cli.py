@@ -670,7 +670,7 @@ def test_help_and_version(command):
     assert code == 0
     options = (
         "--out --model --propagator --motion --direction --interval --no-cuts --save --classes --alpha --legend "
-        "--short-side --compare --start --end --stride --device --dtype --overwrite --json --verbose --quiet"
+        "--short-side --compare --start --end --stride --device --dtype --no-fast --overwrite --json --verbose --quiet"
     )
     for option in options.split(" "):
         assert option in out

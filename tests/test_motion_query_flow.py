@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from mpvss.checkpoint import convert_motion_state_dict
 from mpvss.errors import ConfigError
-from mpvss.motion import PixelFlow, QueryFlow, QueryFlowConfig
+from mpvss.motion import PixelFlow, QueryFlow, QueryFlowConfig, encoder
 from mpvss.motion.decoder import position_encoding
-from mpvss.motion.encoder import prepare_image
+from mpvss.motion.encoder import MotionEncoder, prepare_image
 
 DATA = Path(__file__).parent / "data"
 # Small in everything, with an odd number of levels, two stages below the flow's grid, and a narrow query.
@@ -137,6 +137,25 @@ def test_reducing_by_two_is_bilinear_resizing():
     image = _images(1, 3, 64, 96)
     expected = F.interpolate(prepare_image(image, 1), scale_factor=0.5, mode="bilinear", align_corners=False)
     torch.testing.assert_close(prepare_image(image, 2), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [(33, 47), (32, 64), (5, 3)])
+def test_a_convolution_of_few_places_is_the_same_convolution(size, monkeypatch):
+    torch.manual_seed(0)
+    module = MotionEncoder((4, 6, 8), (7, 5, 3), (1, 2, 2)).double()
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    pictures = torch.randn(2, 2, 3, *size, dtype=torch.double)
+    found = {}
+    for places in (0, 10**9):
+        monkeypatch.setattr(encoder, "_FEW_PLACES", places)
+        features = module(*pictures)
+        features[-1].square().sum().backward()
+        found[places] = [*features, *(parameter.grad.clone() for parameter in module.parameters())]
+        module.zero_grad()
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_position_encoding_is_written_out():

@@ -166,8 +166,8 @@ def _parts(family, model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_class_and_mask_logits_recomputed_from_the_queries_equal_the_models_own(family, segmentors):
-    segmentor = segmentors[family]
+def test_class_and_mask_logits_recomputed_from_the_queries_equal_the_models_own(family, checkpoints):
+    segmentor = load_segmentor(checkpoints / family, fast=False)
     module, read, class_head, mask_embedder = _parts(family, segmentor.model)
     seen = []
     hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(read(output)))

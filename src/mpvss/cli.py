@@ -69,6 +69,7 @@ Propagator = Annotated[PropagatorName, typer.Option(help="How masks reach the fr
 MotionOption = Annotated[MotionName, typer.Option(help="chain composes flows between neighbours; direct is the paper.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Fast = Annotated[bool, typer.Option(help="Our own forward pass of Mask2Former; --no-fast for the library's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")]
@@ -122,6 +123,7 @@ def segment(
     stride: Annotated[int, typer.Option(min=1, help="Take every so many frames.")] = 1,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    fast: Fast = True,
     overwrite: Overwrite = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -137,7 +139,7 @@ def segment(
             compare=compare, overwrite=overwrite, start=start, end=end, stride=stride,
         )  # fmt: skip
     infos = _plan(sources, out, options)
-    segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype)
+    segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype, fast)
     videos = []
     for source, info in zip(sources, infos, strict=True):
         with _progress(info, _expected_frames(info, options), quiet) as advance:
@@ -197,6 +199,7 @@ def _load(
     short_side: int | None,
     device: str,
     dtype: str,
+    fast: bool,
 ) -> "VideoSegmenter":
     log.info("loading %s", model)
     try:
@@ -215,6 +218,7 @@ def _load(
         short_side=short_side,
         device=device,
         dtype=dtype,
+        fast=fast,
     )
     names = segmenter.segmentor.class_names
     log.info("%s knows %d classes: %s", segmenter.segmentor.name, len(names), ", ".join(names))
@@ -341,6 +345,7 @@ def evaluate(
     baseline: Annotated[Path | None, typer.Option(help="Directory of a run that the report compares with.")] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    fast: Fast = True,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -359,7 +364,7 @@ def evaluate(
         options = EvalOptions(
             data, split, model, propagator, motion.value, direction.value, interval, cuts, oracle,
             None if predictions is None else str(predictions),
-            None if save_predictions is None else str(save_predictions), device, dtype,
+            None if save_predictions is None else str(save_predictions), device, dtype, fast,
         )  # fmt: skip
 
     def say(video: str, done: int, total: int) -> None:

@@ -89,8 +89,18 @@ def count_gmac(run: Callable[[], object]) -> float:
     def bilinear(*_: Any, out_shape: Any, **__: Any) -> int:
         return 2 * _BILINEAR * int(math.prod(out_shape))
 
+    def bags(table_shape: Any, index_shape: Any, *_: Any, **__: Any) -> int:
+        return 2 * int(math.prod(index_shape)) * int(table_shape[1])
+
+    def attention(queries: Any, keys: Any, values: Any, *_: Any, **__: Any) -> int:
+        return 2 * int(math.prod(queries[:-1])) * int(keys[-2]) * int(keys[-1] + values[-1])
+
     aten = torch.ops.aten
-    rules = dict.fromkeys((aten.grid_sampler_2d, aten.upsample_bilinear2d), bilinear)
+    rules: dict[Any, Callable[..., int]] = dict.fromkeys((aten.grid_sampler_2d, aten.upsample_bilinear2d), bilinear)
+    # A bilinear sample is four entries of a bag.
+    rules |= dict.fromkeys((aten._embedding_bag, aten._embedding_bag_forward_only), bags)
+    # The counter knows attention on a GPU and in plain products, but not this one.
+    rules[aten._scaled_dot_product_flash_attention_for_cpu] = attention
     with FlopCounterMode(display=False, custom_mapping=rules) as counter, torch.no_grad():
         run()
     return int(counter.get_total_flops()) / 2 / 1e9  # the counter says 2 for a multiply-add

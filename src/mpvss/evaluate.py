@@ -82,6 +82,7 @@ class EvalOptions:
         save_predictions: Directory that all predictions are written to, as ``predictions`` reads them.
         device: Where the networks run.
         dtype: Their precision.
+        fast: Whether a Mask2Former runs through our own forward pass.
 
     Raises:
         ValueError: A value is out of range, or two options exclude each other.
@@ -100,6 +101,7 @@ class EvalOptions:
     save_predictions: str | None = None
     device: str = "auto"
     dtype: str = "float32"
+    fast: bool = True
 
     def __post_init__(self) -> None:
         for name, known in (("motion", MOTIONS), ("direction", DIRECTIONS)):
@@ -392,6 +394,7 @@ class _Predictor:
                 cuts=options.cuts,
                 device=options.device,
                 dtype=options.dtype,
+                fast=options.fast,
             )
             self._segmentor = self._segmenter.segmentor
             self._propagator = self._segmenter.propagator

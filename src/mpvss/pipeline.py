@@ -167,6 +167,7 @@ class VideoSegmenter:
         tolerance: float = 0.0,
         device: str = "auto",
         dtype: str = "float32",
+        fast: bool = True,
     ) -> "VideoSegmenter":
         """Load a segmentor, and the motion module of a checkpoint that has one; see ``__init__`` for the rest.
 
@@ -181,6 +182,8 @@ class VideoSegmenter:
             tolerance: By how much leaving queries out of propagation may change a class score.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             dtype: ``float32``, ``bfloat16`` or ``float16``.
+            fast: Whether a Mask2Former runs through our own forward pass; ``False`` for the library's, which gives the
+                same to rounding.
 
         Raises:
             ModelError: The model cannot be loaded.
@@ -191,7 +194,7 @@ class VideoSegmenter:
         if module is not None:
             module = module.to(place)
         chosen = make_propagator(propagator, module)
-        segmentor = load_segmentor(source, device=place, dtype=precision)
+        segmentor = load_segmentor(source, device=place, dtype=precision, fast=fast)
         if isinstance(chosen, LearnedFlow):
             check_fits(chosen.module, segmentor.query_width, segmentor.num_queries)
         return cls(

@@ -24,14 +24,20 @@ EMBEDDED = ("compact",)
 
 
 def load_segmentor(
-    model: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    model: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fast: bool = True,
 ) -> HuggingFaceSegmentor:
     """Load a segmentor by the name of an embedded model, a hub id (owner/name) or a local directory.
+
+    Without ``fast`` a Mask2Former runs the library's own forward pass, which gives the same to rounding.
 
     Raises:
         ModelError: There is no such model, or it is not a mask classifier, or its weights do not fit.
     """
     if model in EMBEDDED:
         place = Path(str(files("mpvss") / "assets" / str(model)))
-        return load_huggingface(place, name=str(model), device=device, dtype=dtype)
-    return load_huggingface(model, device=device, dtype=dtype)
+        return load_huggingface(place, name=str(model), device=device, dtype=dtype, fast=fast)
+    return load_huggingface(model, device=device, dtype=dtype, fast=fast)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mpvss.errors import ModelError
+from mpvss.segmentors import fast_mask2former
 from mpvss.segmentors.efficientnet import register
 from mpvss.segmentors.protocol import InputRule, Prediction
 
@@ -39,6 +40,10 @@ def _mask2former(model: Any, images: Tensor, *_: Any) -> Prediction:
         outputs.masks_queries_logits,
         norm(outputs.transformer_decoder_last_hidden_state),
     )
+
+
+def _fast_mask2former(model: Any, images: Tensor, *_: Any) -> Prediction:
+    return Prediction(*fast_mask2former.predict(model, images))
 
 
 def _maskformer(model: Any, images: Tensor, *_: Any) -> Prediction:
@@ -131,6 +136,7 @@ class HuggingFaceSegmentor:
         name: str = "model",
         dtype: torch.dtype = torch.float32,
         task: Tensor | None = None,
+        fast: bool = True,
     ) -> None:
         """Wrap a model that is on its device already.
 
@@ -140,6 +146,8 @@ class HuggingFaceSegmentor:
             name: What to call it in results.
             dtype: Below float32 the network runs under autocast.
             task: Token ids (1, 77) of OneFormer's task text.
+            fast: Whether a Mask2Former runs through ``fast_mask2former``, which gives the same to rounding; ``False``
+                runs the library's own forward pass. The other families have no fast path.
 
         Raises:
             ModelError: The model is of another family, or a class has no name.
@@ -156,7 +164,7 @@ class HuggingFaceSegmentor:
         self.rule = rule
         self._dtype = dtype
         self._task = task
-        self._adapter = _FAMILIES[kind][1]
+        self._adapter = _fast_mask2former if fast and fast_mask2former.supports(model) else _FAMILIES[kind][1]
         self.query_width, self.num_queries = _query_shape(model.config)
         self._device = next(model.parameters()).device
 
@@ -235,8 +243,11 @@ def load_huggingface(
     name: str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    fast: bool = True,
 ) -> HuggingFaceSegmentor:
     """Load a checkpoint by hub id or from a directory; weights are tensors only, nothing is executed.
+
+    Without ``fast`` a Mask2Former runs the library's own forward pass.
 
     Raises:
         ModelError: No configuration, another family, weights missing or of other shapes, or no way to fetch them.
@@ -297,7 +308,7 @@ def load_huggingface(
         )
     if config.model_type != "eomt":
         model = model.to(memory_format=torch.channels_last)
-    return HuggingFaceSegmentor(model.to(device), rule, name=name or model_id, dtype=dtype, task=task)
+    return HuggingFaceSegmentor(model.to(device), rule, name=name or model_id, dtype=dtype, task=task, fast=fast)
 
 
 def _demand_file(place: Path, needed: str) -> None:
