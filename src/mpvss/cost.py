@@ -90,7 +90,9 @@ def count_gmac(run: Callable[[], object]) -> float:
         return 2 * _BILINEAR * int(math.prod(out_shape))
 
     aten = torch.ops.aten
-    rules = dict.fromkeys((aten.grid_sampler_2d, aten.upsample_bilinear2d), bilinear)
+    # In inference mode the counter would take the overload with a list of sizes apart, into nothing that it counts.
+    resizing = (aten.upsample_bilinear2d, aten.upsample_bilinear2d.vec)
+    rules = dict.fromkeys((aten.grid_sampler_2d, *resizing), bilinear)
     with FlopCounterMode(display=False, custom_mapping=rules) as counter, torch.no_grad():
         run()
     return int(counter.get_total_flops()) / 2 / 1e9  # the counter says 2 for a multiply-add
