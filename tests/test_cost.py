@@ -56,6 +56,8 @@ def test_the_counting_rule():
         assert count_gmac(lambda: F.conv2d(image, weight, padding=1)) == 5 * 3 * 9 * 20 * 30 / 1e9
         assert count_gmac(lambda: F.grid_sample(image, grid, align_corners=False)) == 4 * 3 * 8 * 9 / 1e9
         assert count_gmac(lambda: F.interpolate(image, size=(10, 12), mode="bilinear")) == 4 * 3 * 10 * 12 / 1e9
+        with torch.inference_mode():
+            assert count_gmac(lambda: F.interpolate(image, size=(10, 12), mode="bilinear")) == 4 * 3 * 10 * 12 / 1e9
         assert count_gmac(lambda: F.scaled_dot_product_attention(rows, rows, rows)) == 2 * 2 * 7 * 7 * 16 / 1e9
         assert count_gmac(lambda: F.layer_norm(image, (30,)) + image.relu()) == 0
 

@@ -304,6 +304,69 @@ def cost(
 
 
 @app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Option(help="compact, a hub id such as owner/name, or a directory. Default: compact.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Instead: r50, r101, swin-t, swin-s, swin-b or swin-l, with random weights.")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of an --arch. Default: 124.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH in pixels. Default: 480x853 for an --arch, 360x480.")
+    ] = None,
+    propagator: Annotated[
+        PropagatorName | None, typer.Option(help="Default: query for an --arch, or what segment takes.")
+    ] = None,
+    motion: Annotated[
+        MotionName | None, typer.Option(help="Default: direct for an --arch, or what segment takes.")
+    ] = None,
+    direction: Annotated[DirectionName | None, typer.Option(help="Default: forward for an --arch, or both.")] = None,
+    interval: Annotated[int | None, typer.Option(help="Default: 5 forward, 10 both.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of a whole run. Default: one interval of an --arch, or five.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds of the segmentation alone, after one to warm up.")] = 3,
+    runs: Annotated[
+        int | None, typer.Option(help="Whole runs from file to files; 0 for none. Default: 1 for an --arch, or 3.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="VIDEO", help="Measure on this; without it one is made.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch and OpenCV.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory for BENCH.json and BENCH.png.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the seconds of a frame.")] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how much faster than the library on every frame, in one run, taking turns; on the CPU."""
+    _set_up(verbose, quiet)
+    from mpvss import benchmark
+
+    if out is not None or plot is not None:
+        benchmark.demand_matplotlib()
+    with _option_errors():
+        options = benchmark.BenchOptions(
+            model=model or ("compact" if arch is None else None), arch=arch, classes=classes,
+            size=None if size is None else _parse_size(size),
+            propagator=None if propagator is None else propagator.value,
+            motion=None if motion is None else motion.value,
+            direction=None if direction is None else direction.value,
+            interval=interval, frames=frames, repeats=repeats, runs=runs, source=source, threads=threads,
+        )  # fmt: skip
+    found = benchmark.bench(options)
+    if out is not None:
+        benchmark.save(found, out)
+    if plot is not None:
+        benchmark.plot(found, plot)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _print_bench(found)
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the published code, a .pth file.")],
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
@@ -613,6 +676,58 @@ def _print_result(result: dict[str, Any]) -> None:
     seconds = result["seconds"]
     stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
     print(f"seconds: {stages}; total {seconds['total']:.1f}")
+
+
+def _print_bench(found: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    seconds, run, options = found["seconds"], found["seconds"]["run"], found["options"]
+    between = f"{options['propagator']} {options['motion']} {options['direction']}"
+
+    def milliseconds(value: float | None) -> str:
+        return "-" if value is None else f"{1000 * value:.1f}"
+
+    table = Table(box=box.SIMPLE, title=f"{options['arch'] or options['model']}: milliseconds a frame")
+    for head in ("", "segmentation", "whole run"):
+        table.add_column(head, justify="right" if head else "left")
+    rows = (
+        ("library, every frame", seconds["library_frame"], run["library"]),
+        ("  of which decoding", seconds["library_decode"], None),
+        ("SegFormer-B0, every frame", None, run["segformer_b0"]),
+        ("ours, every frame", seconds["ours_frame"], run["ours_per_frame"]),
+        (f"ours, interval {options['interval']} ({between})", seconds["ours_interval"], run["ours"]),
+        ("  a key frame", seconds["ours_key"], None),
+        ("  a frame between", seconds["ours_non_key"], None),
+        *((f"  {stage}, mean of all", value, None) for stage, value in seconds["stages"].items()),
+    )
+    for name, alone, whole in rows:
+        table.add_row(name, milliseconds(alone), milliseconds(whole))
+    console.print(table)
+    everything = (found["all_active"] or {"ratios": {}})["ratios"]
+    table = Table("ratio", "", box=box.SIMPLE)
+    if everything:
+        table.add_column("all active")
+    for name, value in found["ratios"].items():
+        if value is not None:
+            other = everything.get(name)
+            table.add_row(name, f"{value:.3f}", *([] if not everything else ["" if other is None else f"{other:.3f}"]))
+    console.print(table)
+    shares = ", ".join(f"{name} {value:.2f}" for name, value in found["sgemm"]["share"].items() if value is not None)
+    console.print(f"sgemm: {found['sgemm']['gmac_per_second']:.1f} GMAC/s; share of it: {shares}")
+    counts = ", ".join(f"{name} {value:.2f}" for name, value in found["gmac"].items() if value is not None)
+    console.print(f"GMAC: {counts}")
+    if found["peak_mib"] is not None:
+        console.print(f"peak memory of our whole run: {found['peak_mib']:.0f} MiB")
+    if found["note"]:
+        console.print(found["note"])
+    machine = found["machine"]
+    console.print(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}, "
+        f"commit {machine['commit'] or 'unknown'}"
+    )
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

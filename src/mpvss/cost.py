@@ -96,7 +96,9 @@ def count_gmac(run: Callable[[], object]) -> float:
         return 2 * int(math.prod(queries[:-1])) * int(keys[-2]) * int(keys[-1] + values[-1])
 
     aten = torch.ops.aten
-    rules: dict[Any, Callable[..., int]] = dict.fromkeys((aten.grid_sampler_2d, aten.upsample_bilinear2d), bilinear)
+    # In inference mode the counter would take the overload with a list of sizes apart, into nothing that it counts.
+    resizing = (aten.upsample_bilinear2d, aten.upsample_bilinear2d.vec)
+    rules: dict[Any, Callable[..., int]] = dict.fromkeys((aten.grid_sampler_2d, *resizing), bilinear)
     # A bilinear sample is four entries of a bag.
     rules |= dict.fromkeys((aten._embedding_bag, aten._embedding_bag_forward_only), bags)
     # The counter knows attention on a GPU and in plain products, but not this one.
