@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
+from mpvss.sinks import ENDINGS
 from mpvss.video.probe import IMAGE_SUFFIXES
 from mpvss.video.write import output_errors
 
@@ -22,6 +23,8 @@ VIDEO_SUFFIXES = (
     ".wmv", ".y4m",
 )  # fmt: skip
 
+# What this program writes, which may lie beside what it reads.
+_OUTPUTS = tuple(ENDINGS[kind] for kind in ("overlay", "compare", "labels"))
 _LISTS = (".txt", ".jsonl")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _LIVE = re.compile(r"(camera:|rtsp|rtmp|udp|rtp|srt)")
@@ -81,7 +84,14 @@ def _open(place: str) -> tuple[Any, str]:
     import fsspec
 
     found: tuple[Any, str] = fsspec.core.url_to_fs(place)
+    found[0].invalidate_cache()  # other workers write there too
     return found
+
+
+def _beating(beat: Callable[[], None]) -> Any:
+    from fsspec.callbacks import Callback
+
+    return Callback(hooks={"beat": lambda *_, **__: beat()})
 
 
 def _shown(place: str) -> str:
@@ -99,7 +109,8 @@ def expand(sources: Sequence[str]) -> list[Job]:
 
     Args:
         sources: Videos; patterns; folders, which stand for all videos below them or, if there are none, for one video
-            of images; lists (``.txt``: a source a line; ``.jsonl``: objects with ``source`` and perhaps ``name``).
+            of images (both without the overlays and labels that this program wrote); lists (``.txt``: a source a line;
+            ``.jsonl``: objects with ``source`` and perhaps ``name``).
 
     Raises:
         SourceError: A pattern, folder or list names no video.
@@ -146,6 +157,8 @@ def _on_disk(given: str) -> Iterator[Job]:
             root = Path(*_before_magic(path.parts))
             found = []
             for match in map(Path, matches):
+                if match.name.endswith(_OUTPUTS):
+                    continue
                 videos = _videos_in(match) if match.is_dir() else [match]
                 found += videos or [match]
         else:
@@ -166,6 +179,7 @@ def _videos_in(folder: Path) -> list[Path]:
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in VIDEO_SUFFIXES
+        and not file.name.endswith(_OUTPUTS)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
     )
@@ -196,6 +210,7 @@ def _remote(given: str) -> Iterator[Job]:
         else:
             yield Job(PurePosixPath(path).stem, given, _shown(given))
             return
+        found = [match for match in found if not match.endswith(_OUTPUTS)]
         if not found:
             raise SourceError(f"expected videos at {_shown(given)}, found none: check the address")
         for match in found:
@@ -256,8 +271,13 @@ def _safe(name: str, where: str) -> str:
     return name
 
 
-def fetch(place: str, folder: Path) -> Path:
+def fetch(place: str, folder: Path, *, beat: Callable[[], None] = lambda: None) -> Path:
     """Return a local file with what lies at a place: itself if it is local, else a download into the folder.
+
+    Args:
+        place: The place.
+        folder: Made if missing.
+        beat: Called as the bytes come.
 
     Raises:
         OutputError: It cannot be downloaded whole; trying again may help.
@@ -269,7 +289,7 @@ def fetch(place: str, folder: Path) -> Path:
         fs, path = _open(place)
         size = fs.info(path).get("size")
         folder.mkdir(parents=True, exist_ok=True)
-        fs.get_file(path, str(target))
+        fs.get_file(path, str(target), callback=_beating(beat))
         found = target.stat().st_size
         if size is not None and found != size:
             raise OutputError(f"expected {size} bytes from {_shown(place)}, found {found}: the connection was lost")
@@ -332,17 +352,22 @@ def _digest_of_folder(files: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, 
     return {"bytes": size, "sha256": checksum.hexdigest()}
 
 
-def publish(staged: Path, place: str) -> None:
+def publish(staged: Path, place: str, *, beat: Callable[[], None] = lambda: None) -> None:
     """Move a file, or a folder of files, to its final place, where a file appears only when all of it is there.
 
     Files of a store whose uploads do not appear at once get a temporary name first. A folder in a store is no unit:
     its files appear one by one.
 
+    Args:
+        staged: The file or folder, which is gone afterwards.
+        place: Where it goes; what is there is replaced.
+        beat: Called as the bytes go.
+
     Raises:
         OutputError: It cannot be written.
     """
     if is_remote(place):
-        _upload(staged, place)
+        _upload(staged, place, beat)
         return
     target = Path(place)
     with output_errors(target):
@@ -361,7 +386,7 @@ def publish(staged: Path, place: str) -> None:
             os.close(descriptor)
 
 
-def _upload(staged: Path, place: str) -> None:
+def _upload(staged: Path, place: str, beat: Callable[[], None]) -> None:
     scheme = place.partition("://")[0].lower()
     with _remote_errors(place, OutputError):
         fs, path = _open(place)
@@ -370,12 +395,13 @@ def _upload(staged: Path, place: str) -> None:
                 fs.rm(path, recursive=True)
             for file in sorted(staged.iterdir()):
                 fs.put_file(str(file), f"{path}/{file.name}")
+                beat()
         elif scheme in _OBJECT_STORES:
-            fs.put_file(str(staged), path)
+            fs.put_file(str(staged), path, callback=_beating(beat))
         else:
             parent, _, name = path.rpartition("/")
             fs.makedirs(parent, exist_ok=True)
-            fs.put_file(str(staged), f"{parent}/.{name}.part")
+            fs.put_file(str(staged), f"{parent}/.{name}.part", callback=_beating(beat))
             fs.mv(f"{parent}/.{name}.part", path)
         if staged.is_dir():
             shutil.rmtree(staged)
@@ -441,15 +467,17 @@ def is_whole(place: str, described: dict[str, Any], *, verify: bool) -> bool:
                     return _digest_of_file(opened)
 
             if folder:
-                return _digest_of_folder((PurePosixPath(file).name, one(file)) for file in files) == wanted
-            return bool(one(path) == wanted)
+                found = _digest_of_folder((PurePosixPath(file).name, one(file)) for file in files)
+            else:
+                found = one(path)
+            return found == wanted
     target = Path(place)
     try:
         if not target.exists():
             return False
         if verify:
             return digest(target) == wanted
-        found = list(target.iterdir()) if target.is_dir() else [target]
-        return sum(file.stat().st_size for file in found) == wanted["bytes"]
+        inside = list(target.iterdir()) if target.is_dir() else [target]
+        return bool(sum(file.stat().st_size for file in inside) == wanted["bytes"])
     except OSError:
         return False

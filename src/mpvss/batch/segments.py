@@ -1,8 +1,8 @@
 """One long video in segments: listed once, segmented in parts that do not depend on each other, joined.
 
 A segment begins at a key frame and ends before another. Where both directions are used, the key frame that follows is
-segmented too, as its neighbour needs it, and its result thrown away. The joined files have the same bytes as those of
-one run over the whole video.
+segmented too, as its neighbour needs it, and its result thrown away. The joined labels and their description have the
+same bytes as those of one run over the whole video; so would the overlay if x264 always repeated itself.
 
 A folder holds what is finished, and each of it appears only when it is whole:
 

@@ -31,8 +31,8 @@ def process_in_segments(
 ) -> dict[str, Any]:
     """Segment a source as ``VideoSegmenter.process`` does, keeping what is finished in ``OUT/.NAME.parts`` meanwhile.
 
-    Called again after a kill with the same settings it goes on after the last finished segment. The outputs have the
-    same bytes as those of ``process``. The folder is removed at the end.
+    Called again after a kill with the same settings it goes on after the last finished segment. Labels and
+    their description have the same bytes as those of ``process``. The folder is removed at the end.
 
     Args:
         segmenter: Loaded from the settings.

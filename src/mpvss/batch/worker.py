@@ -216,11 +216,12 @@ class Worker:
             final = isinstance(error, SourceError | ConfigError)
             broken = isinstance(error, DataError) and task.kind == "join"
             outcome = Outcome(task, error=str(error), again=not final, anew=broken)
-        except (Exception, MemoryError) as error:
+        except Exception as error:
             log.exception("%s", task.job.shown)
             outcome = Outcome(task, error=f"{type(error).__name__}: {error}")
         finally:
             faulthandler.cancel_dump_traceback_later()
+            self._beaten = 0.0
             shutil.rmtree(stage, ignore_errors=True)
         return replace(outcome, seconds=time.monotonic() - began)
 
@@ -240,7 +241,7 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
             self._fetched = None
             try:
-                self._fetched = (job, fetch(job.source, folder))
+                self._fetched = (job, fetch(job.source, folder, beat=self._beat))
             except ConfigError:
                 raise
             except MpvssError as error:
@@ -263,6 +264,7 @@ class Worker:
             plan = self._divide(job, source, stage)
             if plan.segments > 1:
                 return Outcome(task, segments=plan.segments, frames=plan.frames)
+            remove(self._folder(job))
         direction = settings.direction or "both"
         summary = self.segmenter.process(
             source, stage, options, direction=direction, named=job.shown, on_frame=self._beat
@@ -283,7 +285,12 @@ class Worker:
         return below(self.setup.work, parts_folder(job))
 
     def _identity(self, job: Job) -> dict[str, Any]:
-        return {"source": job.shown, "stamp": stamp(job.source), **self.setup.settings.describe()}
+        try:
+            return {"source": job.shown, "stamp": stamp(job.source), **self.setup.settings.describe()}
+        except SourceError as error:
+            if is_remote(job.source):
+                raise _LostError(str(error)) from error
+            raise
 
     def _divide(self, job: Job, source: str, stage: Path) -> "Plan":
         """Find the plan of an earlier run, or make one."""
@@ -301,7 +308,7 @@ class Worker:
             identity=identity, beat=self._beat,
         )  # fmt: skip
         for name in (FRAMES, PLAN):
-            publish(stage / name, below(folder, name))
+            publish(stage / name, below(folder, name), beat=self._beat)
         return plan
 
     def _plan(self, job: Job, stage: Path) -> tuple["Plan", Path]:
@@ -329,7 +336,7 @@ class Worker:
             beat=self._beat,
         )  # fmt: skip
         for name in files:
-            publish(stage / name, below(folder, name))
+            publish(stage / name, below(folder, name), beat=self._beat)
         return Outcome(task)
 
     def _join(self, task: Task, stage: Path) -> Outcome:
@@ -342,7 +349,7 @@ class Worker:
 
         def parts() -> Iterator[Path]:
             for number in range(plan.segments):
-                labels, _ = (fetch(below(folder, name), stage / "part") for name in part_files(number))
+                labels, _ = (fetch(below(folder, name), stage / "part", beat=self._beat) for name in part_files(number))
                 yield labels
                 shutil.rmtree(stage / "part", ignore_errors=True)
 
@@ -358,7 +365,7 @@ def publish_all(staged: Mapping[str, Path], place: str, *, beat: Callable[[], No
     Args:
         staged: Finished files by kind.
         place: Where they go, but for their endings.
-        beat: Called before each.
+        beat: Called as they go.
 
     Raises:
         OutputError: One cannot be written.
@@ -367,8 +374,7 @@ def publish_all(staged: Mapping[str, Path], place: str, *, beat: Callable[[], No
     if "labels" not in staged:
         remove(place + ENDINGS["labels"])  # of an earlier run, which the new description would be taken for
     for kind in sorted(staged, key=lambda kind: kind == "meta"):
-        beat()
-        publish(staged[kind], place + ENDINGS[kind])
+        publish(staged[kind], place + ENDINGS[kind], beat=beat)
 
 
 def parts_folder(job: Job) -> str:
