@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,9 @@ log = logging.getLogger("mpvss.cli")  # under ``python -m`` the module has anoth
 _Misuse: type[Any] = typer.BadParameter.__mro__[2]
 
 _INTERRUPTED = 130
+_SOME_FAILED = 3
+# A table of more videos than this shows only those that failed.
+_MOST_ROWS = 50
 _LEARNED = ("flow", "query")
 
 
@@ -62,6 +66,13 @@ class DirectionName(StrEnum):
     forward = "forward"
 
 
+class EngineName(StrEnum):
+    """What runs the workers of a batch."""
+
+    local = "local"
+    ray = "ray"
+
+
 Model = Annotated[
     str, typer.Option(help="compact, a hub id such as owner/name, a directory, or a motion module's directory.")
 ]
@@ -75,6 +86,21 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stde
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+# Of segment and batch.
+Direction = Annotated[DirectionName | None, typer.Option(help="Default: both for files, forward for live sources.")]
+Interval = Annotated[
+    int | None, typer.Option(min=1, help="Frames from one key frame to the next. Default: 10 both, 5 forward.")
+]
+Cuts = Annotated[bool, typer.Option(help="Scene cuts are key frames too.")]
+Save = Annotated[str, typer.Option(help="Any of overlay, labels, png, separated by commas.")]
+Classes = Annotated[str | None, typer.Option(help="Only these classes, separated by commas.")]
+Alpha = Annotated[float, typer.Option(min=0.0, max=1.0, help="Opacity of the classes over the picture.")]
+Legend = Annotated[bool, typer.Option("--legend", help="Draw class names on the overlay.")]
+ShortSide = Annotated[int | None, typer.Option(min=32, help="Pixels of the shorter side the networks see.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Also write per frame beside propagated.")]
+Start = Annotated[str | None, typer.Option(help="First moment: seconds, or m:ss.")]
+End = Annotated[str | None, typer.Option(help="Moment to stop before.")]
+Stride = Annotated[int, typer.Option(min=1, help="Take every so many frames.")]
 
 
 def _print_version(wanted: bool) -> bool:
@@ -105,26 +131,28 @@ def segment(
     model: Model = "compact",
     propagator: Propagator = PropagatorName.dis,
     motion: MotionOption = MotionName.chain,
-    direction: Annotated[
-        DirectionName | None, typer.Option(help="Default: both for files, forward for live sources.")
-    ] = None,
-    interval: Annotated[
-        int | None, typer.Option(min=1, help="Frames from one key frame to the next. Default: 10 both, 5 forward.")
-    ] = None,
-    cuts: Annotated[bool, typer.Option(help="Scene cuts are key frames too.")] = True,
-    save: Annotated[str, typer.Option(help="Any of overlay, labels, png, separated by commas.")] = "overlay,labels",
-    classes: Annotated[str | None, typer.Option(help="Only these classes, separated by commas.")] = None,
-    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Opacity of the classes over the picture.")] = 0.5,
-    legend: Annotated[bool, typer.Option("--legend", help="Draw class names on the overlay.")] = False,
-    short_side: Annotated[int | None, typer.Option(min=32, help="Pixels of the shorter side the networks see.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Also write per frame beside propagated.")] = False,
-    start: Annotated[str | None, typer.Option(help="First moment: seconds, or m:ss.")] = None,
-    end: Annotated[str | None, typer.Option(help="Moment to stop before.")] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Take every so many frames.")] = 1,
+    direction: Direction = None,
+    interval: Interval = None,
+    cuts: Cuts = True,
+    save: Save = "overlay,labels",
+    classes: Classes = None,
+    alpha: Alpha = 0.5,
+    legend: Legend = False,
+    short_side: ShortSide = None,
+    compare: Compare = False,
+    start: Start = None,
+    end: End = None,
+    stride: Stride = 1,
     device: Device = "auto",
     dtype: Dtype = "float32",
     fast: Fast = True,
     overwrite: Overwrite = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Keep what is finished of a long video in OUT/.NAME.parts, and go on from it after a kill."
+        ),
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -138,20 +166,144 @@ def segment(
             save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
             compare=compare, overwrite=overwrite, start=start, end=end, stride=stride,
         )  # fmt: skip
-    infos = _plan(sources, out, options)
+    if resume:
+        with _option_errors():
+            if len(sources) > 1 or compare or overwrite or not fast:
+                raise ValueError(
+                    "--resume takes one video, without --compare, --overwrite and --no-fast; batch takes many"
+                )
+        from mpvss.batch.worker import Settings
+
+        settings = Settings(
+            model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
+            short_side, device, dtype, options,
+        )  # fmt: skip
+    # What is there of a run that is continued may be replaced by it; it looks itself whether this is one.
+    infos = _plan(sources, out, replace(options, overwrite=True) if resume else options)
     segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype, fast)
     videos = []
     for source, info in zip(sources, infos, strict=True):
         with _progress(info, _expected_frames(info, options), quiet) as advance:
-            videos.append(
-                segmenter.process(
+            if resume:
+                from mpvss.batch.single import process_in_segments
+
+                video = process_in_segments(segmenter, source, out, settings, on_frame=advance)
+            else:
+                video = segmenter.process(
                     source, out, options, direction=None if direction is None else direction.value, on_frame=advance
                 )
-            )
+            videos.append(video)
         if not as_json:
             _print_video(videos[-1])
     if as_json:
         print(json.dumps({"videos": videos}))
+
+
+@app.command()
+def batch(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Videos, folders of them, patterns, lists (.txt, .jsonl); here or at s3:// or https://.",
+        ),
+    ],
+    out: Annotated[str, typer.Option("--out", "-o", help="Directory for the results, or an s3:// address.")],
+    engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or a Ray cluster.")] = EngineName.local,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Default: one for each GPU, or for every two cores.")
+    ] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Of the cluster. Default: one on this machine.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a video or a segment is tried again.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Do only what is not whole yet.")] = False,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only this part of the videos, such as 1/4.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Directory of the manifest. Default: --out, if that is a directory.")
+    ] = None,
+    split: Annotated[
+        int, typer.Option(min=0, help="Frames of the segments that longer videos are divided into; 0 for never.")
+    ] = 1500,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="With --resume, compare checksums and not only sizes.")
+    ] = False,
+    stall: Annotated[int, typer.Option(min=1, help="Seconds without a frame after which a worker is stuck.")] = 600,
+    model: Model = "compact",
+    propagator: Propagator = PropagatorName.dis,
+    motion: MotionOption = MotionName.chain,
+    direction: Direction = None,
+    interval: Interval = None,
+    cuts: Cuts = True,
+    save: Save = "overlay,labels",
+    classes: Classes = None,
+    alpha: Alpha = 0.5,
+    legend: Legend = False,
+    short_side: ShortSide = None,
+    compare: Compare = False,
+    start: Start = None,
+    end: End = None,
+    stride: Stride = 1,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment many videos with several workers; what is broken is reported, and what was killed goes on."""
+    _set_up(verbose, quiet)
+    from mpvss.batch.run import BatchOptions, run_batch
+    from mpvss.batch.worker import Settings
+    from mpvss.sinks import ProcessOptions
+
+    with _option_errors():
+        options = ProcessOptions(
+            save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
+            compare=compare, start=start, end=end, stride=stride,
+        )  # fmt: skip
+        settings = Settings(
+            model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
+            short_side, device, dtype, options, split,
+        )  # fmt: skip
+        run_options = BatchOptions(
+            engine.value, workers, ray_address, retries, resume, overwrite,
+            None if shard is None else _parse_shard(shard), state, verify, stall,
+        )  # fmt: skip
+
+    def say(item: dict[str, Any], done: int, total: int) -> None:
+        log.info("%d/%d %s: %s", done, total, _printable(item["source"]), item["state"])
+
+    found = run_batch(sources, out, settings, run_options, on_item=say)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _print_batch(found)
+    if found["failed"]:
+        raise typer.Exit(_SOME_FAILED)
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal()):
+        raise ValueError(f"expected a shard as I/N such as 1/4, found {text!r}")
+    return int(first), int(second)
+
+
+def _print_batch(found: dict[str, Any]) -> None:
+    rows = []
+    for item in found["items"]:
+        if item["state"] == "failed" or len(found["items"]) <= _MOST_ROWS:
+            frames, seconds = str(item.get("frames", "")), f"{item['seconds']:.1f}" if "seconds" in item else ""
+            cells = (item["name"], item["state"], frames, str(item.get("attempts", "")), seconds, item.get("error", ""))
+            rows.append([_printable(cell) for cell in cells])
+    if rows:
+        _print_table(("video", "state", "frames", "attempts", "seconds", "error"), rows)
+    states = ", ".join(f"{found[state]} {state}" for state in ("done", "failed", "skipped"))
+    print(f"{states}; {found['seconds']:.1f} s; {found['manifest']}")
+
+
+def _printable(text: str) -> str:
+    """A name as one line that every terminal takes: others may hold line breaks, or bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def _plan(sources: Sequence[str], out: Path, options: "ProcessOptions") -> list["VideoInfo"]:
@@ -773,7 +925,8 @@ def _interrupt(*_: Any) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 success; 1 a problem was found; 2 an option or the outside world was wrong; 130 interrupted.
+    0 success; 1 a problem was found; 2 an option or the outside world was wrong; 3 some videos of a batch failed; 130
+    interrupted.
     """
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="mpvss", standalone_mode=False)

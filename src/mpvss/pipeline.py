@@ -21,7 +21,7 @@ from mpvss.motion.classical import Dis, Hold
 from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.pretrained import read_config
 from mpvss.motion.propagator import Propagator
-from mpvss.schedule import CutDetector, Schedule
+from mpvss.schedule import CutDetector, KeyFrames, Schedule
 from mpvss.segmentors import EMBEDDED, Segmentor, load_segmentor
 from mpvss.session import Session
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
@@ -212,8 +212,19 @@ class VideoSegmenter:
         found = self.segmentor(image[None])
         return KeyState(frame, image, found.class_logits[0], found.mask_logits[0], found.queries[0], geometry)
 
+    def schedule(self, direction: str) -> Schedule:
+        """Return what decides which frames of one video are key frames."""
+        if self.propagator is None:
+            return Schedule(1)
+        return Schedule(self.interval or DEFAULT_INTERVAL.get(direction, 1), CutDetector() if self.cuts else None)
+
     def session(
-        self, direction: str = "forward", *, classes: Sequence[int] | None = None, confidence: bool = False
+        self,
+        direction: str = "forward",
+        *,
+        classes: Sequence[int] | None = None,
+        confidence: bool = False,
+        schedule: KeyFrames | None = None,
     ) -> Session:
         """Begin a video of which the frames are pushed one by one.
 
@@ -221,17 +232,13 @@ class VideoSegmenter:
             direction: ``forward`` answers each frame at once; ``both`` waits for the next key frame.
             classes: Only these class ids are kept; other pixels get the ignore id.
             confidence: Whether results carry the winner's share of the scores.
+            schedule: Which frames are key frames, if that is known already.
         """
-        interval = self.interval or DEFAULT_INTERVAL.get(direction, 1)
-        if self.propagator is None:
-            schedule, propagator = Schedule(1), _NO_PROPAGATION
-        else:
-            schedule, propagator = Schedule(interval, CutDetector() if self.cuts else None), self.propagator
         return Session(
             self.segment,
             self.rule,
-            propagator,
-            schedule,
+            _NO_PROPAGATION if self.propagator is None else self.propagator,
+            schedule or self.schedule(direction),
             motion=self.motion,
             direction=direction,
             classes=classes,
@@ -271,6 +278,22 @@ class VideoSegmenter:
             yield from session.push(frame)
         yield from session.finish()
 
+    def describe(self, options: ProcessOptions, direction: str) -> dict[str, Any]:
+        """Return what NAME.json says about how a source was segmented: the model and the options."""
+        return {
+            "model": self.segmentor.name,
+            "options": {
+                "propagator": "none" if self.propagator is None else self.propagator.name,
+                "motion": self.motion,
+                "direction": direction,
+                "interval": 1 if self.propagator is None else self.interval or DEFAULT_INTERVAL[direction],
+                "cuts": self.cuts and self.propagator is not None,
+                "short_side": self.rule.short_side,
+                "classes": options.classes,
+                "stride": options.stride,
+            },
+        }
+
     def process(
         self,
         source: str | Path,
@@ -278,6 +301,7 @@ class VideoSegmenter:
         options: ProcessOptions | None = None,
         *,
         direction: str | None = None,
+        named: str | None = None,
         on_frame: Callable[[Segmentation], None] | None = None,
     ) -> dict[str, Any]:
         """Segment one source into files under ``out``.
@@ -287,6 +311,7 @@ class VideoSegmenter:
             out: Directory; made if missing.
             options: What to write, and how.
             direction: ``None`` for both on files, forward on live sources.
+            named: What NAME.json calls the source, where ``source`` is only a copy of it.
             on_frame: Called with each finished frame, for progress.
 
         Returns:
@@ -306,19 +331,7 @@ class VideoSegmenter:
             direction = direction or ("forward" if reader.info.live else "both")
             session = self.session(direction, classes=wanted)
             alone = self.per_frame().session("forward", classes=wanted)
-            about = {
-                "model": self.segmentor.name,
-                "options": {
-                    "propagator": "none" if self.propagator is None else self.propagator.name,
-                    "motion": self.motion,
-                    "direction": direction,
-                    "interval": 1 if self.propagator is None else self.interval or DEFAULT_INTERVAL[direction],
-                    "cuts": self.cuts and self.propagator is not None,
-                    "short_side": self.rule.short_side,
-                    "classes": options.classes,
-                    "stride": options.stride,
-                },
-            }
+            about = self.describe(options, direction) | ({} if named is None else {"source": named})
             taken = 0
             first = next(reader)  # or the error that there is none, before any output is begun
             with Sinks(reader, paths, options, names, about, wanted) as sinks:

@@ -1,6 +1,7 @@
 """Which frames are key frames: every ``interval`` frames, and wherever the video cuts to another scene."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -139,3 +140,22 @@ class Schedule:
         if self._since >= self.interval:
             self._since = 0
         return self._since == 0, new_scene
+
+
+@dataclass
+class ListedSchedule:
+    """Key frames that an earlier reading of the video has decided; one entry for each frame that will come.
+
+    Attributes:
+        keys: Whether a frame is a key frame.
+        cuts: Whether it begins another scene.
+    """
+
+    keys: Sequence[bool]
+    cuts: Sequence[bool]
+    _next: int = field(default=0, init=False, repr=False)
+
+    def next(self, rgb: UInt8[np.ndarray, "H W 3"], *, restart: bool = False) -> tuple[bool, bool]:  # noqa: ARG002
+        """Return whether this frame is a key frame, and whether it begins another scene; see ``KeyFrames``."""
+        row, self._next = self._next, self._next + 1
+        return bool(self.keys[row]) or restart, bool(self.cuts[row]) or restart

@@ -68,7 +68,7 @@ class ProcessOptions:
             raise ValueError(f"end must be after start, found start {self.start or 0} and end {self.end}")
 
 
-_ENDINGS = {
+ENDINGS = {
     "meta": ".json",
     "overlay": ".overlay.mp4",
     "compare": ".compare.mp4",
@@ -85,7 +85,7 @@ def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Pat
             round, or the directory cannot be made.
     """
     wanted = {"meta", *options.save} | ({"compare"} if options.compare else set())
-    paths = {kind: out / f"{name}{ending}" for kind, ending in _ENDINGS.items() if kind in wanted}
+    paths = {kind: out / f"{name}{ending}" for kind, ending in ENDINGS.items() if kind in wanted}
     try:
         for kind, path in paths.items():
             if not path.exists():
@@ -194,7 +194,7 @@ class Sinks:
     def _remove_former(self) -> None:
         """Remove label files of an earlier run that the new description would be taken for."""
         meta = self._paths["meta"]
-        labels = meta.with_name(meta.name.removesuffix(_ENDINGS["meta"]) + _ENDINGS["labels"])
+        labels = meta.with_name(meta.name.removesuffix(ENDINGS["meta"]) + ENDINGS["labels"])
         if "labels" not in self._paths:
             labels.unlink(missing_ok=True)
 

@@ -199,7 +199,7 @@ class VideoMedia:
             if first is None:
                 reason = f" ({self.trouble.warnings[-1]})" if self.trouble.warnings else ""
                 raise SourceError(f"expected a video with frames, found none that can be decoded in {source}{reason}")
-            self._first = first
+            self._first: av.VideoFrame | None = first
             self._turn = _orientation(first)
             self.info = self._describe(first, kind, source, name)
         except BaseException:
@@ -244,10 +244,26 @@ class VideoMedia:
         its first frame.
         """
         clock = _Clock(self.info.time_base, self.info.frame_rate, self.trouble, from_zero=self.info.live)
-        yield clock.time(self._first.pts), partial(self._picture, self._first)
-        del self._first
+        if self._first is not None:
+            yield clock.time(self._first.pts), partial(self._picture, self._first)
+            self._first = None
         for frame in self._frames:
             yield clock.time(frame.pts), partial(self._picture, frame)
+
+    def seek(self, pts: Fraction) -> None:
+        """Have ``pictures`` begin at a frame that decodes on its own, before this time or at it.
+
+        A file's index may be wrong about that. Afterwards, times that needed the whole stream to be made increasing are
+        others, and the count of damage means nothing.
+
+        Args:
+            pts: In seconds.
+
+        Raises:
+            av.FFmpegError: The file cannot be entered there.
+        """
+        self._container.seek(int(pts / self.info.time_base), stream=self._stream)
+        self._frames, self._first = decode(self._container, self._stream, self.trouble), None
 
     def _picture(self, frame: av.VideoFrame) -> Picture:
         picture = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
@@ -281,6 +297,7 @@ class ImageMedia:
     def __init__(self, files: list[Path], source: str, name: str) -> None:
         self.trouble = Trouble()
         self._files = files
+        self._begin = 0
         try:
             with Image.open(files[0]) as image:
                 height, width = _upright_size(image)
@@ -306,8 +323,12 @@ class ImageMedia:
 
     def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
         """All images, once: time in seconds, and a function that reads the picture, ``None`` where it is damaged."""
-        for index, file in enumerate(self._files):
+        for index, file in enumerate(self._files[self._begin :], self._begin):
             yield index / IMAGE_RATE, partial(self._picture, file)
+
+    def seek(self, pts: Fraction) -> None:
+        """Have ``pictures`` begin at this time, in seconds."""
+        self._begin = int(pts * IMAGE_RATE)
 
     def _picture(self, file: Path) -> Picture | None:
         try:

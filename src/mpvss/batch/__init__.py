@@ -1,0 +1,1 @@
+"""Many videos, several workers, and long videos in segments: each finished exactly once."""

@@ -1,0 +1,192 @@
+"""Workers as processes of this machine. One that dies, however it dies, takes nothing with it but its task."""
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpvss.batch.manifest import lock
+from mpvss.errors import MpvssError
+
+if TYPE_CHECKING:
+    from mpvss.batch.worker import Outcome, Setup, Task
+
+ALIVE = "alive"
+"""Every worker holds a shared lock on this file in the folder of unfinished work."""
+
+
+class LocalEngine:
+    """A fixed number of worker processes.
+
+    Args:
+        setup: What all workers share; ``scratch`` is a folder here.
+        workers: Number of processes.
+        level: Level of their logging.
+    """
+
+    def __init__(self, setup: "Setup", workers: int, level: int) -> None:
+        self._setup, self._level = setup, level
+        self._context = get_context("spawn")  # a process that has threads must not fork
+        self._slots: list[_Slot | None] = [None] * workers
+        self._started = 0
+        for slot in range(workers):
+            self._start(slot)
+
+    def _start(self, slot: int) -> None:
+        self._started += 1
+        identity = f"{os.getpid()}-{self._started}"
+        ours, theirs = self._context.Pipe()
+        life, holds = self._context.Pipe(duplex=False)
+        process = self._context.Process(
+            target=_serve, args=(theirs, life, self._setup, identity, slot, self._level), daemon=True
+        )
+        process.start()
+        theirs.close()
+        life.close()
+        self._slots[slot] = _Slot(process, ours, holds, identity)
+
+    def idle(self) -> list[int]:
+        """Workers that are ready for a task."""
+        return [number for number, slot in enumerate(self._slots) if slot and slot.ready and slot.task is None]
+
+    def submit(self, worker: int, task: "Task") -> None:
+        """Give a task to an idle worker."""
+        slot = self._slots[worker]
+        assert slot is not None
+        slot.task = task
+        with suppress(OSError):  # it is dead, which ``wait`` will notice
+            slot.pipe.send(task)
+
+    def wait(self, seconds: float) -> tuple[list["Outcome"], int]:
+        """Wait until something happens: what became of tasks, and how many workers died without one.
+
+        Raises:
+            MpvssError: The workers cannot load the model.
+        """
+        by_pipe = {slot.pipe: number for number, slot in enumerate(self._slots) if slot}
+        outcomes: list[Outcome] = []
+        deaths = 0
+        for pipe in connection.wait(list(by_pipe), seconds):
+            assert isinstance(pipe, Connection)
+            number = by_pipe[pipe]
+            slot = self._slots[number]
+            assert slot is not None
+            try:
+                kind, value = pipe.recv()
+            except (EOFError, OSError):
+                lost = self._bury(number)
+                if lost is None:
+                    deaths += 1
+                else:
+                    outcomes.append(lost)
+                self._start(number)
+                continue
+            if kind == "refused":
+                raise MpvssError(value)
+            if kind == "ready":
+                slot.ready = True
+            else:
+                slot.task = None
+                outcomes.append(value)
+        return outcomes, deaths
+
+    def _bury(self, number: int) -> "Outcome | None":
+        """Remove what a dead worker left; return what became of its task."""
+        from shutil import rmtree
+
+        from mpvss.batch.worker import Outcome
+
+        slot = self._slots[number]
+        assert slot is not None
+        self._slots[number] = None
+        slot.process.join(5)
+        slot.process.kill()
+        slot.process.join()
+        slot.pipe.close()
+        slot.life.close()
+        assert self._setup.scratch is not None
+        rmtree(Path(self._setup.scratch) / slot.identity, ignore_errors=True)
+        if slot.task is None:
+            return None
+        code = slot.process.exitcode or 0
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        return Outcome(slot.task, error=f"its worker died: {how}", died=True)
+
+    def close(self) -> None:
+        """End the workers, with whatever they are doing."""
+        for slot in self._slots:
+            if slot:
+                slot.process.kill()
+        for number, slot in enumerate(self._slots):
+            if slot:
+                self._bury(number)
+
+
+class _Slot:
+    def __init__(self, process: Any, pipe: Connection, life: Connection, identity: str) -> None:
+        self.process, self.pipe, self.life, self.identity = process, pipe, life, identity
+        self.ready = False
+        self.task: Task | None = None
+
+
+def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, slot: int, level: int) -> None:
+    """A worker process, from its start to its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the driver decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_driver, args=(life,), daemon=True).start()
+    assert setup.scratch is not None
+    alive = (Path(setup.scratch).parent / ALIVE).open("a")
+    lock(alive.fileno(), shared=True, seconds=60)
+    os.environ["OMP_NUM_THREADS"] = str(setup.threads)
+    from mpvss.batch.worker import Worker
+
+    prepare(setup.threads, level)
+    try:
+        worker = Worker(setup, identity, _device(setup.settings.device, slot))
+    except MpvssError as error:
+        pipe.send(("refused", str(error)))
+        return
+    pipe.send(("ready", None))
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(("done", worker.run(task)))
+
+
+def prepare(threads: int, level: int) -> None:
+    """Set a worker process up: its threads and its logging."""
+    import logging
+
+    import cv2
+    import torch
+
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("mpvss").setLevel(max(level, logging.WARNING))
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _device(name: str, slot: int) -> str:
+    """The settings' device; where there are several GPUs, one of them for each worker in turn."""
+    import torch
+
+    if name in {"auto", "cuda"} and torch.cuda.is_available():
+        return f"cuda:{slot % torch.cuda.device_count()}"
+    return name
+
+
+def _end_with_driver(life: Connection) -> None:
+    """The driver holds the other end, which closes when it ends, even by SIGKILL."""
+    try:
+        life.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,0 +1,151 @@
+"""What happened to each video of a batch: a file to which one line is added for each event, and nothing changed.
+
+Every line is a JSON object with ``event`` and ``time`` (seconds since 1970):
+
+    run      schema, settings, overwrite, engine, workers, items: a driver began
+    start    item, source: a worker is about to be given the item; its outputs may be replaced from here on
+    split    item, frames, segments: a long video was divided
+    part     item, part, seconds: a segment is finished
+    retry    item, kind, part, error: it will be tried again
+    done     item, attempts, seconds, frames, key_frames, damaged, outputs with bytes and sha256: all of it is in place
+    failed   item, attempts, seconds, error: given up
+
+Lines are on the disk before what they announce is begun, and after what they report is whole. A driver that was killed
+while it wrote leaves a last line without an end, which is cut off when the next one opens the file.
+"""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from mpvss.errors import DataError, OutputError
+from mpvss.video.write import output_errors
+
+SCHEMA = 1
+_EVENTS = {"run", "start", "split", "part", "retry", "done", "failed"}
+
+
+class Manifest:
+    """An open manifest; nobody else can open it meanwhile.
+
+    Args:
+        path: The file; made if missing, with its folder.
+        anew: Whether what it holds is dropped.
+
+    Attributes:
+        path: The file.
+        run: The settings of the first run in it, or ``None``.
+        items: For each item its last event of start, done or failed.
+        started: Items that some run has begun.
+
+    Raises:
+        OutputError: It cannot be written, or another driver has it open.
+        DataError: A line that was written whole is no event.
+    """
+
+    def __init__(self, path: Path, *, anew: bool = False) -> None:
+        self.path = path
+        self.run: dict[str, Any] | None = None
+        self.items: dict[str, dict[str, Any]] = {}
+        self.started: set[str] = set()
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        try:
+            if not lock(self._file.fileno()):
+                raise OutputError(f"{path}: another batch is writing there; wait for it, or choose another output")
+            with output_errors(path):
+                if anew:
+                    self._file.truncate(0)
+                self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        whole = 0
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                self._file.truncate(whole)
+                break
+            whole += len(line)
+            try:
+                event = json.loads(line)
+                kind = event["event"]
+                if kind not in _EVENTS:
+                    raise ValueError(f"unknown event {kind!r}")
+                if kind == "run":
+                    if event["schema"] != SCHEMA:
+                        raise ValueError(f"schema {event['schema']!r}")
+                    if not isinstance(event["settings"], dict) or not isinstance(event["overwrite"], bool):
+                        raise TypeError("a run needs settings and overwrite")
+                    self.run = self.run or event
+                elif kind in {"start", "done", "failed"}:
+                    if kind == "done":
+                        _check_outputs(event["outputs"])
+                    self.items[event["item"]] = event
+                    if kind == "start":
+                        self.started.add(event["item"])
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise DataError(
+                    f"expected an event of schema {SCHEMA} in line {number} of {self.path}, found {line[:80]!r} "
+                    f"({error}): move the file away to start anew"
+                ) from error
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append an event; it is not sure to be on the disk before ``sync``.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        line = {"event": event, "time": round(time.time(), 3), **values}
+        with output_errors(self.path):
+            self._file.write(json.dumps(line).encode() + b"\n")
+
+    def sync(self) -> None:
+        """Return when all events so far are on the disk.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        with output_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Write what is left, and let others open it."""
+        with output_errors(self.path):
+            self._file.close()
+
+
+def _check_outputs(outputs: dict[str, Any]) -> None:
+    for described in outputs.values():
+        if not isinstance(described["bytes"], int) or not isinstance(described["sha256"], str):
+            raise TypeError("outputs need bytes and sha256")
+
+
+def lock(descriptor: int, *, shared: bool = False, seconds: float = 0.0) -> bool:
+    """Lock an open file for this process until it is closed or the process ends, however it ends.
+
+    Args:
+        descriptor: Of the file.
+        shared: Whether others may hold a shared lock as well.
+        seconds: How long to wait for others.
+
+    Returns:
+        Whether the lock was to be had.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True

@@ -1,0 +1,483 @@
+"""Where videos come from and where results go: this machine's disks, or anything fsspec opens (s3, https and so on)."""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
+from mpvss.sinks import ENDINGS
+from mpvss.video.probe import IMAGE_SUFFIXES
+from mpvss.video.write import output_errors
+
+VIDEO_SUFFIXES = (
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
+    ".wmv", ".y4m",
+)  # fmt: skip
+
+# What this program writes, which may lie beside what it reads.
+_OUTPUTS = tuple(ENDINGS[kind] for kind in ("overlay", "compare", "labels"))
+_LISTS = (".txt", ".jsonl")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_LIVE = re.compile(r"(camera:|rtsp|rtmp|udp|rtp|srt)")
+# A file of these appears at once, when all of it is there.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to segment.
+
+    Attributes:
+        name: What its outputs are called, with the folders below the output, without an ending.
+        source: What is opened: an absolute path, a pattern of images, or a URL.
+        shown: How the source was named, without user name and password.
+    """
+
+    name: str
+    source: str
+    shown: str
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is not on this machine's disks."""
+    return _URL.match(place) is not None and not place.startswith("file://")
+
+
+def local(place: str) -> str:
+    """A place on this machine as a path."""
+    return unquote(urlsplit(place).path) if place.startswith("file://") else place
+
+
+def below(place: str, name: str) -> str:
+    """The place of this name, which may hold slashes, below another."""
+    return f"{place.rstrip('/')}/{name}" if is_remote(place) else str(Path(place) / name)
+
+
+@contextmanager
+def _remote_errors(place: str, kind: type[MpvssError]) -> Iterator[None]:
+    """Every library behind fsspec raises errors of its own: all of them are the network's or the store's."""
+    try:
+        yield
+    except MpvssError:
+        raise
+    except ImportError as error:
+        scheme = place.partition("://")[0]
+        extra = f"pip install 'mpvss[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else "install it"
+        raise ConfigError(f"{_shown(place)} needs a package that is not installed: {extra} ({error})") from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise kind(f"{_shown(place)}: {reason}; check the address, the credentials and the network") from error
+
+
+def _open(place: str) -> tuple[Any, str]:
+    import fsspec
+
+    found: tuple[Any, str] = fsspec.core.url_to_fs(place)
+    found[0].invalidate_cache()  # other workers write there too
+    return found
+
+
+def _beating(beat: Callable[[], None]) -> Any:
+    from fsspec.callbacks import Callback
+
+    return Callback(hooks={"beat": lambda *_, **__: beat()})
+
+
+def _shown(place: str) -> str:
+    if not is_remote(place):
+        return place
+    parts = urlsplit(place)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+# --- reading
+
+
+def expand(sources: Sequence[str]) -> list[Job]:
+    """Turn what was named into videos, in the order of their names.
+
+    Args:
+        sources: Videos; patterns; folders, which stand for all videos below them or, if there are none, for one video
+            of images (both without the overlays and labels that this program wrote); lists (``.txt``: a source a line;
+            ``.jsonl``: objects with ``source`` and perhaps ``name``).
+
+    Raises:
+        SourceError: A pattern, folder or list names no video.
+        ConfigError: Two videos would be written under one name, or a source is live.
+    """
+    jobs: dict[str, Job] = {}
+    for given in sources:
+        for job in _expand(given):
+            known = jobs.setdefault(job.name, job)
+            if known.source != job.source:
+                raise ConfigError(
+                    f"expected sources with different names, found {known.shown} and {job.shown}, which would both be "
+                    f"written as {job.name}.*: name the folder above both, or give them names in a .jsonl list"
+                )
+    return [jobs[name] for name in sorted(jobs)]
+
+
+def _expand(given: str) -> Iterator[Job]:
+    if _LIVE.match(given):
+        raise ConfigError(f"expected recorded videos, found the live source {_shown(given)}: use mpvss segment")
+    if PurePosixPath(urlsplit(given).path if is_remote(given) else given).suffix.lower() in _LISTS:
+        yield from _listed(given)
+    elif is_remote(given):
+        yield from _remote(given)
+    else:
+        yield from _on_disk(local(given))
+
+
+def _on_disk(given: str) -> Iterator[Job]:
+    path = Path(given)
+    try:
+        if path.is_dir():
+            found = _videos_in(path)
+            if not found and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in path.iterdir()):
+                yield Job(path.resolve().name or "images", str(path.resolve()), given)
+                return
+            root = path
+        elif not path.exists() and glob.has_magic(given):
+            matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (a pattern may be absolute)
+            if matches and all(Path(match).suffix.lower() in IMAGE_SUFFIXES for match in matches):
+                folder = path.parent.name
+                yield Job(folder if folder and not glob.has_magic(folder) else "images", str(path.absolute()), given)
+                return
+            root = Path(*_before_magic(path.parts))
+            found = []
+            for match in map(Path, matches):
+                if match.name.endswith(_OUTPUTS):
+                    continue
+                videos = _videos_in(match) if match.is_dir() else [match]
+                found += videos or [match]
+        else:
+            yield Job(path.stem, str(path.absolute()), given)
+            return
+    except OSError as error:
+        raise SourceError(f"expected sources that can be read, found {error.strerror}: {given}") from error
+    if not found:
+        raise SourceError(f"expected videos in {given}, found none: check the path")
+    for file in found:
+        relative = file.relative_to(root)
+        name = relative if file.is_dir() else relative.with_suffix("")
+        yield Job(name.as_posix(), str(file.absolute()), str(file))
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in VIDEO_SUFFIXES
+        and not file.name.endswith(_OUTPUTS)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+
+
+def _before_magic(parts: Sequence[str]) -> list[str]:
+    fixed: list[str] = []
+    for part in parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return fixed
+
+
+def _remote(given: str) -> Iterator[Job]:
+    scheme = given.partition("://")[0].lower()
+    if scheme in {"http", "https"}:  # a folder or a pattern there is a page, not a list
+        yield Job(PurePosixPath(unquote(urlsplit(given).path)).stem or "video", given, _shown(given))
+        return
+    with _remote_errors(given, SourceError):
+        fs, path = _open(given)
+        if glob.has_magic(path):
+            root = "/".join(_before_magic(path.split("/")))
+            found = [match for match in fs.glob(path) if not fs.isdir(match)]
+        elif fs.isdir(path):
+            root = path.rstrip("/")
+            found = [match for match in fs.find(path) if PurePosixPath(match).suffix.lower() in VIDEO_SUFFIXES]
+        else:
+            yield Job(PurePosixPath(path).stem, given, _shown(given))
+            return
+        found = [match for match in found if not match.endswith(_OUTPUTS)]
+        if not found:
+            raise SourceError(f"expected videos at {_shown(given)}, found none: check the address")
+        for match in found:
+            url = fs.unstrip_protocol(match)
+            name = PurePosixPath(match).relative_to(root).with_suffix("")
+            yield Job(name.as_posix(), url, _shown(url))
+
+
+def _listed(given: str) -> Iterator[Job]:
+    """The sources that a file lists; those without a scheme are relative to its folder."""
+    try:
+        if is_remote(given):
+            with _remote_errors(given, SourceError):
+                fs, path = _open(given)
+                text = fs.cat_file(path).decode("utf-8")
+        else:
+            text = Path(local(given)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"expected a list of sources in {_shown(given)}, found none that can be read: {error}"
+        ) from error
+    folder = given.rpartition("/")[0] if is_remote(given) else Path(local(given)).parent
+    empty = True
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        source, name = line.strip(), None
+        if given.lower().endswith(".jsonl"):
+            try:
+                entry = json.loads(line)
+                source, name = entry["source"], entry.get("name")
+                if not isinstance(source, str) or not isinstance(name, str | None):
+                    raise TypeError("source and name must be texts")
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise DataError(
+                    f'expected {{"source": ..., "name": ...}} in line {number} of {_shown(given)}, found '
+                    f"{line[:80]!r} ({error})"
+                ) from error
+        empty = False
+        place = source if _URL.match(source) else f"{folder}/{source}" if is_remote(given) else str(folder / source)
+        if PurePosixPath(place).suffix.lower() in _LISTS:
+            raise DataError(f"expected videos in {_shown(given)}, found another list in line {number}: name it itself")
+        jobs = list(_expand(place))
+        if name is None:
+            yield from jobs
+        elif len(jobs) > 1:
+            raise DataError(f"expected one video for the name {name!r} in line {number} of {_shown(given)}, found many")
+        else:
+            yield Job(_safe(name, f"line {number} of {_shown(given)}"), jobs[0].source, jobs[0].shown)
+    if empty:
+        raise SourceError(f"expected sources in {_shown(given)}, found an empty list")
+
+
+def _safe(name: str, where: str) -> str:
+    parts = name.split("/")
+    if "\0" in name or any(part in {"", ".", ".."} for part in parts):
+        raise DataError(f"expected a name relative to the output, without . and .., in {where}, found {name!r}")
+    return name
+
+
+def fetch(place: str, folder: Path, *, beat: Callable[[], None] = lambda: None) -> Path:
+    """Return a local file with what lies at a place: itself if it is local, else a download into the folder.
+
+    Args:
+        place: The place.
+        folder: Made if missing.
+        beat: Called as the bytes come.
+
+    Raises:
+        OutputError: It cannot be downloaded whole; trying again may help.
+    """
+    if not is_remote(place):
+        return Path(place)
+    target = folder / (PurePosixPath(unquote(urlsplit(place).path)).name or "video")[-100:]
+    with _remote_errors(place, OutputError):
+        fs, path = _open(place)
+        size = fs.info(path).get("size")
+        folder.mkdir(parents=True, exist_ok=True)
+        fs.get_file(path, str(target), callback=_beating(beat))
+        found = target.stat().st_size
+        if size is not None and found != size:
+            raise OutputError(f"expected {size} bytes from {_shown(place)}, found {found}: the connection was lost")
+    return target
+
+
+def stamp(place: str) -> str:
+    """What changes when the content of a source changes: size and time, or what a store has for them.
+
+    Raises:
+        SourceError: There is nothing.
+    """
+    if is_remote(place):
+        with _remote_errors(place, SourceError):
+            fs, path = _open(place)
+            info = fs.info(path)
+        return json.dumps({key: str(info.get(key)) for key in ("size", "ETag", "mtime", "LastModified")})
+    checksum = hashlib.sha256()
+    try:
+        for file in _files(Path(place)):
+            status = file.stat()
+            checksum.update(os.fsencode(file) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
+    except OSError as error:
+        raise SourceError(f"expected a source that can be read, found {error.strerror}: {place}") from error
+    return checksum.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.iterdir())
+    if path.exists():
+        return [path]
+    return sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
+
+
+# --- writing
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Size and checksum of a file, or of all files of a folder with their names."""
+    if path.is_dir():
+        return _digest_of_folder((file.name, digest(file)) for file in sorted(path.iterdir()))
+    with path.open("rb") as file:
+        return _digest_of_file(file)
+
+
+def _digest_of_file(file: Any) -> dict[str, Any]:
+    size, checksum = 0, hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        size += len(chunk)
+        checksum.update(chunk)
+    return {"bytes": size, "sha256": checksum.hexdigest()}
+
+
+def _digest_of_folder(files: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    size, checksum = 0, hashlib.sha256()
+    for name, one in files:
+        size += one["bytes"]
+        checksum.update(f"{one['sha256']}  {name}\n".encode())
+    return {"bytes": size, "sha256": checksum.hexdigest()}
+
+
+def publish(staged: Path, place: str, *, beat: Callable[[], None] = lambda: None) -> None:
+    """Move a file, or a folder of files, to its final place, where a file appears only when all of it is there.
+
+    Files of a store whose uploads do not appear at once get a temporary name first. A folder in a store is no unit:
+    its files appear one by one.
+
+    Args:
+        staged: The file or folder, which is gone afterwards.
+        place: Where it goes; what is there is replaced.
+        beat: Called as the bytes go.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    if is_remote(place):
+        _upload(staged, place, beat)
+        return
+    target = Path(place)
+    with output_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        former = target.with_name(f".{target.name}.former")
+        if target.is_dir():
+            shutil.rmtree(former, ignore_errors=True)
+            target.rename(former)
+        staged.replace(target)
+        if former.exists():
+            shutil.rmtree(former)
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _upload(staged: Path, place: str, beat: Callable[[], None]) -> None:
+    scheme = place.partition("://")[0].lower()
+    with _remote_errors(place, OutputError):
+        fs, path = _open(place)
+        if staged.is_dir():
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+            for file in sorted(staged.iterdir()):
+                fs.put_file(str(file), f"{path}/{file.name}")
+                beat()
+        elif scheme in _OBJECT_STORES:
+            fs.put_file(str(staged), path, callback=_beating(beat))
+        else:
+            parent, _, name = path.rpartition("/")
+            fs.makedirs(parent, exist_ok=True)
+            fs.put_file(str(staged), f"{parent}/.{name}.part", callback=_beating(beat))
+            fs.mv(f"{parent}/.{name}.part", path)
+        if staged.is_dir():
+            shutil.rmtree(staged)
+        else:
+            staged.unlink()
+
+
+def remove(place: str) -> None:
+    """Remove a file or a folder; harmless when there is none.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    if is_remote(place):
+        with _remote_errors(place, OutputError):
+            fs, path = _open(place)
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+        return
+    target = Path(place)
+    with output_errors(target):
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def exists(place: str) -> bool:
+    """Whether something lies at a place.
+
+    Raises:
+        OutputError: The store does not answer.
+    """
+    if not is_remote(place):
+        with output_errors(Path(place)):
+            return os.path.lexists(place)
+    with _remote_errors(place, OutputError):
+        fs, path = _open(place)
+        return bool(fs.exists(path))
+
+
+def is_whole(place: str, described: dict[str, Any], *, verify: bool) -> bool:
+    """Whether what lies at a place has the size, and if asked the checksum, that ``digest`` gave.
+
+    Raises:
+        OutputError: The store does not answer.
+    """
+    wanted = {key: described[key] for key in ("bytes", "sha256")}
+    if is_remote(place):
+        with _remote_errors(place, OutputError):
+            fs, path = _open(place)
+            if not fs.exists(path):
+                return False
+            folder = fs.isdir(path)
+            files = sorted(fs.find(path)) if folder else [path]
+            if sum(fs.info(file)["size"] for file in files) != wanted["bytes"]:
+                return False
+            if not verify:
+                return True
+
+            def one(file: str) -> dict[str, Any]:
+                with fs.open(file, "rb") as opened:
+                    return _digest_of_file(opened)
+
+            if folder:
+                found = _digest_of_folder((PurePosixPath(file).name, one(file)) for file in files)
+            else:
+                found = one(path)
+            return found == wanted
+    target = Path(place)
+    try:
+        if not target.exists():
+            return False
+        if verify:
+            return digest(target) == wanted
+        inside = list(target.iterdir()) if target.is_dir() else [target]
+        return bool(sum(file.stat().st_size for file in inside) == wanted["bytes"])
+    except OSError:
+        return False

@@ -1,0 +1,114 @@
+"""One long video on one machine, so that a run that is killed loses one segment at most."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mpvss.batch.manifest import lock
+from mpvss.batch.places import publish, stamp
+from mpvss.batch.segments import FRAMES, Listing, Plan, join, list_frames, part_files, segment_part
+from mpvss.batch.worker import Settings, publish_all
+from mpvss.errors import ConfigError, OutputError, SourceError
+from mpvss.pipeline import VideoSegmenter
+from mpvss.sinks import ENDINGS, output_paths
+from mpvss.types import Segmentation
+from mpvss.video import probe
+from mpvss.video.write import output_errors
+
+_STAGE = "tmp"
+
+
+def process_in_segments(
+    segmenter: VideoSegmenter,
+    source: str,
+    out: Path,
+    settings: Settings,
+    *,
+    on_frame: Callable[[Segmentation], None] | None = None,
+) -> dict[str, Any]:
+    """Segment a source as ``VideoSegmenter.process`` does, keeping what is finished in ``OUT/.NAME.parts`` meanwhile.
+
+    Called again after a kill with the same settings it goes on after the last finished segment. Labels and
+    their description have the same bytes as those of ``process``. The folder is removed at the end.
+
+    Args:
+        segmenter: Loaded from the settings.
+        source: A file, or a folder or pattern of images.
+        out: Directory; made if missing.
+        settings: What the segmenter was made from, what is written, and the length of a segment.
+        on_frame: Called with each finished frame, those of earlier runs included.
+
+    Returns:
+        As ``process`` does; ``seconds`` has list, segment, join and total.
+
+    Raises:
+        SourceError: The source cannot be read, is live, or has changed since the run that is continued.
+        ConfigError: The options are not those of the run that is continued.
+        OutputError: An output exists or cannot be written, or another run writes there.
+        ValueError: The settings ask for a comparison, or for no segments.
+    """
+    if settings.options.compare or not settings.split:
+        raise ValueError("a comparison cannot be made in segments: leave --compare out, or --resume")
+    began = time.perf_counter()
+    info = probe(source)
+    if info.kind not in {"video", "images"}:
+        raise SourceError(f"expected a recorded video, found {source}, which cannot be read again: leave --resume out")
+    name = info.name
+    folder = out / f".{name}.parts"
+    identity = {"source": source, "stamp": stamp(source), **settings.describe()}
+    if not folder.exists():
+        output_paths(name, out, settings.options)  # or the error that they exist
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = (folder / "lock").open("a")
+    with held:
+        if not lock(held.fileno()):
+            raise OutputError(f"{folder}: another run is writing there; wait for it, or choose another output")
+        stage = folder / _STAGE
+        shutil.rmtree(stage, ignore_errors=True)
+        with output_errors(stage):
+            stage.mkdir()
+        options = replace(settings.options, overwrite=True)
+        seconds: dict[str, float] = {}
+
+        def lap(stage_name: str) -> None:
+            seconds[stage_name] = time.perf_counter() - began - sum(seconds.values())
+
+        plan = Plan.read(folder)
+        if plan is None:
+            plan = list_frames(
+                segmenter, source, options, folder, direction=settings.direction, at_most=settings.split,
+                identity=identity, beat=lambda: None,
+            )  # fmt: skip
+        else:
+            changed = settings.difference(plan.identity)
+            if changed is not None:
+                raise ConfigError(
+                    f"{folder} was begun with other options: {changed}; give the same, or remove it to start anew"
+                )
+            if plan.identity != identity:
+                raise SourceError(f"{source} has changed since {folder} was begun: remove the folder to start anew")
+        lap("list")
+        listing = Listing.read(folder / FRAMES)
+        for number in range(plan.segments):
+            files = part_files(number)
+            if not (folder / files[-1]).exists():
+                segment_part(segmenter, source, options, plan, listing, number, stage, beat=lambda: None)
+                for file in files:
+                    publish(stage / file, str(folder / file))
+        lap("segment")
+
+        def parts() -> Iterator[Path]:
+            for number in range(plan.segments):
+                yield folder / part_files(number)[0]
+
+        summary = join(segmenter, source, options, plan, parts(), stage, on_frame=on_frame or (lambda _: None))
+        outputs = {kind: str(out / f"{name}{ENDINGS[kind]}") for kind in summary["outputs"]}
+        publish_all({kind: Path(path) for kind, path in summary["outputs"].items()}, str(out / name))
+        lap("join")
+        shutil.rmtree(folder)
+    seconds["total"] = time.perf_counter() - began
+    return {"source": source, **summary, "outputs": outputs, "seconds": seconds}

@@ -1,0 +1,382 @@
+"""What one worker does with one video, or with one segment of it. The same for every engine."""
+
+import faulthandler
+import hashlib
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mpvss.batch.places import Job, below, digest, exists, fetch, is_remote, publish, remove, stamp
+from mpvss.errors import ConfigError, DataError, MpvssError, SourceError
+from mpvss.sinks import ENDINGS, ProcessOptions
+
+if TYPE_CHECKING:
+    from mpvss.batch.segments import Plan
+    from mpvss.pipeline import VideoSegmenter
+    from mpvss.types import Segmentation
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["video", "part", "join"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every video of a batch is segmented.
+
+    Attributes:
+        model: As for ``VideoSegmenter.from_pretrained``, like the others up to ``dtype``.
+        propagator: Its name.
+        motion: ``chain`` or ``direct``.
+        direction: ``both``, which is also what ``None`` means for a recorded video, or ``forward``.
+        interval: Frames from one key frame to the next.
+        cuts: Whether scene cuts are key frames too.
+        short_side: Pixels of the shorter side that the networks see.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        options: What is written.
+        split: Most frames that are segmented in one piece; 0 never divides a video.
+    """
+
+    model: str = "compact"
+    propagator: str = "dis"
+    motion: str = "chain"
+    direction: str | None = None
+    interval: int | None = None
+    cuts: bool = True
+    short_side: int | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+    options: ProcessOptions = field(default_factory=ProcessOptions)
+    split: int = 1500
+
+    def __post_init__(self) -> None:
+        if self.split < 0:
+            raise ValueError(f"split must be 0, for never, or a number of frames, found {self.split}")
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the results, as plain values."""
+        from mpvss import __version__
+
+        options = {key: value for key, value in asdict(self.options).items() if key != "overwrite"}
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        for key in ("start", "end"):
+            options[key] = None if options[key] is None else str(options[key])
+        return {"mpvss": __version__} | {**asdict(self), "options": options}
+
+    def difference(self, former: Mapping[str, Any]) -> str | None:
+        """Say what is not as in an earlier description, or ``None``."""
+        before, now = ({**values, **values.get("options", {})} for values in (former, self.describe()))
+        for name in now.keys() - {"options"}:
+            if name not in before or before[name] != now[name]:
+                return f"{name} was {before.get(name)}, now {now[name]}"
+        return None
+
+    def load(self, device: str | None = None) -> "VideoSegmenter":
+        """Load the networks.
+
+        Raises:
+            ModelError: They cannot be loaded.
+            ConfigError: An option is out of its range.
+        """
+        from mpvss.pipeline import VideoSegmenter, choose_device, choose_dtype
+
+        try:
+            choose_device(device or self.device)
+            choose_dtype(self.dtype)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return VideoSegmenter.from_pretrained(
+            self.model,
+            propagator=self.propagator,
+            motion=self.motion,
+            interval=self.interval,
+            cuts=self.cuts,
+            short_side=self.short_side,
+            device=device or self.device,
+            dtype=self.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know before its first task.
+
+    Attributes:
+        settings: How to segment.
+        out: Where results go: a directory or a URL.
+        work: Where listings and segments of long videos go, which every worker must reach.
+        scratch: Local directory for what is not whole yet, on the disk of ``out`` if that is local; ``None`` for the
+            system's directory of temporary files.
+        threads: Threads of one worker.
+        stall: Seconds without a finished frame after which a worker ends itself.
+    """
+
+    settings: Settings
+    out: str
+    work: str
+    scratch: str | None
+    threads: int
+    stall: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work.
+
+    Attributes:
+        job: The video.
+        kind: ``video`` segments it, or divides it if it is long; ``part`` segments one segment; ``join`` puts the
+            segments together.
+        part: Which segment.
+    """
+
+    job: Job
+    kind: Kind = "video"
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Attributes:
+        task: The task.
+        seconds: How long it took.
+        segments: Number of segments, where the video was divided.
+        frames: Number of frames, where the video was divided.
+        summary: frames, key_frames, damaged and outputs, where the video is finished.
+        error: What went wrong.
+        again: Whether another try may help.
+        anew: Whether it has to begin with the whole video, because the segments are of no use.
+        died: Whether the worker is gone.
+    """
+
+    task: Task
+    seconds: float = 0.0
+    segments: int | None = None
+    frames: int | None = None
+    summary: dict[str, Any] | None = None
+    error: str | None = None
+    again: bool = True
+    anew: bool = False
+    died: bool = False
+
+
+class _LostError(Exception):
+    """A source could not be had, which says nothing about the source."""
+
+
+class Worker:
+    """Holds the networks, and takes one task after the other.
+
+    Args:
+        setup: What all workers share.
+        identity: A name that no other worker has.
+        device: Instead of the settings' own.
+
+    Raises:
+        ModelError: The networks cannot be loaded.
+    """
+
+    def __init__(self, setup: Setup, identity: str, device: str | None = None) -> None:
+        self.setup = setup
+        self.segmenter: VideoSegmenter = setup.settings.load(device)
+        if setup.scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="mpvss-"))
+        else:
+            self._scratch = Path(setup.scratch) / identity
+            self._scratch.mkdir(parents=True)
+        self._fetched: tuple[Job, Path] | None = None
+        self._beaten = 0.0
+
+    def close(self) -> None:
+        """Remove what is not finished."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def run(self, task: Task) -> Outcome:
+        """Do a task. Whatever goes wrong with it is in the outcome, and the worker is good for the next one."""
+        began = time.monotonic()
+        stage = self._scratch / "stage"
+        try:
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir()
+            self._beat()
+            outcome = {"video": self._video, "part": self._part, "join": self._join}[task.kind](task, stage)
+        except _LostError as error:
+            outcome = Outcome(task, error=str(error))
+        except MpvssError as error:
+            # The bytes are here: what cannot be decoded now cannot be decoded later either.
+            final = isinstance(error, SourceError | ConfigError)
+            broken = isinstance(error, DataError) and task.kind == "join"
+            outcome = Outcome(task, error=str(error), again=not final, anew=broken)
+        except Exception as error:
+            log.exception("%s", task.job.shown)
+            outcome = Outcome(task, error=f"{type(error).__name__}: {error}")
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self._beaten = 0.0
+            shutil.rmtree(stage, ignore_errors=True)
+        return replace(outcome, seconds=time.monotonic() - began)
+
+    def _beat(self, _: "Segmentation | None" = None) -> None:
+        """Put off the end that comes when nothing moves: a decoder that hangs hangs in C, so the timer is C's too."""
+        now = time.monotonic()
+        if now - self._beaten > 1 and sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(self.setup.stall, exit=True, file=sys.__stderr__)
+            self._beaten = now
+
+    def _source(self, job: Job) -> str:
+        """The source as something to open here; the last one that was downloaded is kept for the next task."""
+        if not is_remote(job.source):
+            return job.source
+        if self._fetched is None or self._fetched[0] != job or not self._fetched[1].is_file():
+            folder = self._scratch / "source"
+            shutil.rmtree(folder, ignore_errors=True)
+            self._fetched = None
+            try:
+                self._fetched = (job, fetch(job.source, folder, beat=self._beat))
+            except ConfigError:
+                raise
+            except MpvssError as error:
+                raise _LostError(str(error)) from error
+        return str(self._fetched[1])
+
+    # --- whole videos
+
+    def _video(self, task: Task, stage: Path) -> Outcome:
+        from mpvss.video import probe
+
+        job, settings = task.job, self.setup.settings
+        options = replace(settings.options, overwrite=True)
+        source = self._source(job)
+        self._beat()
+        info = probe(source)
+        if info.live:
+            raise SourceError(f"expected a recorded video, found the live source {job.shown}: use mpvss segment")
+        if settings.split and not options.compare and (info.frames or 0) > settings.split:
+            plan = self._divide(job, source, stage)
+            if plan.segments > 1:
+                return Outcome(task, segments=plan.segments, frames=plan.frames)
+            remove(self._folder(job))
+        direction = settings.direction or "both"
+        summary = self.segmenter.process(
+            source, stage, options, direction=direction, named=job.shown, on_frame=self._beat
+        )
+        return Outcome(task, summary=self._publish(job, summary))
+
+    def _publish(self, job: Job, summary: dict[str, Any]) -> dict[str, Any]:
+        """Move the outputs to their places, and describe them."""
+        staged = {kind: Path(path) for kind, path in summary["outputs"].items()}
+        outputs = {kind: {"path": job.name + ENDINGS[kind], **digest(path)} for kind, path in staged.items()}
+        publish_all(staged, below(self.setup.out, job.name), beat=self._beat)
+        return {key: summary[key] for key in ("frames", "key_frames", "damaged")} | {"outputs": outputs}
+
+    # --- long videos
+
+    def _folder(self, job: Job) -> str:
+        """Where the segments of a video are kept."""
+        return below(self.setup.work, parts_folder(job))
+
+    def _identity(self, job: Job) -> dict[str, Any]:
+        try:
+            return {"source": job.shown, "stamp": stamp(job.source), **self.setup.settings.describe()}
+        except SourceError as error:
+            if is_remote(job.source):
+                raise _LostError(str(error)) from error
+            raise
+
+    def _divide(self, job: Job, source: str, stage: Path) -> "Plan":
+        """Find the plan of an earlier run, or make one."""
+        from mpvss.batch.segments import FRAMES, PLAN, Plan, list_frames
+
+        folder, identity = self._folder(job), self._identity(job)
+        if exists(below(folder, PLAN)):
+            former = Plan.read(fetch(below(folder, PLAN), stage / "former").parent)
+            if former is not None and former.identity == identity:
+                return former
+        remove(folder)
+        settings = self.setup.settings
+        plan = list_frames(
+            self.segmenter, source, settings.options, stage, direction=settings.direction, at_most=settings.split,
+            identity=identity, beat=self._beat,
+        )  # fmt: skip
+        for name in (FRAMES, PLAN):
+            publish(stage / name, below(folder, name), beat=self._beat)
+        return plan
+
+    def _plan(self, job: Job, stage: Path) -> tuple["Plan", Path]:
+        from mpvss.batch.segments import FRAMES, PLAN, Plan
+
+        folder = self._folder(job)
+        found = fetch(below(folder, PLAN), stage / "plan")
+        listing = fetch(below(folder, FRAMES), stage / "plan")
+        plan = Plan.read(found.parent)
+        if plan is None:
+            raise DataError(f"expected the plan of {job.shown} in {folder}, found none")
+        return plan, listing
+
+    def _part(self, task: Task, stage: Path) -> Outcome:
+        from mpvss.batch.segments import Listing, part_files, segment_part
+
+        folder = self._folder(task.job)
+        files = part_files(task.part)
+        if exists(below(folder, files[-1])):  # finished by a run that was killed
+            return Outcome(task)
+        source = self._source(task.job)
+        plan, listing = self._plan(task.job, stage)
+        segment_part(
+            self.segmenter, source, self.setup.settings.options, plan, Listing.read(listing), task.part, stage,
+            beat=self._beat,
+        )  # fmt: skip
+        for name in files:
+            publish(stage / name, below(folder, name), beat=self._beat)
+        return Outcome(task)
+
+    def _join(self, task: Task, stage: Path) -> Outcome:
+        from mpvss.batch.segments import join, part_files
+
+        job, folder = task.job, self._folder(task.job)
+        options = replace(self.setup.settings.options, overwrite=True)
+        source = self._source(job)
+        plan, _ = self._plan(job, stage)
+
+        def parts() -> Iterator[Path]:
+            for number in range(plan.segments):
+                labels, _ = (fetch(below(folder, name), stage / "part", beat=self._beat) for name in part_files(number))
+                yield labels
+                shutil.rmtree(stage / "part", ignore_errors=True)
+
+        summary = join(self.segmenter, source, options, plan, parts(), stage, named=job.shown, on_frame=self._beat)
+        for warning in plan.warnings:
+            log.warning("%s: %s", job.shown, warning)
+        return Outcome(task, summary=self._publish(job, summary))
+
+
+def publish_all(staged: Mapping[str, Path], place: str, *, beat: Callable[[], None] = lambda: None) -> None:
+    """Move the outputs of one video to their places; the description, without which the others say nothing, last.
+
+    Args:
+        staged: Finished files by kind.
+        place: Where they go, but for their endings.
+        beat: Called as they go.
+
+    Raises:
+        OutputError: One cannot be written.
+    """
+    remove(place + ENDINGS["meta"])
+    if "labels" not in staged:
+        remove(place + ENDINGS["labels"])  # of an earlier run, which the new description would be taken for
+    for kind in sorted(staged, key=lambda kind: kind == "meta"):
+        publish(staged[kind], place + ENDINGS[kind], beat=beat)
+
+
+def parts_folder(job: Job) -> str:
+    """Name of the folder with the segments of a video: of one length, whatever the video is called."""
+    return hashlib.sha256(job.name.encode("utf-8", "surrogateescape")).hexdigest()[:20]

@@ -1,0 +1,952 @@
+"""Laws of batches: segments join to the bytes of one run, each video is finished once, the broken ones alone fail."""
+
+import functools
+import http.server
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import urllib.request
+from collections import deque
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import ColourSegmentor, moving_frames
+from mpvss import cli
+from mpvss.batch import run as run_module
+from mpvss.batch import segments
+from mpvss.batch.manifest import Manifest
+from mpvss.batch.places import expand
+from mpvss.batch.run import BatchOptions, in_shard, run_batch
+from mpvss.batch.segments import Listing, divide, join, list_frames, part_files, segment_part
+from mpvss.batch.single import process_in_segments
+from mpvss.batch.worker import Outcome, Settings, Worker
+from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
+from mpvss.motion.classical import Dis, Hold
+from mpvss.pipeline import VideoSegmenter
+from mpvss.sinks import ProcessOptions
+from mpvss.video import FrameList, fingerprint, read, read_listed
+from mpvss.video.probe import VideoMedia
+from test_video_read import cut_off, noise, write_video
+
+SIZE = (48, 64)
+ENDINGS = (".json", ".labels.mkv", ".overlay.mp4")
+
+
+def pictures(count=40, size=SIZE):
+    """Two scenes, so that there is a cut."""
+    half = count // 2
+    return [
+        frame.rgb for seed, n in ((0, half), (7, count - half)) for frame in moving_frames(n, size, seed=seed, speed=3)
+    ]
+
+
+def colour_segmenter(propagator=None, **options):
+    return VideoSegmenter(ColourSegmentor(), Dis() if propagator is None else propagator, **options)
+
+
+def tree(folder):
+    """The bytes of every file but the manifests, and of an overlay the times of its frames.
+
+    x264 does not always make the same bytes of the same pictures: 31 of 2,460 encodings of one clip were others.
+    """
+    return {
+        str(path.relative_to(folder)): times(path) if path.name.endswith(".overlay.mp4") else path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and path.suffix != ".jsonl"
+    }
+
+
+def times(path):
+    with read(path) as reader:
+        return [frame.pts for frame in reader]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", pictures(), g=12)
+
+
+# --- reading what was listed
+
+
+def listed(source, **selection):
+    with read(source, **selection) as reader:
+        frames = list(reader)
+        base = reader.info.time_base
+    return frames, FrameList(
+        np.array([frame.index for frame in frames]),
+        np.array([int(frame.pts / base) for frame in frames]),
+        np.array([fingerprint(frame.rgb) for frame in frames], np.uint32),
+        base,
+    )
+
+
+def uneven(folder):
+    times = [3 * i + (i > 6) for i in range(40)]
+    return write_video(folder / "clip.mkv", pictures(), times=times, time_base=Fraction(1, 1000), g=9)
+
+
+def stepped_clock(folder):
+    """The clock starts anew in the middle, so times from a jump into the file are others."""
+    halves = [
+        write_video(folder / f"{i}.ts", pictures()[20 * i : 20 * i + 20], times=range(100, 120), g=5) for i in range(2)
+    ]
+    (folder / "clip.ts").write_bytes(b"".join(half.read_bytes() for half in halves))
+    return folder / "clip.ts"
+
+
+KINDS = {
+    "b-frames": lambda folder: write_video(folder / "clip.mp4", pictures(), g=10, bf=3),
+    "open groups": lambda folder: write_video(
+        folder / "clip.mkv", pictures(), g=8, bf=3, **{"x264-params": "open-gop=1"}
+    ),
+    "refresh without key frames": lambda folder: write_video(
+        folder / "clip.mkv", pictures(), g=8, **{"x264-params": "intra-refresh=1"}
+    ),
+    "transport stream": lambda folder: write_video(folder / "clip.ts", pictures(), g=10, bf=2),
+    "one key frame": lambda folder: write_video(folder / "clip.mp4", pictures(), g=400),
+    "uneven": uneven,
+    "cut off": lambda folder: cut_off(write_video(folder / "clip.mkv", pictures(), g=10)),
+    "clock starts anew": stepped_clock,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_listed_frames_are_those_of_one_reading(kind, tmp_path):
+    source = KINDS[kind](tmp_path)
+    frames, rows = listed(source)
+    for first, end in [(0, 1), (0, len(frames)), (11, 17), (len(frames) - 3, len(frames))]:
+        found = list(read_listed(source, rows[first:end]))
+        assert [(frame.index, frame.pts) for frame in found] == [(f.index, f.pts) for f in frames[first:end]]
+        for one, other in zip(found, frames[first:end], strict=True):
+            np.testing.assert_array_equal(one.rgb, other.rgb)
+
+
+def test_a_selection_is_read_from_the_middle(clip, tmp_path):
+    for i, picture in enumerate(noise(20)):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    (tmp_path / "5.png").write_bytes(b"damaged")
+    for source in (clip, tmp_path):
+        frames, rows = listed(source, start="0.1", end="0.7", stride=3)
+        found = list(read_listed(source, rows[2:]))
+        assert [frame.index for frame in found] == [frame.index for frame in frames[2:]]
+        np.testing.assert_array_equal(found[-1].rgb, frames[-1].rgb)
+
+
+def test_a_jump_saves_decoding(clip, monkeypatch):
+    decoded = []
+    times = VideoMedia.pictures
+
+    def counted(self):
+        for pts, picture in times(self):
+            decoded.append(pts)
+            yield pts, picture
+
+    _, rows = listed(clip)
+    monkeypatch.setattr(VideoMedia, "pictures", counted)
+    list(read_listed(clip, rows[38:]))
+    assert len(decoded) < 12
+
+
+@pytest.mark.parametrize("wrong", [Fraction(1), Fraction(0)])
+def test_a_jump_to_a_wrong_place_costs_time_only(clip, monkeypatch, wrong):
+    frames, rows = listed(clip)
+    monkeypatch.setattr(VideoMedia, "seek", lambda self, pts, seek=VideoMedia.seek: seek(self, wrong))
+    assert [frame.pts for frame in read_listed(clip, rows[13:])] == [frame.pts for frame in frames[13:]]
+
+
+def test_another_video_is_refused(clip, tmp_path):
+    _, rows = listed(clip)
+    changed = pictures()
+    changed[30] = 255 - changed[30]
+    other = write_video(tmp_path / "other.mp4", changed, g=12)
+    with pytest.raises(SourceError, match=r"as it was read before, found another or none.*start anew"):
+        list(read_listed(other, rows))
+
+
+# --- segments
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9, 39, 40, 400])
+def test_segments_cover_the_video_and_begin_at_key_frames(frames):
+    keys = np.zeros(40, bool)
+    keys[[0, 3, 10, 20, 30]] = True
+    bounds = divide(keys, frames)
+    assert bounds[0] == 0
+    assert bounds[-1] == 40
+    assert all(keys[row] for row in bounds[:-1])
+    assert bounds == sorted(set(bounds))
+    assert len(bounds) - 1 <= -(-40 // frames)
+
+
+def test_segments_have_at_least_a_frame():
+    with pytest.raises(ValueError, match="segments of at least 1 frame, found 0"):
+        divide(np.ones(4, bool), 0)
+
+
+def in_segments(segmenter, source, folder, options, direction, at_most, order=1):
+    """As workers do it, in any order."""
+    folder.mkdir()
+    plan = list_frames(
+        segmenter, source, options, folder, direction=direction, at_most=at_most, identity={}, beat=lambda: None
+    )
+    assert segments.Plan.read(folder) == plan
+    listing = Listing.read(folder / segments.FRAMES)
+    for number in range(plan.segments)[::order]:
+        segment_part(segmenter, source, options, plan, listing, number, folder, beat=lambda: None)
+    parts = (folder / part_files(number)[0] for number in range(plan.segments))
+    out = folder / "out"
+    join(segmenter, source, options, plan, parts, out, on_frame=lambda _: None)
+    return plan, {name.removeprefix("video"): content for name, content in tree(out).items()}
+
+
+@pytest.mark.parametrize("motion", ["chain", "direct"])
+@pytest.mark.parametrize("direction", ["both", "forward"])
+@pytest.mark.parametrize("propagator", [Dis, Hold, lambda: None])
+def test_segments_join_to_the_bytes_of_one_run(clip, tmp_path, motion, direction, propagator):
+    segmenter = VideoSegmenter(ColourSegmentor(), propagator(), motion=motion, interval=6)
+    options = ProcessOptions(save=("overlay", "labels", "png"))
+    segmenter.process(clip, tmp_path / "whole", options, direction=direction)
+    plan, found = in_segments(segmenter, clip, tmp_path / "parts", options, direction, 7, order=-1)
+    assert plan.segments >= 4
+    assert found == {name.removeprefix("clip"): content for name, content in tree(tmp_path / "whole").items()}
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize("kind", ["uneven", "cut off", "clock starts anew"])
+def test_segments_of_difficult_videos(tmp_path, kind, cuts):
+    source = KINDS[kind](tmp_path)
+    segmenter = colour_segmenter(interval=5, cuts=cuts)
+    options = ProcessOptions(start="0.01", stride=2, classes=("red", "blue"))
+    segmenter.process(source, tmp_path / "whole", options)
+    _, found = in_segments(segmenter, source, tmp_path / "parts", options, None, 5)
+    assert found == {name.removeprefix("clip"): content for name, content in tree(tmp_path / "whole").items()}
+
+
+# --- segment --resume
+
+
+SETTINGS = Settings(interval=5, split=8)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_goes_on_after_its_last_segment(clip, tmp_path, monkeypatch):
+    colour_segmenter(interval=5).process(clip, tmp_path / "whole")
+    segmenter, out = colour_segmenter(interval=5), tmp_path / "OUT"
+    moments = {"part": 2, "join": 0}
+    calls = []
+    for name, allowed in moments.items():
+        function = {"part": segment_part, "join": join}[name]
+
+        def dying(*arguments, function=function, allowed=allowed, seen=[], **rest):  # noqa: B006
+            if len(seen) == allowed:
+                raise Killed
+            seen.append(1)
+            return function(*arguments, **rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mpvss.batch.single.{'segment_part' if name == 'part' else 'join'}", dying)
+            with pytest.raises(Killed):
+                process_in_segments(segmenter, str(clip), out, SETTINGS)
+        calls.append(segmenter.segmentor.calls)
+        assert [path.name for path in out.iterdir()] == [".clip.parts"]
+    summary = process_in_segments(segmenter, str(clip), out, SETTINGS)
+    assert calls[0] > 0
+    assert segmenter.segmentor.calls == calls[1]  # the segments were all there
+    assert tree(out) == tree(tmp_path / "whole")
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert (summary["frames"], set(summary["seconds"])) == (40, {"list", "segment", "join", "total"})
+
+
+def test_another_option_or_source_is_not_gone_on_with(clip, tmp_path, monkeypatch):
+    source = tmp_path / "clip.mp4"
+    source.write_bytes(clip.read_bytes())
+    segmenter, out = colour_segmenter(interval=5), tmp_path / "OUT"
+    monkeypatch.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        process_in_segments(segmenter, str(source), out, SETTINGS)
+    with pytest.raises(ConfigError, match="interval was 5, now 6; give the same, or remove it to start anew"):
+        process_in_segments(segmenter, str(source), out, replace(SETTINGS, interval=6))
+    with Path(out / ".clip.parts" / "lock").open("a") as held:
+        from mpvss.batch.manifest import lock
+
+        assert lock(held.fileno())
+        with pytest.raises(OutputError, match="another run is writing there"):
+            process_in_segments(segmenter, str(source), out, SETTINGS)
+    os.utime(source, (1, 1))
+    with pytest.raises(SourceError, match=r"has changed since .* was begun: remove the folder"):
+        process_in_segments(segmenter, str(source), out, SETTINGS)
+
+
+def test_a_run_in_segments_does_not_replace_what_is_there(clip, tmp_path):
+    (tmp_path / "clip.json").touch()
+    with pytest.raises(OutputError, match=r"clip.json exists already"):
+        process_in_segments(colour_segmenter(), str(clip), tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="a comparison cannot be made in segments"):
+        process_in_segments(colour_segmenter(), str(clip), tmp_path, Settings(options=ProcessOptions(compare=True)))
+    with pytest.raises(ValueError, match="split must be 0, for never, or a number of frames, found -1"):
+        Settings(split=-1)
+
+
+@pytest.mark.parametrize("name", [segments.PLAN, segments.FRAMES])
+def test_a_damaged_plan_is_reported(clip, tmp_path, name, monkeypatch):
+    monkeypatch.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        process_in_segments(colour_segmenter(), str(clip), tmp_path, SETTINGS)
+    (tmp_path / ".clip.parts" / name).write_bytes(b"[1]")
+    with pytest.raises(DataError, match=r"found other data: remove .*\.clip\.parts"):
+        process_in_segments(colour_segmenter(), str(clip), tmp_path, SETTINGS)
+
+
+# --- the manifest
+
+
+def test_a_torn_last_line_is_as_if_it_had_not_been_begun(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    manifest = Manifest(path)
+    manifest.add("run", schema=1, settings={}, overwrite=False)
+    manifest.add("start", item="a")
+    manifest.add("failed", item="ü\udcff\n", error="no")
+    manifest.close()
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    assert len(ends) == 3
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        manifest = Manifest(path)
+        lines = sum(end <= length for end in ends)
+        assert (manifest.run is not None) == (lines >= 1)
+        assert list(manifest.items) == [[], [], ["a"], ["a", "ü\udcff\n"]][lines]
+        manifest.add("start", item="b")
+        manifest.close()
+        assert "b" in Manifest(path).started
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "junk", '{"event": "no"}', '{"event": "done", "item": "a"}', '{"event": "run", "schema": 2}', "[]"]
+)
+def test_a_manifest_of_something_else_is_refused(tmp_path, line):
+    (tmp_path / "m.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=r"expected an event of schema 1 in line 1 of .*m.jsonl.*move the file away"):
+        Manifest(tmp_path / "m.jsonl")
+
+
+def test_one_driver_at_a_time(tmp_path):
+    first = Manifest(tmp_path / "m.jsonl")
+    with pytest.raises(OutputError, match="another batch is writing there"):
+        Manifest(tmp_path / "m.jsonl")
+    first.close()
+    Manifest(tmp_path / "m.jsonl").close()
+
+
+# --- sources
+
+
+@pytest.fixture
+def sources(tmp_path):
+    folder = tmp_path / "videos"
+    for name in ("a/x.mp4", "b/x.MKV", "b/.hidden.mp4", ".cache/y.mp4", "b/notes.pdf", "z.avi"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_folders_and_patterns_keep_relative_names(sources, monkeypatch):
+    assert [job.name for job in expand([str(sources)])] == ["a/x", "b/x", "z"]
+    assert [job.name for job in expand([str(sources / "*" / "*.mp4")])] == ["a/x"]
+    assert [job.name for job in expand([str(sources / "[ab]")])] == ["a/x", "b/x"]
+    assert [job.name for job in expand([str(sources / "a" / "x.mp4")] * 2)] == ["x"]
+    monkeypatch.chdir(sources)
+    (job,) = expand(["a/x.mp4"])
+    assert (job.name, job.shown, job.source) == ("x", "a/x.mp4", str(sources / "a" / "x.mp4"))
+    assert expand([(sources / "z.avi").as_uri()])[0].source == str(sources / "z.avi")
+
+
+def test_what_this_program_wrote_is_no_source(sources):
+    for ending in (".overlay.mp4", ".compare.mp4", ".labels.mkv"):
+        (sources / "a" / f"x{ending}").touch()
+    assert [job.name for job in expand([str(sources)])] == ["a/x", "b/x", "z"]
+    assert [job.name for job in expand([str(sources / "a" / "*")])] == ["x"]
+    assert [job.name for job in expand([str(sources / "a" / "x.overlay.mp4")])] == ["x.overlay"]
+
+
+def test_images_are_one_video(tmp_path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).touch()
+    assert [job.name for job in expand([str(tmp_path)])] == [tmp_path.name]
+    assert [job.name for job in expand([str(tmp_path / "*.png")])] == [tmp_path.name]
+
+
+def test_lists_name_sources_relative_to_themselves(sources):
+    (sources / "some.txt").write_text("# mine\na/x.mp4\n\nz.avi\n")
+    assert [job.name for job in expand([str(sources / "some.txt")])] == ["x", "z"]
+    lines = [{"source": "a/x.mp4", "name": "one/first"}, {"source": "b/x.MKV", "name": "2"}]
+    (sources / "some.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = expand([str(sources / "some.jsonl")])
+    assert [(job.name, Path(job.source).parent.name) for job in found] == [("2", "b"), ("one/first", "a")]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("junk", r"in line 1 of .*found 'junk'"),
+        ('{"name": "x"}', "in line 1"),
+        ('{"source": 1}', "source and name must be texts"),
+        ('{"source": "a", "name": "../up"}', r"without \. and \.\., in line 1 of .*found '../up'"),
+        ('{"source": "a", "name": "/etc/x"}', r"without \. and \.\."),
+        ('{"source": "more.txt"}', "another list in line 1"),
+    ],
+)
+def test_lists_that_cannot_be_followed(tmp_path, text, error):
+    (tmp_path / "list.jsonl").write_text(text + "\n")
+    with pytest.raises(DataError, match=error):
+        expand([str(tmp_path / "list.jsonl")])
+
+
+def test_sources_that_are_none(sources, tmp_path):
+    with pytest.raises(ConfigError, match=r"found .*a/x.mp4 and .*b/x.MKV, which would both be written as x\.\*"):
+        expand([str(sources / "a" / "x.mp4"), str(sources / "b" / "x.MKV")])
+    with pytest.raises(ConfigError, match=r"live source camera:0: use mpvss segment"):
+        expand(["camera:0"])
+    with pytest.raises(SourceError, match=r"expected videos in .*none, found none"):
+        (tmp_path / "none").mkdir()
+        expand([str(tmp_path / "none")])
+    with pytest.raises(SourceError, match=r"expected videos in .*\*\.mp4, found none"):
+        expand([str(tmp_path / "none" / "*.mp4")])
+    with pytest.raises(SourceError, match="found an empty list"):
+        (tmp_path / "empty.txt").write_text("# nothing\n")
+        expand([str(tmp_path / "empty.txt")])
+    with pytest.raises(SourceError, match=r"a list of sources in .*gone.txt, found none"):
+        expand([str(tmp_path / "gone.txt")])
+
+
+@pytest.mark.parametrize("shards", [1, 2, 7])
+def test_shards_are_disjoint_and_complete(shards):
+    names = [f"video-{i}" for i in range(200)]
+    parts = [[name for name in names if in_shard(name, (i, shards))] for i in range(1, shards + 1)]
+    assert sorted(name for part in parts for name in part) == sorted(names)
+    assert min(map(len, parts)) > 200 / shards / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"engine": "dask"}, "engine must be one of local, ray, found 'dask'"),
+        ({"workers": 0}, "workers must be at least 1, found 0"),
+        ({"retries": -1}, "retries must be 0 or more, found -1"),
+        ({"stall": 0}, "stall must be at least 1 second, found 0"),
+        ({"ray_address": "auto"}, "a ray address is for engine ray"),
+        ({"ray_address": "auto", "engine": "ray"}, "say how many workers"),
+        ({"shard": (3, 2)}, "shard must be i/n with i from 1 to n, found 3/2"),
+        ({"resume": True, "overwrite": True}, "choose one"),
+    ],
+)
+def test_options_out_of_range(options, error):
+    with pytest.raises(ValueError, match=error):
+        BatchOptions(**options)
+
+
+# --- whole batches, with workers in this process
+
+
+class InlineEngine:
+    """Workers that take turns in this process; ``fault`` may replace the outcome of a task."""
+
+    fault = staticmethod(lambda task: None)
+
+    def __init__(self, setup, workers, level):
+        self._workers = [Worker(setup, f"inline-{number}") for number in range(workers)]
+        self._given = deque()
+        self.tasks = []
+
+    def idle(self):
+        busy = {number for number, _ in self._given}
+        return [number for number in range(len(self._workers)) if number not in busy]
+
+    def submit(self, worker, task):
+        self.tasks.append(task)
+        self._given.append((worker, task))
+
+    def wait(self, seconds):
+        worker, task = self._given.popleft()
+        return [type(self).fault(task) or self._workers[worker].run(task)], 0
+
+    def close(self):
+        for worker in self._workers:
+            worker.close()
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Batches run in this process with a model that needs no loading; holds the tasks of each run."""
+    runs = []
+
+    class Engine(InlineEngine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            runs.append(self.tasks)
+
+    makers = {"dis": Dis, "hold": Hold, "none": lambda: None}
+
+    def load(self, device=None):
+        return VideoSegmenter(
+            ColourSegmentor(), makers[self.propagator](), motion=self.motion, interval=self.interval, cuts=self.cuts
+        )
+
+    monkeypatch.setattr(Settings, "load", load)
+    monkeypatch.setattr(run_module, "LocalEngine", Engine)
+    monkeypatch.setattr(InlineEngine, "fault", staticmethod(lambda task: None))
+    return runs
+
+
+HOLD = Settings(propagator="hold", interval=5, split=20)
+TWO = BatchOptions(workers=2)
+
+
+@pytest.fixture
+def videos(tmp_path, clip):
+    """Two short ones, a long one, and a broken one."""
+    folder = tmp_path / "videos"
+    (folder / "a").mkdir(parents=True)
+    for i, name in enumerate(("a/one", "two")):
+        write_video(folder / f"{name}.mp4", [frame.rgb for frame in moving_frames(6, SIZE, seed=i)])
+    (folder / "long.mp4").write_bytes(clip.read_bytes())
+    (folder / "broken.mp4").write_text("no video")
+    return folder
+
+
+def events(out, *kinds):
+    lines = map(json.loads, (out / "manifest.jsonl").read_text().splitlines())
+    return [line for line in lines if not kinds or line["event"] in kinds]
+
+
+def states(found):
+    return {item["name"]: item["state"] for item in found["items"]}
+
+
+def test_a_broken_video_does_not_stop_the_others(inline, videos, tmp_path):
+    out = tmp_path / "OUT"
+    found = run_batch([str(videos)], str(out), HOLD, TWO)
+    assert states(found) == {"a/one": "done", "broken": "failed", "long": "done", "two": "done"}
+    assert (found["done"], found["failed"], found["skipped"]) == (3, 1, 0)
+    (failed,) = events(out, "failed")
+    assert (failed["item"], failed["attempts"]) == ("broken", 1)  # what does not decode will not decode
+    assert "no known video format" in failed["error"]
+    (split,) = events(out, "split")
+    assert (split["item"], split["frames"], split["segments"]) == ("long", 40, 2)
+    segmenter = VideoSegmenter(ColourSegmentor(), Hold(), interval=5)
+    for name in ("a/one", "long", "two"):
+        segmenter.process(str(videos / f"{name}.mp4"), (tmp_path / "whole" / name).parent)
+    assert tree(out) == tree(tmp_path / "whole")
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_resuming_does_what_is_not_whole(inline, videos, tmp_path):
+    out = tmp_path / "OUT"
+    run_batch([str(videos)], str(out), HOLD, TWO)
+    whole = tree(out)
+    (out / "two.json").unlink()
+    (out / "a" / "one.labels.mkv").write_bytes(b"short")
+    found = run_batch([str(videos)], str(out), HOLD, replace(TWO, resume=True))
+    assert states(found) == {"a/one": "done", "broken": "failed", "long": "skipped", "two": "done"}
+    assert {task.job.name for task in inline[1]} == {"a/one", "broken", "two"}
+    assert tree(out) == whole
+
+
+def test_checksums_find_what_sizes_do_not(inline, videos, tmp_path):
+    out = tmp_path / "OUT"
+    settings = replace(HOLD, options=ProcessOptions(save=("labels", "png")))
+    run_batch([str(videos)], str(out), settings, TWO)
+    whole = tree(out)
+    for name in ("two.labels.mkv", "a/one.png/000003.png"):
+        (out / name).write_bytes(bytes(len(whole[name])))
+    resume = replace(TWO, resume=True)
+    assert states(run_batch([str(videos)], str(out), settings, resume))["two"] == "skipped"
+    found = run_batch([str(videos)], str(out), settings, replace(resume, verify=True))
+    assert states(found) == {"a/one": "done", "broken": "failed", "long": "skipped", "two": "done"}
+    assert tree(out) == whole
+
+
+def test_a_batch_is_gone_on_with_only_as_it_was_begun(inline, videos, tmp_path):
+    out = tmp_path / "OUT"
+    run_batch([str(videos)], str(out), HOLD, TWO)
+    with pytest.raises(OutputError, match=r"manifest.jsonl exists already: pass --resume"):
+        run_batch([str(videos)], str(out), HOLD, TWO)
+    with pytest.raises(ConfigError, match=r"was begun with other options: alpha was 0\.5, now 0.25"):
+        run_batch([str(videos)], str(out), replace(HOLD, options=ProcessOptions(alpha=0.25)), replace(TWO, resume=True))
+    found = run_batch([str(videos)], str(out), replace(HOLD, interval=3), replace(TWO, overwrite=True))
+    assert found["done"] == 3
+    assert json.loads((out / "two.json").read_text())["options"]["interval"] == 3
+
+
+def test_what_another_program_wrote_is_not_replaced(inline, videos, tmp_path):
+    out = tmp_path / "OUT"
+    out.mkdir()
+    (out / "two.overlay.mp4").write_text("precious")
+    for options in (TWO, replace(TWO, resume=True)):
+        found = run_batch([str(videos)], str(out), HOLD, options)
+        (item,) = [item for item in found["items"] if item["name"] == "two"]
+        assert item["state"] == "failed"
+        assert item["error"].startswith("two.overlay.mp4 exists already; pass --overwrite")
+        assert (out / "two.overlay.mp4").read_text() == "precious"
+
+
+def test_a_dead_worker_is_an_attempt(inline, videos, tmp_path, monkeypatch):
+    seen = []
+
+    def fault(task):
+        seen.append(task)
+        tries = sum(task == other for other in seen)
+        if task.job.name == "two" or ((task.kind, task.part) == ("part", 1) and tries < 3):
+            return Outcome(task, error="its worker died: signal 9 (SIGKILL)", died=True)
+        return None
+
+    monkeypatch.setattr(InlineEngine, "fault", staticmethod(fault))
+    out = tmp_path / "OUT"
+    found = run_batch([str(videos)], str(out), HOLD, TWO)
+    assert states(found) == {"a/one": "done", "broken": "failed", "long": "done", "two": "failed"}
+    attempts = {item["name"]: item["attempts"] for item in found["items"]}
+    assert attempts == {"a/one": 1, "broken": 1, "long": 3, "two": 3}
+    assert len(events(out, "retry")) == 4
+
+
+def test_a_video_given_up_takes_its_segments_with_it(inline, videos, tmp_path, monkeypatch):
+    def fault(task):
+        return Outcome(task, error="no", again=False) if task.kind == "part" and task.part == 0 else None
+
+    monkeypatch.setattr(InlineEngine, "fault", staticmethod(fault))
+    out = tmp_path / "OUT"
+    found = run_batch([str(videos / "long.mp4")], str(out), replace(HOLD, split=6), BatchOptions(workers=1))
+    assert states(found) == {"long": "failed"}
+    assert len(inline[0]) == 2
+    monkeypatch.setattr(InlineEngine, "fault", staticmethod(lambda task: None))
+    found = run_batch([str(videos / "long.mp4")], str(out), replace(HOLD, split=6), replace(TWO, resume=True))
+    assert states(found) == {"long": "done"}
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_damaged_segment_is_made_anew(inline, videos, tmp_path, monkeypatch):
+    out = tmp_path / "OUT"
+    seen = []
+
+    def fault(task):
+        if task.kind == "join" and not seen:
+            seen.append(task)
+            (part,) = out.glob(".mpvss-work/parts/*/00001.labels.mkv")
+            cut_off(part)
+        return
+
+    monkeypatch.setattr(InlineEngine, "fault", staticmethod(fault))
+    found = run_batch([str(videos / "long.mp4")], str(out), HOLD, TWO)
+    assert states(found) == {"long": "done"}
+    assert found["items"][0]["attempts"] == 2
+    VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(videos / "long.mp4"), tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_bug_is_the_failure_of_its_video(inline, videos, tmp_path, monkeypatch, caplog):
+    process = VideoSegmenter.process
+
+    def failing(self, source, *arguments, **rest):
+        if "two" in str(source):
+            raise ZeroDivisionError("by zero")
+        return process(self, source, *arguments, **rest)
+
+    monkeypatch.setattr(VideoSegmenter, "process", failing)
+    with caplog.at_level(logging.CRITICAL):
+        found = run_batch([str(videos)], str(tmp_path / "OUT"), HOLD, replace(TWO, retries=1))
+    (item,) = [item for item in found["items"] if item["name"] == "two"]
+    assert (item["state"], item["attempts"], item["error"]) == ("failed", 2, "ZeroDivisionError: by zero")
+
+
+def test_two_batches_do_not_share_a_work_folder(inline, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "_ORPHAN_SECONDS", 0.0)
+    work = tmp_path / "OUT" / ".mpvss-work"
+    work.mkdir(parents=True)
+    with (work / "alive").open("a") as held:
+        from mpvss.batch.manifest import lock
+
+        assert lock(held.fileno(), shared=True)
+        with pytest.raises(OutputError, match="workers of another batch are still writing there"):
+            run_batch([str(videos)], str(tmp_path / "OUT"), HOLD, TWO)
+
+
+def test_names_that_are_difficult(inline, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    content = write_video(tmp_path / "v.mp4", [frame.rgb for frame in moving_frames(3, SIZE)]).read_bytes()
+    names = [
+        b"new\nline.mp4",
+        b'it\'s "quoted".mp4',
+        b"not utf-8 \xff.mp4",
+        b"..dots..mp4",
+        b"[1].mp4",
+        b"n" * 251 + b".mp4",
+    ]
+    for name in names:
+        (folder / os.fsdecode(name)).write_bytes(content)
+    out = tmp_path / "OUT"
+    found = run_batch([str(folder)], str(out), HOLD, TWO)
+    assert {item["state"] for item in found["items"] if len(item["name"]) < 200} == {"done"}
+    (long,) = [item for item in found["items"] if len(item["name"]) > 200]
+    assert long["state"] == "failed"
+    assert "name too long" in long["error"]
+    again = run_batch([str(folder)], str(out), HOLD, replace(TWO, resume=True))
+    assert {item["name"] for item in again["items"] if item["state"] != "skipped"} == {long["name"]}, again
+    assert (out / "[1].labels.mkv").is_file()
+
+
+def test_shards_have_manifests_of_their_own(inline, videos, tmp_path):
+    out = tmp_path / "OUT"
+    found = [run_batch([str(videos)], str(out), HOLD, replace(TWO, shard=(i, 2))) for i in (1, 2)]
+    assert sorted(item["name"] for part in found for item in part["items"]) == ["a/one", "broken", "long", "two"]
+    assert sorted(path.name for path in out.glob("*.jsonl")) == ["manifest-1-of-2.jsonl", "manifest-2-of-2.jsonl"]
+
+
+# --- over the network
+
+
+@pytest.fixture
+def web(tmp_path):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_GET(self):
+            if "short" in self.path:  # says more than it has
+                self.send_response(200)
+                self.send_header("Content-Length", "100000")
+                self.end_headers()
+                self.wfile.write(b"x" * 1000)
+                return
+            super().do_GET()
+
+    folder = tmp_path / "web"
+    folder.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_web_addresses_are_downloaded_whole_or_fail(inline, web, videos, tmp_path):
+    folder, address = web
+    (folder / "two.mp4").write_bytes((videos / "two.mp4").read_bytes())
+    (folder / "long one.mp4").write_bytes((videos / "long.mp4").read_bytes())
+    (folder / "short.mp4").write_bytes(b"x" * 100000)
+    urls = [f"{address}/{name}.mp4" for name in ("two", "long%20one", "short", "gone")]
+    out = tmp_path / "OUT"
+    found = run_batch(urls, str(out), HOLD, replace(TWO, retries=1))
+    assert states(found) == {"gone": "failed", "long one": "done", "short": "failed", "two": "done"}
+    assert {item["name"]: item["attempts"] for item in found["items"]} == {
+        "gone": 2,
+        "long one": 1,
+        "short": 2,
+        "two": 1,
+    }
+    assert json.loads((out / "two.json").read_text())["source"] == urls[0]
+    VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(folder / "long one.mp4"), tmp_path / "whole")
+    assert tree(tmp_path / "whole")["long one.labels.mkv"] == (out / "long one.labels.mkv").read_bytes()
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty bucket of an S3 server of this machine."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    urllib.request.urlopen(f"{address}/moto-api/reset", data=b"").close()  # its memory is the process's
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs.mkdir("bucket")
+    fs.invalidate_cache()
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield fs
+    server.stop()
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_object_stores_are_read_and_written(inline, bucket, videos, tmp_path):
+    for path in videos.rglob("*.mp4"):
+        bucket.put_file(str(path), f"bucket/in/{path.relative_to(videos)}")
+    assert [job.name for job in expand(["s3://bucket/in/*.mp4"])] == ["broken", "long", "two"]
+    settings = replace(HOLD, options=ProcessOptions(save=("overlay", "labels", "png")))
+    with pytest.raises(ConfigError, match=r"s3://bucket/out is not on this machine.*give --state a directory"):
+        run_batch(["s3://bucket/in"], "s3://bucket/out", settings, TWO)
+    options = replace(TWO, state=tmp_path / "state")
+    found = run_batch(["s3://bucket/in"], "s3://bucket/out", settings, options)
+    assert states(found) == {"a/one": "done", "broken": "failed", "long": "done", "two": "done"}
+    bucket.get("bucket/out", str(tmp_path / "got"), recursive=True)
+    segmenter = VideoSegmenter(ColourSegmentor(), Hold(), interval=5)
+    for name in ("a/one", "long", "two"):
+        segmenter.process(
+            str(videos / f"{name}.mp4"), (tmp_path / "whole" / name).parent, settings.options,
+            named=f"s3://bucket/in/{name}.mp4",
+        )  # fmt: skip
+    assert tree(tmp_path / "got") == tree(tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["manifest.jsonl"]
+    bucket.rm("bucket/out/long.json")
+    bucket.pipe_file("bucket/out/two.png/000000.png", bytes(bucket.info("bucket/out/two.png/000000.png")["size"]))
+    bucket.invalidate_cache()
+    found = run_batch(["s3://bucket/in"], "s3://bucket/out", settings, replace(options, resume=True, verify=True))
+    assert states(found) == {"a/one": "skipped", "broken": "failed", "long": "done", "two": "done"}
+
+
+def test_segments_can_lie_in_a_store(inline, bucket, videos, tmp_path, monkeypatch):
+    """As with workers on other machines, which reach the output only."""
+    monkeypatch.setattr(
+        "mpvss.batch.ray_engine.RayEngine",
+        lambda setup, workers, level, _: run_module.LocalEngine(setup, workers, level),
+    )
+    options = BatchOptions("ray", 2, state=tmp_path / "state")
+    found = run_batch([str(videos / "long.mp4")], "s3://bucket/out", HOLD, options)
+    assert states(found) == {"long": "done"}
+    assert {task.kind for task in inline[0]} == {"video", "part", "join"}
+    bucket.invalidate_cache()
+    assert sorted(bucket.find("bucket/out")) == [f"bucket/out/long{ending}" for ending in ENDINGS]
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path):
+    import fsspec
+
+    def missing(place):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ConfigError, match=r"s3://b/\*\.mp4 needs a package.*pip install 'mpvss\[s3\]'"):
+        expand(["s3://b/*.mp4"])
+
+
+def test_workers_that_cannot_load_the_model_end_the_batch(videos, tmp_path):
+    """With real processes: the first thing they do fails, and takes nothing long."""
+    settings = Settings(model=str(tmp_path / "nothing"))
+    with pytest.raises(MpvssError, match="nothing"):
+        run_batch([str(videos)], str(tmp_path / "OUT"), settings, BatchOptions(workers=1))
+    assert [path.name for path in (tmp_path / "OUT").iterdir()] == ["manifest.jsonl"]
+
+
+# --- the command line
+
+
+@pytest.fixture
+def command(inline, capfd):
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        code = cli.run([str(argument) for argument in arguments])
+        return (code, *capfd.readouterr())
+
+    return run
+
+
+def test_a_table_and_an_exit_code_say_what_failed(command, videos, tmp_path):
+    (videos / "broken.mp4").rename(videos / os.fsdecode(b"brok\nen \xff.mp4"))
+    arguments = ("batch", videos, "-o", tmp_path / "OUT", "--workers", 1, "--propagator", "hold", "--split", 20)
+    code, out, _ = command(*arguments)
+    assert code == 3
+    head, *rows, last = out.splitlines()
+    assert head.split() == ["video", "state", "frames", "attempts", "seconds", "error"]
+    assert [row.split("  ")[0].strip() for row in rows] == ["a/one", "brok\\nen \\udcff", "long", "two"]
+    assert last.startswith("3 done, 1 failed, 0 skipped; ")
+    next(iter(videos.glob("brok*"))).unlink()
+    code, out, _ = command(*arguments, "--resume", "--json")
+    assert code == 0
+    assert (json.loads(out)["skipped"], json.loads(out)["failed"]) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--shard", "2"), "expected a shard as I/N such as 1/4, found '2'"),
+        (("--shard", "5/4"), "shard must be i/n with i from 1 to n, found 5/4"),
+        (("--resume", "--overwrite"), "resume keeps what is finished and overwrite replaces it"),
+        (("--save", "video"), "save takes overlay, labels, png, found 'video'"),
+    ],
+)
+def test_batch_options_that_do_not_fit(command, videos, tmp_path, options, error):
+    code, out, err = command("batch", videos, "-o", tmp_path / "OUT", *options)
+    assert (code, out) == (2, "")
+    assert error in err
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_segment_resume_writes_what_segment_writes(command, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(VideoSegmenter, "from_pretrained", lambda *_, **__: colour_segmenter(interval=5))
+    code, out, _ = command("segment", videos / "long.mp4", "-o", tmp_path / "a", "--resume", "--json")
+    assert code == 0
+    assert json.loads(out)["videos"][0]["frames"] == 40
+    command("segment", videos / "long.mp4", "-o", tmp_path / "b")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    code, _, err = command("segment", videos / "long.mp4", "-o", tmp_path / "a", "--resume")
+    assert code == 2
+    assert "long.json exists already" in err
+    for more in ((videos / "two.mp4",), ("--compare",), ("--overwrite",)):
+        code, _, err = command("segment", videos / "long.mp4", "-o", tmp_path / "c", "--resume", *more)
+        assert code == 2
+        assert "--resume takes one video, without --compare, --overwrite and --no-fast; batch takes many" in err
+
+
+# --- on a Ray cluster
+
+
+@pytest.mark.soak
+def test_ray_does_what_processes_do(videos, tmp_path):
+    """A cluster on this machine, with real networks; an actor that dies is a try."""
+    settings = Settings(propagator="hold", interval=5, split=20)
+    local = run_batch([str(videos)], str(tmp_path / "local"), settings, BatchOptions(workers=1))
+    assert states(local) == {"a/one": "done", "broken": "failed", "long": "done", "two": "done"}
+    killed = []
+
+    def kill_one(item, done, total):
+        if item["state"] == "done" and not killed:
+            mine = [worker for worker in ray_workers() if worker not in killed]
+            os.kill(mine[0], signal.SIGKILL)
+            killed.append(mine[0])
+
+    found = run_batch(
+        [str(videos)], str(tmp_path / "ray"), settings, BatchOptions("ray", workers=2, retries=3), on_item=kill_one
+    )
+    assert killed
+    assert states(found) == states(local)
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+def ray_workers():
+    """Processes in which our actors live; Ray gives them the name of the class."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and b"ray::_Actor" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_ray_that_is_not_installed_is_named(videos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"engine ray needs a package.*pip install 'mpvss\[ray\]'"):
+        run_batch([str(videos)], str(tmp_path / "OUT"), HOLD, BatchOptions("ray", workers=1))
