@@ -340,6 +340,7 @@ def propagate(
             "source": str(source),
             "frames": sinks.frames,
             "key_frames": sinks.key_frames,
+            "propagator": filler.propagator.name,
             "unlabelled": unlabelled,
             "outputs": {kind: str(path) for kind, path in paths.items()},
             "seconds": {

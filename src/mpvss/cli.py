@@ -45,6 +45,7 @@ _LEARNED = ("flow", "query")
 class PropagatorName(StrEnum):
     """How masks reach the frames between key frames."""
 
+    auto = "auto"
     query = "query"
     flow = "flow"
     dis = "dis"
@@ -129,7 +130,7 @@ def segment(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")],
     model: Model = "compact",
-    propagator: Propagator = PropagatorName.dis,
+    propagator: Propagator = PropagatorName.auto,
     motion: MotionOption = MotionName.chain,
     direction: Direction = None,
     interval: Interval = None,
@@ -228,7 +229,7 @@ def batch(
     ] = False,
     stall: Annotated[int, typer.Option(min=1, help="Seconds without a frame after which a worker is stuck.")] = 600,
     model: Model = "compact",
-    propagator: Propagator = PropagatorName.dis,
+    propagator: Propagator = PropagatorName.auto,
     motion: MotionOption = MotionName.chain,
     direction: Direction = None,
     interval: Interval = None,
@@ -634,7 +635,7 @@ def propagate(
     direction: Annotated[
         DirectionName, typer.Option(help="both fills a gap from the masks on both sides.")
     ] = DirectionName.both,
-    propagator: Propagator = PropagatorName.dis,
+    propagator: Propagator = PropagatorName.auto,
     motion: MotionOption = MotionName.chain,
     model: Annotated[str | None, typer.Option(help="A motion module's directory, for query and flow.")] = None,
     save: Annotated[str, typer.Option(help="Any of labels, png, overlay, separated by commas.")] = "labels,png",
@@ -797,7 +798,9 @@ def _progress(info: "VideoInfo", total: int | None, quiet: bool) -> Iterator[Any
 
 def _print_video(video: dict[str, Any]) -> None:
     seconds, frames = video["seconds"], video["frames"]
-    print(f"{video['source']}: {frames} frames, {video['key_frames']} of them key frames")
+    keys = f"{video['key_frames']} of them key frames"
+    by = "" if video["key_frames"] == frames else f", the others by {video['propagator']}"
+    print(f"{video['source']}: {frames} frames, {keys}{by}")
     for kind, path in video["outputs"].items():
         print(f"  {kind:9} {path}")
     stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")

@@ -35,7 +35,15 @@ from mpvss.metrics import (
     region_similarity,
 )
 from mpvss.motion.propagator import Propagator
-from mpvss.pipeline import DEFAULT_INTERVAL, PROPAGATORS, VideoSegmenter, choose_device, choose_dtype, make_propagator
+from mpvss.pipeline import (
+    BEST_PROPAGATOR,
+    DEFAULT_INTERVAL,
+    PROPAGATORS,
+    VideoSegmenter,
+    choose_device,
+    choose_dtype,
+    make_propagator,
+)
 from mpvss.schedule import CutDetector, Schedule
 from mpvss.segmentors import Segmentor
 from mpvss.segmentors.protocol import prepare
@@ -51,7 +59,6 @@ WINDOW = 10
 
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 
-_BEST_PROPAGATOR = "dis"
 _NEED_MODEL = ("query", "flow")
 _WORST_PER_VIDEO = 4
 _CONSISTENCIES = {"vc8": (8, False), "vc16": (16, False), "correct_vc8": (8, True), "correct_vc16": (16, True)}
@@ -125,7 +132,7 @@ class EvalOptions:
         if self.predictions is not None:
             return EvalOptions(self.data, self.split, "", "none", interval=self.interval, predictions=self.predictions)
         oracle = self.oracle or dataset.protocol == "davis"
-        propagator = _BEST_PROPAGATOR if self.propagator == "auto" else self.propagator
+        propagator = BEST_PROPAGATOR if self.propagator == "auto" else self.propagator
         if dataset.protocol == "cityscapes" and oracle:
             raise DataError(
                 "true labels at key frames need every frame labelled; these snippets have one labelled frame"

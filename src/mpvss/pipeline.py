@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ DEFAULT_INTERVAL: dict[str, int] = {"both": 10, "forward": 5}
 
 
 PROPAGATORS = ("query", "flow", "dis", "hold", "none")
+# What auto means, but for motion modules given as the model: the most accurate for its time (docs/LOG.md).
+BEST_PROPAGATOR = "dis"
 _LEARNED = ("query", "flow")
 # The segmentor on every frame: there is no frame between to bring masks to.
 _NO_PROPAGATION: Propagator = Hold()
@@ -45,15 +48,16 @@ def make_propagator(name: str, motion: QueryFlow | PixelFlow | None = None) -> P
     """Return a propagator by its name, or ``None`` for ``none``: the segmentor on every frame.
 
     Args:
-        name: One of ``PROPAGATORS``.
+        name: One of ``PROPAGATORS``, or ``auto`` for the best that needs no training.
         motion: The motion module that ``query`` and ``flow`` need, on its device.
 
     Raises:
         ModelError: The motion module is missing or of the other kind.
         ValueError: There is no such propagator.
     """
+    name = BEST_PROPAGATOR if name == "auto" else name
     if name not in PROPAGATORS:
-        raise ValueError(f"propagator must be one of {', '.join(PROPAGATORS)}, found {name!r}")
+        raise ValueError(f"propagator must be one of auto, {', '.join(PROPAGATORS)}, found {name!r}")
     if name in _LEARNED:
         if motion is None:
             raise ModelError(
@@ -68,17 +72,27 @@ def make_propagator(name: str, motion: QueryFlow | PixelFlow | None = None) -> P
     return makers[name]()
 
 
-def _find_motion(model: str | Path, propagator: str) -> tuple[str | Path, QueryFlow | PixelFlow | None]:
-    """Return what to load the segmentor from, and the motion module if the checkpoint is one."""
+def _find_motion(model: str | Path, propagator: str) -> tuple[str | Path, str, QueryFlow | PixelFlow | None]:
+    """Return what to load the segmentor from, the propagator that is meant, and its motion module if it has one.
+
+    ``auto`` is the kind of motion module that was given as the model, or otherwise the best propagator. The embedded
+    model has its motion modules beside it.
+    """
+    wanted = BEST_PROPAGATOR if propagator == "auto" else propagator
+    if model in EMBEDDED:
+        beside = Path(str(files("mpvss") / "assets" / f"{model}-{wanted}"))
+        shipped = wanted in _LEARNED and beside.is_dir()
+        return model, wanted, load_motion(beside) if shipped else None
     on_disk = (Path(model) / "config.json").is_file()
-    if model in EMBEDDED or not (on_disk or propagator in _LEARNED):
-        return model, None
-    if read_config(model)["model_type"] not in MOTION_TYPES:
-        return model, None
+    if not (on_disk or wanted in _LEARNED) or read_config(model)["model_type"] not in MOTION_TYPES:
+        return model, wanted, None
     segmentor = segmentor_of(model)
     if segmentor is None:
         raise ModelError(f"{model}: this motion module does not say which segmentor it belongs to")
-    return segmentor, load_motion(model) if propagator in _LEARNED else None
+    if propagator != "auto" and propagator not in _LEARNED:
+        return segmentor, wanted, None
+    module = load_motion(model)
+    return segmentor, LearnedFlow(module).name if propagator == "auto" else wanted, module
 
 
 def choose_device(name: str) -> torch.device:
@@ -159,7 +173,7 @@ class VideoSegmenter:
         cls,
         model: str | Path = "compact",
         *,
-        propagator: str = "dis",
+        propagator: str = "auto",
         motion: str = "chain",
         interval: int | None = None,
         cuts: bool = True,
@@ -174,7 +188,8 @@ class VideoSegmenter:
         Args:
             model: ``compact``; a hub id or a directory of a segmentor; or the directory of a motion module, which
                 names its segmentor.
-            propagator: ``query``, ``flow``, ``dis``, ``hold`` or ``none``.
+            propagator: ``query``, ``flow``, ``dis``, ``hold``, ``none``, or ``auto``: the model's own if it is a motion
+                module, or else ``dis``.
             motion: ``chain`` or ``direct``.
             interval: Frames from one key frame to the next.
             cuts: Whether scene cuts are key frames too.
@@ -190,10 +205,10 @@ class VideoSegmenter:
             ValueError: An option is out of its range.
         """
         place, precision = choose_device(device), choose_dtype(dtype)
-        source, module = _find_motion(model, propagator)
+        source, meant, module = _find_motion(model, propagator)
         if module is not None:
             module = module.to(place)
-        chosen = make_propagator(propagator, module)
+        chosen = make_propagator(meant, module)
         segmentor = load_segmentor(source, device=place, dtype=precision, fast=fast)
         if isinstance(chosen, LearnedFlow):
             check_fits(chosen.module, segmentor.query_width, segmentor.num_queries)
@@ -358,6 +373,7 @@ class VideoSegmenter:
                 "source": str(source),
                 "frames": sinks.frames,
                 "key_frames": sinks.key_frames,
+                "propagator": about["options"]["propagator"],
                 "damaged": reader.damaged,
                 "outputs": {kind: str(path) for kind, path in paths.items()},
                 "seconds": {

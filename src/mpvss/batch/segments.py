@@ -320,6 +320,7 @@ def join(
     return {
         "frames": sinks.frames,
         "key_frames": sinks.key_frames,
+        "propagator": about["options"]["propagator"],
         "damaged": plan.damaged,
         "outputs": {kind: str(path) for kind, path in paths.items()},
     }

@@ -45,7 +45,7 @@ class Settings:
     """
 
     model: str = "compact"
-    propagator: str = "dis"
+    propagator: str = "auto"
     motion: str = "chain"
     direction: str | None = None
     interval: int | None = None
