@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 VIDEO ?=
+DATA ?= camvid:data/camvid
 
-.PHONY: demo test format clean
+.PHONY: demo figures test format clean
 
 # The environment is made once, and again when what it is made from changes.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -27,6 +28,11 @@ $(OUT)/sample/project_video01.mp4: | $(VENV)/.runtime
 
 demo: $(VENV)/.runtime $(if $(VIDEO),,$(OUT)/sample/project_video01.mp4)
 	$(BIN)/mpvss segment "$(or $(VIDEO),$(OUT)/sample/project_video01.mp4)" --out $(OUT) --compare --legend --overwrite
+
+# Redraws the curve of accuracy against seconds on DATA (camvid:DIR) and the README's strip on the demo clip.
+figures: $(VENV)/.dev $(OUT)/sample/project_video01.mp4
+	$(BIN)/python benchmarks/strip.py $(OUT)/sample/project_video01.mp4 --out docs/figures/strip.jpg
+	$(BIN)/python benchmarks/accuracy_time.py $(DATA) --out docs/figures
 
 test: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests

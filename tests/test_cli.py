@@ -51,7 +51,7 @@ def colour(monkeypatch):
 
     def from_pretrained(model, *, propagator, motion, interval, cuts, short_side, **rest):
         asked.append(model)
-        makers = {"dis": Dis, "hold": Hold, "none": lambda: None}
+        makers = {"auto": Dis, "dis": Dis, "hold": Hold, "none": lambda: None}
         chosen = makers[propagator]()
         return VideoSegmenter(
             ColourSegmentor(), chosen, motion=motion, interval=interval, cuts=cuts, short_side=short_side
@@ -513,7 +513,16 @@ def test_json_is_one_object_of_the_documented_shape(segment, clip, tmp_path):
     assert list(result) == ["videos"]
     for video, source in zip(result["videos"], (clip, other), strict=True):
         name = Path(source).stem
-        assert set(video) == {"source", "frames", "key_frames", "damaged", "outputs", "seconds", "compare"}
+        assert set(video) == {
+            "source",
+            "frames",
+            "key_frames",
+            "propagator",
+            "damaged",
+            "outputs",
+            "seconds",
+            "compare",
+        }
         assert video["source"] == str(source)
         for count, expected in (("frames", FRAMES), ("key_frames", 2), ("damaged", 0)):
             assert type(video[count]) is int

@@ -5,6 +5,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from mpvss.behind import Behind
 from mpvss.checkpoint import MOTION_TYPES, check_fits, load_motion, segmentor_of
 from mpvss.errors import ModelError, MpvssError
 from mpvss.labels import resolve_classes
@@ -34,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # Half as many key frames where the next one can be seen as well.
 DEFAULT_INTERVAL: dict[str, int] = {"both": 10, "forward": 5}
+# Most results that wait to be written.
+_WAITING = 4
 
 
 PROPAGATORS = ("query", "flow", "dis", "hold", "none")
@@ -330,8 +335,9 @@ class VideoSegmenter:
             on_frame: Called with each finished frame, for progress.
 
         Returns:
-            source, frames, key_frames, damaged (frames or packets lost), outputs (paths by kind) and seconds (by
-            stage); with ``compare`` also seconds per frame and flicker of both sides.
+            source, frames, key_frames, propagator, damaged (frames or packets lost), outputs (paths by kind) and
+            seconds (by stage; reading, segmenting and writing overlap, so they add up to more than the total); with
+            ``compare``, where nothing overlaps, also seconds per frame and flicker of both sides.
 
         Raises:
             SourceError: The source cannot be read, or holds no frame.
@@ -349,13 +355,17 @@ class VideoSegmenter:
             about = self.describe(options, direction) | ({} if named is None else {"source": named})
             taken = 0
             first = next(reader)  # or the error that there is none, before any output is begun
-            with Sinks(reader, paths, options, names, about, wanted) as sinks:
+            with ExitStack() as stack:
+                sinks = stack.enter_context(Sinks(reader, paths, options, names, about, wanted))
+                write: Callable[..., None] = sinks.write
+                if not options.compare:  # which times the two sides, and is not to be disturbed
+                    write = partial(stack.enter_context(Behind(_WAITING)).call, sinks.write)
                 waiting: deque[tuple[Frame, Segmentation | None]] = deque()
 
                 def deliver(results: Iterable[Segmentation]) -> None:
                     for result in results:
                         costs = (alone.seconds.total / taken, session.seconds.total / taken)
-                        sinks.write(*waiting.popleft(), result, costs)
+                        write(*waiting.popleft(), result, costs)
                         if on_frame is not None:
                             on_frame(result)
 
