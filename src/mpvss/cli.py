@@ -55,6 +55,13 @@ class MotionName(StrEnum):
     direct = "direct"
 
 
+class BackendName(StrEnum):
+    """What runs the networks."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
 class DirectionName(StrEnum):
     """Whether the key frame after a frame is used as well."""
 
@@ -69,6 +76,7 @@ Propagator = Annotated[PropagatorName, typer.Option(help="How masks reach the fr
 MotionOption = Annotated[MotionName, typer.Option(help="chain composes flows between neighbours; direct is the paper.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Backend = Annotated[BackendName, typer.Option(help="torch, or onnx for a directory made by export, on the CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")]
@@ -122,6 +130,7 @@ def segment(
     stride: Annotated[int, typer.Option(min=1, help="Take every so many frames.")] = 1,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    backend: Backend = BackendName.torch,
     overwrite: Overwrite = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -137,7 +146,7 @@ def segment(
             compare=compare, overwrite=overwrite, start=start, end=end, stride=stride,
         )  # fmt: skip
     infos = _plan(sources, out, options)
-    segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype)
+    segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype, backend)
     videos = []
     for source, info in zip(sources, infos, strict=True):
         with _progress(info, _expected_frames(info, options), quiet) as advance:
@@ -197,15 +206,17 @@ def _load(
     short_side: int | None,
     device: str,
     dtype: str,
+    backend: BackendName,
 ) -> "VideoSegmenter":
     log.info("loading %s", model)
     try:
-        from mpvss.pipeline import VideoSegmenter, choose_device, choose_dtype
+        from mpvss.pipeline import VideoSegmenter, check_backend, choose_device, choose_dtype
     except ImportError as error:
         raise MpvssError(f"a package that models need does not work ({error}); mpvss doctor says which") from error
     with _option_errors():  # not around the loading: a ValueError in there is a bug
         choose_device(device)
         choose_dtype(dtype)
+        check_backend(backend.value, device, dtype)
     segmenter = VideoSegmenter.from_pretrained(
         model,
         propagator=propagator.value,
@@ -215,6 +226,7 @@ def _load(
         short_side=short_side,
         device=device,
         dtype=dtype,
+        backend=backend.value,
     )
     names = segmenter.segmentor.class_names
     log.info("%s knows %d classes: %s", segmenter.segmentor.name, len(names), ", ".join(names))
@@ -297,6 +309,32 @@ def cost(
     for group, values in found.items():
         for name, value in values.items():
             print(f"{group:>9}  {name:10} {value:8.2f}")
+
+
+@app.command()
+def export(
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the pictures that the networks will see.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make; segment --backend onnx takes it.")],
+    model: Model = "compact",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export a model for ONNX Runtime, for pictures of one size; kept only if it gives the labels that torch gives."""
+    _set_up(verbose, quiet)
+    with _option_errors():
+        chosen = _parse_size(size)
+    from mpvss.onnx_export import export as export_model
+
+    found = export_model(model, chosen, out, overwrite=overwrite)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, megabytes in found["files"].items():
+        print(f"{found['out']}/{name}  {megabytes:.1f} MB")
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in found["max_difference"].items())
+    print(f"largest difference from torch: {differences}; labels equal, ties at {100 * found['ties']:.3g} % of pixels")
 
 
 @app.command()
@@ -404,6 +442,7 @@ def evaluate(
     baseline: Annotated[Path | None, typer.Option(help="Directory of a run that the report compares with.")] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    backend: Backend = BackendName.torch,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -422,7 +461,7 @@ def evaluate(
         options = EvalOptions(
             data, split, model, propagator, motion.value, direction.value, interval, cuts, oracle,
             None if predictions is None else str(predictions),
-            None if save_predictions is None else str(save_predictions), device, dtype,
+            None if save_predictions is None else str(save_predictions), device, dtype, backend.value,
         )  # fmt: skip
 
     def say(video: str, done: int, total: int) -> None:

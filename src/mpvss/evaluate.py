@@ -35,7 +35,15 @@ from mpvss.metrics import (
     region_similarity,
 )
 from mpvss.motion.propagator import Propagator
-from mpvss.pipeline import DEFAULT_INTERVAL, PROPAGATORS, VideoSegmenter, choose_device, choose_dtype, make_propagator
+from mpvss.pipeline import (
+    DEFAULT_INTERVAL,
+    PROPAGATORS,
+    VideoSegmenter,
+    check_backend,
+    choose_device,
+    choose_dtype,
+    make_propagator,
+)
 from mpvss.schedule import CutDetector, Schedule
 from mpvss.segmentors import Segmentor
 from mpvss.segmentors.protocol import prepare
@@ -82,6 +90,7 @@ class EvalOptions:
         save_predictions: Directory that all predictions are written to, as ``predictions`` reads them.
         device: Where the networks run.
         dtype: Their precision.
+        backend: ``torch``, or ``onnx`` for a model made by ``mpvss export``.
 
     Raises:
         ValueError: A value is out of range, or two options exclude each other.
@@ -100,6 +109,7 @@ class EvalOptions:
     save_predictions: str | None = None
     device: str = "auto"
     dtype: str = "float32"
+    backend: str = "torch"
 
     def __post_init__(self) -> None:
         for name, known in (("motion", MOTIONS), ("direction", DIRECTIONS)):
@@ -111,6 +121,7 @@ class EvalOptions:
             raise ValueError("predictions are only scored: leave out oracle and save_predictions")
         choose_device(self.device)
         choose_dtype(self.dtype)
+        check_backend(self.backend, self.device, self.dtype)
         if self.propagator not in ("auto", *PROPAGATORS):
             raise ValueError(f"propagator must be one of auto, {', '.join(PROPAGATORS)}, found {self.propagator!r}")
 
@@ -392,6 +403,7 @@ class _Predictor:
                 cuts=options.cuts,
                 device=options.device,
                 dtype=options.dtype,
+                backend=options.backend,
             )
             self._segmentor = self._segmenter.segmentor
             self._propagator = self._segmenter.propagator
@@ -416,7 +428,10 @@ class _Predictor:
                 scores.update(found, truth, clip)
             line = scores.line(clip.name)
         if self._segmentor is not None and not self._options.oracle:
-            line["gmac"] = self._multiply_adds(clip, line["timeline"]["key"])
+            # What ONNX Runtime computes, torch cannot count.
+            line["gmac"] = (
+                None if self._options.backend == "onnx" else self._multiply_adds(clip, line["timeline"]["key"])
+            )
         line["seconds"]["total"] = time.perf_counter() - began
         return line
 

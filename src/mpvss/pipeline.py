@@ -37,6 +37,7 @@ DEFAULT_INTERVAL: dict[str, int] = {"both": 10, "forward": 5}
 
 PROPAGATORS = ("query", "flow", "dis", "hold", "none")
 _LEARNED = ("query", "flow")
+BACKENDS = ("torch", "onnx")
 # The segmentor on every frame: there is no frame between to bring masks to.
 _NO_PROPAGATION: Propagator = Hold()
 
@@ -116,6 +117,18 @@ def choose_dtype(name: str) -> torch.dtype:
     return dtypes[name]
 
 
+def check_backend(backend: str, device: str, dtype: str) -> None:
+    """Refuse a backend that there is not, or that does not run on this device in this precision.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
+    if backend == "onnx" and (device not in ("auto", "cpu") or dtype != "float32"):
+        raise ValueError(f"backend onnx runs on the CPU in float32, found {device} and {dtype}; use backend torch")
+
+
 class VideoSegmenter:
     """A segmentor and a propagator, ready for any number of videos. Holds no state of a video."""
 
@@ -167,6 +180,7 @@ class VideoSegmenter:
         tolerance: float = 0.0,
         device: str = "auto",
         dtype: str = "float32",
+        backend: str = "torch",
     ) -> "VideoSegmenter":
         """Load a segmentor, and the motion module of a checkpoint that has one; see ``__init__`` for the rest.
 
@@ -181,11 +195,24 @@ class VideoSegmenter:
             tolerance: By how much leaving queries out of propagation may change a class score.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             dtype: ``float32``, ``bfloat16`` or ``float16``.
+            backend: ``torch``; or ``onnx`` for a directory made by ``mpvss export``, on the CPU in float32.
 
         Raises:
             ModelError: The model cannot be loaded.
             ValueError: An option is out of its range.
         """
+        check_backend(backend, device, dtype)
+        if backend == "onnx":
+            from mpvss.onnx_backend import load_exported
+
+            exported, flow = load_exported(model, with_motion=propagator in _LEARNED)
+            moved_by = flow if flow is not None and flow.name == propagator else make_propagator(propagator)
+            return cls(
+                exported, moved_by, motion=motion, interval=interval, cuts=cuts, short_side=short_side,
+                tolerance=tolerance,
+            )  # fmt: skip
+        if (Path(model) / "export.json").is_file():
+            raise ModelError(f"{model}: made by mpvss export: give --backend onnx, or the model that was exported")
         place, precision = choose_device(device), choose_dtype(dtype)
         source, module = _find_motion(model, propagator)
         if module is not None:
