@@ -906,7 +906,7 @@ def test_segment_resume_writes_what_segment_writes(command, videos, tmp_path, mo
     for more in ((videos / "two.mp4",), ("--compare",), ("--overwrite",)):
         code, _, err = command("segment", videos / "long.mp4", "-o", tmp_path / "c", "--resume", *more)
         assert code == 2
-        assert "--resume takes one video, without --compare, --overwrite and --no-fast; batch takes many" in err
+        assert "--resume goes with one video, and not with --compare, --overwrite, --no-fast or --backend" in err
 
 
 # --- on a Ray cluster

@@ -32,7 +32,7 @@ from torch import Tensor
 
 import mpvss
 from mpvss.cost import count_gmac
-from mpvss.errors import ModelError, MpvssError, OutputError, SourceError
+from mpvss.errors import MpvssError, OutputError, SourceError
 from mpvss.labels import label_dtype
 from mpvss.models import Model, build
 from mpvss.motion import PixelFlow
@@ -40,7 +40,7 @@ from mpvss.motion.classical import Hold
 from mpvss.motion.warp import warp
 from mpvss.pipeline import DEFAULT_INTERVAL, VideoSegmenter, make_propagator
 from mpvss.schedule import Schedule
-from mpvss.segmentors.huggingface import HuggingFaceSegmentor
+from mpvss.segmentors.huggingface import HuggingFaceSegmentor, library_prediction
 from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare
 from mpvss.session import Session
 from mpvss.sinks import ProcessOptions
@@ -58,8 +58,6 @@ _PAPER_SIZE, _PAPER_CLASSES = (480, 853), 124
 _COMPACT_SIZE = (360, 480)
 # Side of the square matrices whose product tells the machine's rate.
 _MATRIX = 2048
-# The families that the library runs from pixels alone.
-_COMPARABLE = ("mask2former", "maskformer")
 
 Labeller = Callable[[Frame], np.ndarray]
 
@@ -155,24 +153,22 @@ def plain_decode(
 
 
 class Library:
-    """A Mask2Former or MaskFormer as users of the transformers library run it: on every frame, decoded plainly.
+    """A model as users of the transformers library run it: on every frame, decoded plainly.
 
     Attributes:
-        model: The library's model, in the memory format that it comes in.
+        segmentor: The library's model, in the memory format that it comes in.
         rule: Size and normalisation of its input, the same as for ours.
         finish: Applied to its logits; see ``FixedActivity``.
     """
 
     def __init__(
-        self, model: Any, rule: InputRule, finish: Callable[[Prediction], Prediction] = lambda found: found
+        self,
+        segmentor: HuggingFaceSegmentor,
+        rule: InputRule,
+        finish: Callable[[Prediction], Prediction] = lambda found: found,
     ) -> None:
-        kind = model.config.model_type
-        if kind not in _COMPARABLE:
-            raise ModelError(
-                f"expected a model that the library runs from pixels alone ({', '.join(_COMPARABLE)}), found {kind}: "
-                "it cannot be compared here"
-            )
-        self.model = model.to(memory_format=torch.contiguous_format)
+        segmentor.model.to(memory_format=torch.contiguous_format)
+        self.segmentor = segmentor
         self.rule = rule
         self.finish = finish
 
@@ -180,9 +176,8 @@ class Library:
         """Run the network on a frame; returns its logits, and how the frame became its input."""
         image, geometry = prepare(frame, self.rule)
         with torch.inference_mode():
-            outputs = self.model(pixel_values=self.rule.normalise(image[None]))
-        queries = outputs.transformer_decoder_last_hidden_state
-        return self.finish(Prediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)), geometry
+            found = library_prediction(self.segmentor, self.rule.normalise(image[None]), geometry.resized)
+        return self.finish(found), geometry
 
     def __call__(self, frame: Frame) -> np.ndarray:
         """Return the labels of a frame."""
@@ -293,15 +288,15 @@ def _contest(options: BenchOptions) -> _Contest:
         ours = _trained(options)
         alone = VideoSegmenter.from_pretrained(str(options.model), propagator="none", device="cpu").segmentor
         assert isinstance(alone, HuggingFaceSegmentor)
-        return _Contest(Library(alone.model, ours.rule), ours, None)
+        return _Contest(Library(alone, ours.rule), ours, None)
     assert options.classes is not None
     built = build(options.arch, options.classes)
-    apart = copy.deepcopy(built.segmentor).eval().requires_grad_(False)
+    apart = copy.deepcopy(built.segmentor)
     ours = _random(options, built)
     fixed = ours.segmentor
     assert isinstance(fixed, FixedActivity)
     all_active = VideoSegmenter(fixed.segmentor, ours.propagator, motion=ours.motion, interval=ours.interval)
-    return _Contest(Library(apart, ours.rule, fixed.finish), ours, all_active)
+    return _Contest(Library(HuggingFaceSegmentor(apart, ours.rule), ours.rule, fixed.finish), ours, all_active)
 
 
 def _ours(options: BenchOptions) -> VideoSegmenter:
@@ -444,7 +439,7 @@ def bench(options: BenchOptions) -> dict[str, Any]:
         with random weights. ``options``, ``machine``, ``note``.
 
     Raises:
-        ModelError: The model cannot be loaded, or the library does not run it from pixels alone.
+        ModelError: The model cannot be loaded.
         SourceError: The video cannot be read, is too short, or cuts to another scene within the first interval.
     """
     options = options.resolved()

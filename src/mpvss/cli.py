@@ -60,6 +60,13 @@ class MotionName(StrEnum):
     direct = "direct"
 
 
+class BackendName(StrEnum):
+    """What runs the networks."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
 class DirectionName(StrEnum):
     """Whether the key frame after a frame is used as well."""
 
@@ -82,6 +89,7 @@ MotionOption = Annotated[MotionName, typer.Option(help="chain composes flows bet
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Fast = Annotated[bool, typer.Option(help="Our own forward pass of Mask2Former; --no-fast for the library's.")]
+Backend = Annotated[BackendName, typer.Option(help="torch, or onnx for a directory made by export, on the CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings on stderr.")]
@@ -147,6 +155,7 @@ def segment(
     device: Device = "auto",
     dtype: Dtype = "float32",
     fast: Fast = True,
+    backend: Backend = BackendName.torch,
     overwrite: Overwrite = False,
     resume: Annotated[
         bool,
@@ -169,9 +178,9 @@ def segment(
         )  # fmt: skip
     if resume:
         with _option_errors():
-            if len(sources) > 1 or compare or overwrite or not fast:
+            if len(sources) > 1 or compare or overwrite or not fast or backend is BackendName.onnx:
                 raise ValueError(
-                    "--resume takes one video, without --compare, --overwrite and --no-fast; batch takes many"
+                    "--resume goes with one video, and not with --compare, --overwrite, --no-fast or --backend"
                 )
         from mpvss.batch.worker import Settings
 
@@ -181,7 +190,7 @@ def segment(
         )  # fmt: skip
     # What is there of a run that is continued may be replaced by it; it looks itself whether this is one.
     infos = _plan(sources, out, replace(options, overwrite=True) if resume else options)
-    segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype, fast)
+    segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype, fast, backend)
     videos = []
     for source, info in zip(sources, infos, strict=True):
         with _progress(info, _expected_frames(info, options), quiet) as advance:
@@ -353,15 +362,17 @@ def _load(
     device: str,
     dtype: str,
     fast: bool,
+    backend: BackendName,
 ) -> "VideoSegmenter":
     log.info("loading %s", model)
     try:
-        from mpvss.pipeline import VideoSegmenter, choose_device, choose_dtype
+        from mpvss.pipeline import VideoSegmenter, check_backend, choose_device, choose_dtype
     except ImportError as error:
         raise MpvssError(f"a package that models need does not work ({error}); mpvss doctor says which") from error
     with _option_errors():  # not around the loading: a ValueError in there is a bug
         choose_device(device)
         choose_dtype(dtype)
+        check_backend(backend.value, device, dtype)
     segmenter = VideoSegmenter.from_pretrained(
         model,
         propagator=propagator.value,
@@ -372,6 +383,7 @@ def _load(
         device=device,
         dtype=dtype,
         fast=fast,
+        backend=backend.value,
     )
     names = segmenter.segmentor.class_names
     log.info("%s knows %d classes: %s", segmenter.segmentor.name, len(names), ", ".join(names))
@@ -454,6 +466,32 @@ def cost(
     for group, values in found.items():
         for name, value in values.items():
             print(f"{group:>9}  {name:10} {value:8.2f}")
+
+
+@app.command()
+def export(
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the pictures that the networks will see.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make; segment --backend onnx takes it.")],
+    model: Model = "compact",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export a model for ONNX Runtime, for pictures of one size; kept only if it gives the labels that torch gives."""
+    _set_up(verbose, quiet)
+    with _option_errors():
+        chosen = _parse_size(size)
+    from mpvss.onnx_export import export as export_model
+
+    found = export_model(model, chosen, out, overwrite=overwrite)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, megabytes in found["files"].items():
+        print(f"{found['out']}/{name}  {megabytes:.1f} MB")
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in found["max_difference"].items())
+    print(f"largest difference from torch: {differences}; labels equal, ties at {100 * found['ties']:.3g} % of pixels")
 
 
 @app.command()
@@ -562,6 +600,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "float32",
     fast: Fast = True,
+    backend: Backend = BackendName.torch,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -580,7 +619,7 @@ def evaluate(
         options = EvalOptions(
             data, split, model, propagator, motion.value, direction.value, interval, cuts, oracle,
             None if predictions is None else str(predictions),
-            None if save_predictions is None else str(save_predictions), device, dtype, fast,
+            None if save_predictions is None else str(save_predictions), device, dtype, fast, backend.value,
         )  # fmt: skip
 
     def say(video: str, done: int, total: int) -> None:

@@ -40,6 +40,7 @@ from mpvss.pipeline import (
     DEFAULT_INTERVAL,
     PROPAGATORS,
     VideoSegmenter,
+    check_backend,
     choose_device,
     choose_dtype,
     make_propagator,
@@ -90,6 +91,7 @@ class EvalOptions:
         device: Where the networks run.
         dtype: Their precision.
         fast: Whether a Mask2Former runs through our own forward pass.
+        backend: ``torch``, or ``onnx`` for a model made by ``mpvss export``.
 
     Raises:
         ValueError: A value is out of range, or two options exclude each other.
@@ -109,6 +111,7 @@ class EvalOptions:
     device: str = "auto"
     dtype: str = "float32"
     fast: bool = True
+    backend: str = "torch"
 
     def __post_init__(self) -> None:
         for name, known in (("motion", MOTIONS), ("direction", DIRECTIONS)):
@@ -120,6 +123,7 @@ class EvalOptions:
             raise ValueError("predictions are only scored: leave out oracle and save_predictions")
         choose_device(self.device)
         choose_dtype(self.dtype)
+        check_backend(self.backend, self.device, self.dtype)
         if self.propagator not in ("auto", *PROPAGATORS):
             raise ValueError(f"propagator must be one of auto, {', '.join(PROPAGATORS)}, found {self.propagator!r}")
 
@@ -402,6 +406,7 @@ class _Predictor:
                 device=options.device,
                 dtype=options.dtype,
                 fast=options.fast,
+                backend=options.backend,
             )
             self._segmentor = self._segmenter.segmentor
             self._propagator = self._segmenter.propagator
@@ -426,7 +431,10 @@ class _Predictor:
                 scores.update(found, truth, clip)
             line = scores.line(clip.name)
         if self._segmentor is not None and not self._options.oracle:
-            line["gmac"] = self._multiply_adds(clip, line["timeline"]["key"])
+            # What ONNX Runtime computes, torch cannot count.
+            line["gmac"] = (
+                None if self._options.backend == "onnx" else self._multiply_adds(clip, line["timeline"]["key"])
+            )
         line["seconds"]["total"] = time.perf_counter() - began
         return line
 

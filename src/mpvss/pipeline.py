@@ -45,6 +45,7 @@ PROPAGATORS = ("query", "flow", "dis", "hold", "none")
 # What auto means, but for motion modules given as the model: the most accurate for its time (docs/LOG.md).
 BEST_PROPAGATOR = "dis"
 _LEARNED = ("query", "flow")
+BACKENDS = ("torch", "onnx")
 # The segmentor on every frame: there is no frame between to bring masks to.
 _NO_PROPAGATION: Propagator = Hold()
 
@@ -135,6 +136,18 @@ def choose_dtype(name: str) -> torch.dtype:
     return dtypes[name]
 
 
+def check_backend(backend: str, device: str, dtype: str) -> None:
+    """Refuse a backend that there is not, or that does not run on this device in this precision.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
+    if backend == "onnx" and (device not in ("auto", "cpu") or dtype != "float32"):
+        raise ValueError(f"backend onnx runs on the CPU in float32, found {device} and {dtype}; use backend torch")
+
+
 class VideoSegmenter:
     """A segmentor and a propagator, ready for any number of videos. Holds no state of a video."""
 
@@ -187,6 +200,7 @@ class VideoSegmenter:
         device: str = "auto",
         dtype: str = "float32",
         fast: bool = True,
+        backend: str = "torch",
     ) -> "VideoSegmenter":
         """Load a segmentor, and the motion module of a checkpoint that has one; see ``__init__`` for the rest.
 
@@ -204,11 +218,24 @@ class VideoSegmenter:
             dtype: ``float32``, ``bfloat16`` or ``float16``.
             fast: Whether a Mask2Former runs through our own forward pass; ``False`` for the library's, which gives the
                 same to rounding.
+            backend: ``torch``; or ``onnx`` for a directory made by ``mpvss export``, on the CPU in float32.
 
         Raises:
             ModelError: The model cannot be loaded.
             ValueError: An option is out of its range.
         """
+        check_backend(backend, device, dtype)
+        if backend == "onnx":
+            from mpvss.onnx_backend import load_exported
+
+            exported, flow = load_exported(model, with_motion=propagator in _LEARNED)
+            moved_by = flow if flow is not None and flow.name == propagator else make_propagator(propagator)
+            return cls(
+                exported, moved_by, motion=motion, interval=interval, cuts=cuts, short_side=short_side,
+                tolerance=tolerance,
+            )  # fmt: skip
+        if (Path(model) / "export.json").is_file():
+            raise ModelError(f"{model}: made by mpvss export: give --backend onnx, or the model that was exported")
         place, precision = choose_device(device), choose_dtype(dtype)
         source, meant, module = _find_motion(model, propagator)
         if module is not None:

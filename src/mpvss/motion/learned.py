@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from mpvss.motion.query_flow import PixelFlow, QueryFlow
-from mpvss.motion.warp import resize_flow
+from mpvss.motion.warp import fit_flow
 
 
 class LearnedFlow:
@@ -50,10 +50,5 @@ class LearnedFlow:
                 flow = self.module(now, then, queries.to(weight.device, weight.dtype), active=active)
             stride = self.module.config.stride
             covered = (flow.shape[-2] * stride, flow.shape[-1] * stride)
-            whole = [side * all_ / part for side, all_, part in zip(grid, covered, padded, strict=True)]
-            if not all(side.is_integer() for side in whole) or min(whole[0] - grid[0], whole[1] - grid[1]) < 0:
-                raise ValueError(f"the motion module's flow covers {covered} pixels, the grid {grid} covers {padded}")
-            size = (int(whole[0]), int(whole[1]))
-            resized = resize_flow(flow.flatten(0, 1), size).reshape(*flow.shape[:3], *size)
-            resized = resized[..., : grid[0], : grid[1]]
+            resized = fit_flow(flow.flatten(0, 1), covered, padded, grid).reshape(*flow.shape[:3], *grid)
         return resized.to(torch.float32)

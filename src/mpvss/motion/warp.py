@@ -112,3 +112,23 @@ def resize_flow(flow: Float[Tensor, "B 2 h1 w1"], size: tuple[int, int]) -> Floa
     resized = F.interpolate(flow, size=size, mode="bilinear", align_corners=False)
     scale = flow.new_tensor([size[1] / width, size[0] / height])
     return resized * scale[:, None, None]
+
+
+def fit_flow(
+    flow: Float[Tensor, "B 2 h1 w1"], covered: tuple[int, int], wanted: tuple[int, int], grid: tuple[int, int]
+) -> Float[Tensor, "B 2 h2 w2"]:
+    """Bring a flow to a grid that covers a part of it, from the top left corner.
+
+    Args:
+        flow: Flow in pixels of its grid.
+        covered: Height and width in pixels of the picture that the flow covers.
+        wanted: Height and width that the grid covers.
+        grid: Height and width of the grid.
+
+    Raises:
+        ValueError: The flow covers less, or ends between two pixels of the grid.
+    """
+    whole = [side * all_ / part for side, all_, part in zip(grid, covered, wanted, strict=True)]
+    if not all(side.is_integer() for side in whole) or whole[0] < grid[0] or whole[1] < grid[1]:
+        raise ValueError(f"the motion module's flow covers {covered} pixels, the grid {grid} covers {wanted}")
+    return resize_flow(flow, (int(whole[0]), int(whole[1])))[..., : grid[0], : grid[1]]

@@ -371,3 +371,17 @@ def _query_shape(config: Any) -> tuple[int, int]:
     if config.model_type == "maskformer":
         return config.decoder_config.d_model, config.decoder_config.num_queries
     return getattr(config, "hidden_dim", None) or config.hidden_size, config.num_queries
+
+
+def library_prediction(
+    segmentor: HuggingFaceSegmentor, pixels: Float[Tensor, "B 3 Hp Wp"], size: tuple[int, int]
+) -> Prediction:
+    """Run a segmentor's network as the library has it, with gradients and precision as the caller has set them.
+
+    Args:
+        segmentor: Any of the families.
+        pixels: Normalised and padded, on the model's device.
+        size: Height and width of the picture before padding.
+    """
+    run = _FAMILIES[segmentor.model.config.model_type][1]
+    return run(segmentor.model, pixels, segmentor._task, size)

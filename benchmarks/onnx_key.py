@@ -1,0 +1,45 @@
+"""Key frames in torch and in ONNX Runtime: seconds of CPU time of one thread, taking turns, medians."""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from mpvss.onnx_backend import load_exported
+from mpvss.onnx_export import export
+from mpvss.segmentors import load_segmentor
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="compact")
+    parser.add_argument("--sizes", nargs="+", default=["360x480", "480x640"])
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    segmentor = load_segmentor(arguments.model)
+    for text in arguments.sizes:
+        size = tuple(int(side) for side in text.split("x"))
+        with tempfile.TemporaryDirectory() as folder:
+            found = export(arguments.model, size, Path(folder) / "exported")
+            exported, _ = load_exported(found["out"])
+        image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        seconds = {"torch": [], "onnx": []}
+        for number in range(arguments.rounds + 1):
+            for name, run in (("torch", segmentor), ("onnx", exported)):
+                began = time.process_time()
+                run(image)
+                if number:  # the first warms up
+                    seconds[name].append(time.process_time() - began)
+        medians = {name: round(statistics.median(values), 4) for name, values in seconds.items()}
+        ratio = round(medians["torch"] / medians["onnx"], 2)
+        print(json.dumps({"model": arguments.model, "size": text, "cores": os.cpu_count(), **medians, "ratio": ratio}))
+
+
+if __name__ == "__main__":
+    main()
