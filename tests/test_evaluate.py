@@ -69,7 +69,7 @@ def colours(monkeypatch):
     """Every model is the segmentor that tells colours apart."""
     made = []
 
-    def load(model, *, propagator, motion, interval, cuts, device, dtype, backend):
+    def load(model, *, propagator, motion, interval, cuts, device, dtype, fast, backend):
         made.append(ColourSegmentor())
         made[-1].class_names = ("Red", "blue", "green")  # in another order than the data set
         return VideoSegmenter(made[-1], make_propagator(propagator), motion=motion, interval=interval, cuts=cuts)
@@ -239,7 +239,7 @@ def cityscapes(tmp_path, monkeypatch):
                 label = np.array([7, 8, 11], np.uint8)[labels_of(0) % 3]
                 save(root / "gtFine" / "val" / "aachen" / f"{name}_gtFine_labelIds.png", label)
 
-    def load(model, *, propagator, motion, interval, cuts, device, dtype, backend):
+    def load(model, *, propagator, motion, interval, cuts, device, dtype, fast, backend):
         segmentor = NineteenSegmentor()
         return VideoSegmenter(segmentor, make_propagator(propagator), motion=motion, interval=interval, cuts=cuts)
 
