@@ -544,7 +544,7 @@ def test_without_json_a_person_reads_what_was_written(command, colour, clip, tmp
     code, out, err = command("segment", clip, "-o", tmp_path / "OUT", "--compare")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == f"{clip}: 12 frames, 2 of them key frames"
+    assert lines[0] == f"{clip}: 12 frames, 2 of them key frames, the others by dis"
     for name in ("clip.json", "clip.overlay.mp4", "clip.compare.mp4", "clip.labels.mkv"):
         assert any(line.endswith(str(tmp_path / "OUT" / name)) for line in lines)
     assert "colour knows 3 classes: red, green, blue" in err

@@ -147,7 +147,9 @@ def test_every_stage_is_timed(clip, tmp_path):
     seconds = colour_segmenter(interval=4).process(clip, tmp_path)["seconds"]
     assert list(seconds) == ["read", "key", "propagate", "decode", "write", "total"]
     assert all(value > 0 for value in seconds.values())
-    assert seconds["key"] + seconds["propagate"] + seconds["decode"] + seconds["write"] < seconds["total"]
+    # Writing and reading have threads of their own.
+    assert seconds["key"] + seconds["propagate"] + seconds["decode"] < seconds["total"]
+    assert seconds["write"] < seconds["total"]
 
 
 # --- defaults

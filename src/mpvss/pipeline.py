@@ -160,7 +160,7 @@ class VideoSegmenter:
         interval: int | None = None,
         cuts: bool = True,
         short_side: int | None = None,
-        tolerance: float = 0.0,
+        tolerance: float = 1e-3,
     ) -> None:
         """Put a video segmenter together.
 
@@ -171,7 +171,8 @@ class VideoSegmenter:
             interval: Frames from one key frame to the next; ``None`` for 10 with both directions, 5 forward.
             cuts: Whether scene cuts are key frames too.
             short_side: Pixels of the shorter side that the networks see; ``None`` for the segmentor's own.
-            tolerance: By how much leaving queries out of propagation may change a class score; 0 is exact.
+            tolerance: By how much, of at most 1, leaving queries out of propagation may change a class score; 0 leaves
+                out none that changes any.
 
         Raises:
             ValueError: An interval or a size below 1.
@@ -196,7 +197,7 @@ class VideoSegmenter:
         interval: int | None = None,
         cuts: bool = True,
         short_side: int | None = None,
-        tolerance: float = 0.0,
+        tolerance: float = 1e-3,
         device: str = "auto",
         dtype: str = "float32",
         fast: bool = True,
