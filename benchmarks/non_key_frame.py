@@ -1,14 +1,15 @@
 """Seconds of one frame between key frames, by part, and as a share of the library's frame, in one run.
 
-Random weights. Of the queries 20 are active and 12 classes present, what trained models show; ``--active 100`` is the dearest case. Medians
-over several frames, after one to warm up. ``--library 0`` leaves the library's frame out. ``--clock cpu`` counts the
-process's CPU seconds, which other processes disturb less; use it with one thread.
+Random weights. Of the queries 20 are active and 12 classes present, what trained models show; ``--active 100`` is the
+dearest case. Medians over several frames, after one to warm up. ``--library 0`` leaves the library's frame out.
+``--clock cpu`` counts the process's CPU seconds, which other processes disturb less; use it with one thread.
 """
 
 import argparse
 import json
 import statistics
 import time
+from itertools import pairwise
 
 import torch
 
@@ -79,7 +80,7 @@ def main():
             moments.append(now())
             decode([View(classes, warped)], geometry)
             moments.append(now())
-            whole, moved, decoded = (b - a for a, b in zip(moments, moments[1:], strict=False))
+            whole, moved, decoded = (b - a for a, b in pairwise(moments))
             rest = whole - sum(spent.values())
             frames.append(dict(spent) | {"maps_filters_fusion": rest, "warp": moved, "decode": decoded})
     seconds = {name: statistics.median(frame[name] for frame in frames[1:]) for name in frames[0]}

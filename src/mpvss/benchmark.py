@@ -41,7 +41,7 @@ from mpvss.motion.warp import warp
 from mpvss.pipeline import DEFAULT_INTERVAL, VideoSegmenter, make_propagator
 from mpvss.schedule import Schedule
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor, library_prediction
-from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare
+from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare, resize_frame
 from mpvss.session import Session
 from mpvss.sinks import ProcessOptions
 from mpvss.types import IMAGE_RATE, Frame, Geometry, Segmentation
@@ -70,8 +70,8 @@ class BenchOptions:
         model: ``compact``, a hub id, or a directory; or
         arch: one of the paper's models with random weights. One of the two.
         classes: Classes of an ``arch``; ``None`` for 124.
-        size: Height and width of the video that is made, and the shorter side that the networks see; ``None`` for
-            480x853 (``arch``) or 360x480.
+        size: Height and width of the video that is made; ``None`` for 480x853 (``arch``) or 360x480. An ``arch`` sees
+            that size, a checkpoint what it asks for.
         propagator: ``None`` for query (``arch``) or what is shipped.
         motion: ``None`` for direct (``arch``) or what is shipped.
         direction: ``None`` for forward (``arch``) or both, as files have it.
@@ -249,7 +249,7 @@ class _PlainRun(VideoSegmenter):
 def segformer_b0(num_classes: int, rule: InputRule) -> Labeller:
     """Return the library's SegFormer-B0 with random weights: a light model run on every frame, of pixels alone.
 
-    It sees pictures of the same size as ours, without the padding that it does not need.
+    It sees the frames at their own size, or smaller where ours sees them smaller, without padding.
     """
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -257,7 +257,8 @@ def segformer_b0(num_classes: int, rule: InputRule) -> Labeller:
     rule = replace(rule, multiple=1)
 
     def label(frame: Frame) -> np.ndarray:
-        image, geometry = prepare(frame, rule)
+        geometry = rule.fit(frame.size)
+        image = resize_frame(frame, min(geometry.source, geometry.resized))
         with torch.inference_mode():
             logits = model(pixel_values=rule.normalise(image[None])).logits
             full = F.interpolate(logits, size=geometry.source, mode="bilinear", align_corners=False)[0]
@@ -311,8 +312,7 @@ def _trained(options: BenchOptions) -> VideoSegmenter:
     chosen = {
         name: value for name in ("propagator", "motion", "interval") if (value := getattr(options, name)) is not None
     }
-    short_side = None if options.size is None else min(options.size)
-    return VideoSegmenter.from_pretrained(str(options.model), short_side=short_side, device="cpu", **chosen)
+    return VideoSegmenter.from_pretrained(str(options.model), device="cpu", **chosen)
 
 
 def _random(options: BenchOptions, built: Model) -> VideoSegmenter:
