@@ -808,6 +808,9 @@ def test_object_stores_are_read_and_written(inline, bucket, videos, tmp_path):
         )  # fmt: skip
     assert tree(tmp_path / "got") == tree(tmp_path / "whole")
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["manifest.jsonl"]
+    (tmp_path / "other").mkdir()
+    found = run_batch(["s3://bucket/in/two.mp4"], "s3://bucket/out", settings, replace(TWO, state=tmp_path / "other"))
+    assert found["items"][0]["error"].startswith("two.json exists already")
     bucket.rm("bucket/out/long.json")
     bucket.pipe_file("bucket/out/two.png/000000.png", bytes(bucket.info("bucket/out/two.png/000000.png")["size"]))
     bucket.invalidate_cache()

@@ -110,11 +110,10 @@ class RayEngine:
         if any(slot.ready for slot in self._slots) or time.monotonic() - self._said < _SAY_SECONDS:
             return
         self._said = time.monotonic()
-        free = self._ray.available_resources().get("CPU", 0)
         log.warning(
-            "no worker has started yet: each needs %d CPUs, the cluster has %g free; fewer --workers or a lower "
-            "OMP_NUM_THREADS need less",
-            self._setup.threads, free,
+            "no worker is ready yet: they are loading, or waiting for %d CPUs each in a cluster of %g; fewer --workers "
+            "or a lower OMP_NUM_THREADS need less",
+            self._setup.threads, self._ray.cluster_resources().get("CPU", 0),
         )  # fmt: skip
 
     def close(self) -> None:

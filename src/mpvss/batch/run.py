@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mpvss.batch.local import ALIVE, LocalEngine
 from mpvss.batch.manifest import SCHEMA, Manifest, lock
-from mpvss.batch.places import Job, below, exists, expand, is_remote, is_whole, local, remove
+from mpvss.batch.places import Job, below, exists, expand, is_remote, is_whole, local, remove, stored
 from mpvss.batch.worker import Outcome, Settings, Setup, Task, parts_folder
 from mpvss.errors import ConfigError, MpvssError, OutputError
 from mpvss.sinks import ENDINGS
@@ -232,6 +232,7 @@ class _Driver:
         self._elsewhere = options.engine == "ray" and is_remote(out)
         self._parts = below(below(out, WORK) if self._elsewhere else str(work), "parts")
         self._scratch = None if self._elsewhere else str(work / "tmp")
+        self._stored = stored(out) if is_remote(out) else None  # one question instead of many for each video
         self._overwrite = options.overwrite or (manifest.run is not None and manifest.run["overwrite"] is True)
         self._items = {job.name: _Item(job) for job in jobs}
         self._results: dict[str, dict[str, Any]] = {}
@@ -329,15 +330,19 @@ class _Driver:
         options = self._settings.options
         for kind in ("meta", *options.save, *(("compare",) if options.compare else ())):
             name = job.name + ENDINGS[kind]
-            if exists(below(self._out, name)):
+            if exists(below(self._out, name)) if self._stored is None else name in self._stored:
                 raise OutputError(f"{name} exists already; pass --overwrite to replace it, or choose another output")
 
     def _whole(self, job: Job, event: dict[str, Any]) -> bool:
-        return all(
-            kind in ENDINGS
-            and is_whole(below(self._out, job.name + ENDINGS[kind]), described, verify=self._options.verify)
-            for kind, described in event["outputs"].items()
-        )
+        for kind, described in event["outputs"].items():
+            name = job.name + ENDINGS.get(kind, kind)
+            if self._stored is not None and self._stored.get(name) != described["bytes"]:
+                return False
+            if self._stored is not None and not self._options.verify:
+                continue
+            if not is_whole(below(self._out, name), described, verify=self._options.verify):
+                return False
+        return True
 
     # --- what happened
 
