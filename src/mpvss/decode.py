@@ -187,6 +187,13 @@ def label_map(
     for number in range(1, len(planes)):
         plane = resize(planes[number : number + 1], geometry.source)[0] if enlarged else planes[number]
         # Numbers rise, so the last one that won is the largest of those that did.
+        if best.device.type == "cpu" and best.dtype == torch.float32 and found.dtype == torch.uint8:
+            # In a third of torch's time, and without threads of its own.
+            challenger, winner, numbers = plane.numpy(), best.numpy(), found.numpy()
+            won = cv2.compare(challenger, winner, cv2.CMP_GT)
+            cv2.max(numbers, cv2.min(won, np.full(1, number, np.uint8)), dst=numbers)
+            cv2.max(winner, challenger, dst=winner)
+            continue
         torch.maximum(found, (plane > best).to(found.dtype).mul_(number), out=found)
         torch.maximum(best, plane, out=best)
     ids = scores.ids.to("cpu").numpy().astype(label_dtype(scores.num_classes))

@@ -1,8 +1,11 @@
 """One video on its way through the program: the only place that holds state between frames."""
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,6 +14,7 @@ from torch import Tensor
 from mpvss.carry import Packed, fetch, mix, pack, strongest, together, unpack
 from mpvss.decode import ClassScores, label_map, resize, score, score_size
 from mpvss.motion.blend import thumbnail, trust, visible_flow
+from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.propagator import Propagator
 from mpvss.motion.warp import compose, resize_flow, warp
 from mpvss.schedule import KeyFrames
@@ -22,6 +26,9 @@ MOTIONS = ("chain", "direct")
 DIRECTIONS = ("both", "forward")
 # Pixels of the class scores per cell, a side, of the grid that trust is judged on.
 _TRUST_CELL = 4
+# More than this many frames at a time would wait for memory, not for a core.
+_MOST_WORKERS = 4
+_Out = TypeVar("_Out")
 KeySource = Callable[[Frame, UInt8[Tensor, "3 H W"], Geometry], KeyState]
 
 
@@ -72,7 +79,6 @@ class _Waiting:
 
     frame: Frame
     picture: UInt8[Tensor, "3 H W"]
-    forward: Float[Tensor, "G 2 h w"]
 
 
 @dataclass(eq=False)
@@ -113,6 +119,7 @@ class Session:
     _waiting: list[_Waiting] = field(default_factory=list, init=False)
     _last_picture: UInt8[Tensor, "3 H W"] | None = field(default=None, init=False)
     _accumulated: Float[Tensor, "G 2 h w"] | None = field(default=None, init=False)
+    _workers: ThreadPoolExecutor | None = field(default=None, init=False)
     _order: tuple[_Key, Packed] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +150,10 @@ class Session:
         began = time.perf_counter()
         key = self._key_before(frame)
         picture = resize_frame(frame, self._picture_size(geometry))
+        if self.direction == "both":
+            self.seconds.propagate += time.perf_counter() - began
+            self._waiting.append(_Waiting(frame, picture))
+            return []
         if self.motion == "chain":
             assert self._last_picture is not None
             flow = compose(self._flow(picture, self._last_picture, key.state), self._accumulated)
@@ -150,11 +161,7 @@ class Session:
             flow = self._flow(picture, key.picture, key.state)
         self._accumulated, self._last_picture = flow, picture
         self.seconds.propagate += time.perf_counter() - began
-        waiting = _Waiting(frame, picture, flow)
-        if self.direction == "both":
-            self._waiting.append(waiting)
-            return []
-        return [self._forward_only(waiting)]
+        return [self._forward_only(frame, flow)]
 
     def finish(self) -> list[Segmentation]:
         """Return the frames that still waited for a key frame after them; the video has ended."""
@@ -203,19 +210,19 @@ class Session:
             return warp(key.mask_logits[None], flow)[0]
         return warp(key.mask_logits[:, None], flow)[:, 0]
 
-    def _forward_only(self, waiting: _Waiting) -> Segmentation:
+    def _forward_only(self, frame: Frame, flow: Float[Tensor, "G 2 h w"]) -> Segmentation:
         began = time.perf_counter()
-        key = self._key_before(waiting.frame)
+        key = self._key_before(frame)
         if key.scores is not None:
-            fetched = fetch(self._packed(key), waiting.forward[0])
+            fetched = fetch(self._packed(key), flow[0])
             self.seconds.propagate += time.perf_counter() - began
             began = time.perf_counter()
-            result = self._labels(waiting.frame, unpack(fetched), is_key=False)
+            result = self._labels(frame, unpack(fetched), is_key=False)
         else:
-            view = View(key.state.class_logits, self._warped(key.state, waiting.forward))
+            view = View(key.state.class_logits, self._warped(key.state, flow))
             self.seconds.propagate += time.perf_counter() - began
             began = time.perf_counter()
-            result = self._labels(waiting.frame, self._score([view], key.state.geometry), is_key=False)
+            result = self._labels(frame, self._score([view], key.state.geometry), is_key=False)
         self.seconds.decode += time.perf_counter() - began
         return result
 
@@ -229,32 +236,49 @@ class Session:
     def _flush(self, after: _Key | None) -> list[Segmentation]:
         """Finish the waiting frames with the key frame after them, or without one."""
         waiting, self._waiting = self._waiting, []
-        if after is None:
-            return [self._forward_only(frame) for frame in waiting]
         if not waiting:
             return []
         began = time.perf_counter()
         before = self._key_before(waiting[0].frame)
-        backward = self._backward(waiting, after)
+        pictures = [item.picture for item in waiting]
+        forward = self._flows(pictures, before)
+        if after is None:
+            self.seconds.propagate += time.perf_counter() - began
+            return [self._forward_only(item.frame, flow) for item, flow in zip(waiting, forward, strict=True)]
+        backward = self._flows(pictures[::-1], after)[::-1]
         finish = self._mixed_masks if before.scores is None else self._mixed_scores
         self.seconds.propagate += time.perf_counter() - began
-        return finish(waiting, backward, before, after)
+        return finish(waiting, list(zip(forward, backward, strict=True)), before, after)
 
-    def _backward(self, waiting: Sequence[_Waiting], after: _Key) -> list[Float[Tensor, "G 2 h w"]]:
-        """Flows from the waiting frames to the key frame after them, in order."""
-        backward: list[Tensor] = []
-        neighbour, accumulated = after.picture, None
-        for item in reversed(waiting):
-            if self.motion == "chain":
-                accumulated = compose(self._flow(item.picture, neighbour, after.state), accumulated)
-                neighbour = item.picture
-                backward.append(accumulated)
-            else:
-                backward.append(self._flow(item.picture, after.picture, after.state))
-        return backward[::-1]
+    def _flows(self, pictures: Sequence[Tensor], key: _Key) -> list[Float[Tensor, "G 2 h w"]]:
+        """Flows from consecutive pictures, the nearest first, to a key frame beside them."""
+        chained = self.motion == "chain"
+        others = [key.picture, *pictures[:-1]] if chained else [key.picture] * len(pictures)
+
+        def step(pair: tuple[Tensor, Tensor]) -> Tensor:
+            return self._flow(*pair, key.state)
+
+        steps = self._beside(step, zip(pictures, others, strict=True))
+        if not chained:
+            return steps
+        flows: list[Tensor] = []
+        for flow in steps:
+            flows.append(compose(flow, flows[-1] if flows else None))
+        return flows
+
+    def _beside(self, work: Callable[[Any], _Out], items: Iterable[Any]) -> list[_Out]:
+        """Do the same to every item, on all cores where one flow moves class scores: OpenCV's part of the work.
+
+        Its functions are too short to share one call between cores. Networks use the cores by themselves.
+        """
+        if self.propagator.per_query or isinstance(self.propagator, LearnedFlow):
+            return [work(item) for item in items]
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1), "mpvss-frame")
+        return list(self._workers.map(work, items))
 
     def _mixed_scores(
-        self, waiting: Sequence[_Waiting], backward: Sequence[Tensor], before: _Key, after: _Key
+        self, waiting: Sequence[_Waiting], flows: Sequence[tuple[Tensor, Tensor]], before: _Key, after: _Key
     ) -> list[Segmentation]:
         """Blend the class scores of both key frames, each fetched by its flow."""
         began = time.perf_counter()
@@ -270,27 +294,32 @@ class Session:
             if key.scores is not None
         ]
         gap = len(waiting) + 1
-        self.seconds.propagate += time.perf_counter() - began
-        done = []
-        for distance, (item, back) in enumerate(zip(waiting, backward, strict=True), 1):
-            began = time.perf_counter()
+
+        def finish(place: tuple[int, _Waiting, tuple[Tensor, Tensor]]) -> tuple[Segmentation, float, float]:
+            distance, item, both = place
+            started = time.perf_counter()
             current = thumbnail(item.picture, size, grid, device)
             weights, fetched = [], []
-            for (packed, small), flow, frames in zip(
-                sides, (item.forward, back), (distance, gap - distance), strict=True
-            ):
+            for (packed, small), flow, frames in zip(sides, both, (distance, gap - distance), strict=True):
                 fetched.append(fetch(packed, flow[0]))
                 weight = trust(current, small, resize_flow(flow, grid)[0], frames, gap, size)
                 weights.append(resize(weight[None], size)[0])
             mixed = mix((fetched[0], fetched[1]), (weights[0], weights[1]))
-            self.seconds.propagate += time.perf_counter() - began
-            began = time.perf_counter()
-            done.append(self._labels(item.frame, unpack(mixed), is_key=False))
-            self.seconds.decode += time.perf_counter() - began
-        return done
+            halfway = time.perf_counter()
+            result = self._labels(item.frame, unpack(mixed), is_key=False)
+            return result, halfway - started, time.perf_counter() - halfway
+
+        places = zip(range(1, gap), waiting, flows, strict=True)
+        done = self._beside(finish, places)
+        # Several cores were at it: each stage gets its share of the time that went by.
+        moved, decoded = sum(seconds for _, seconds, _ in done), sum(seconds for *_, seconds in done)
+        spent = time.perf_counter() - began
+        self.seconds.decode += spent * decoded / (moved + decoded)
+        self.seconds.propagate += spent * moved / (moved + decoded)
+        return [result for result, *_ in done]
 
     def _mixed_masks(
-        self, waiting: Sequence[_Waiting], backward: Sequence[Tensor], before: _Key, after: _Key
+        self, waiting: Sequence[_Waiting], flows: Sequence[tuple[Tensor, Tensor]], before: _Key, after: _Key
     ) -> list[Segmentation]:
         """Blend two views of each frame: each key frame's masks, every one moved by its own flow."""
         began = time.perf_counter()
@@ -303,13 +332,11 @@ class Session:
         gap = len(waiting) + 1
         self.seconds.propagate += time.perf_counter() - began
         done = []
-        for distance, (item, back) in enumerate(zip(waiting, backward, strict=True), 1):
+        for distance, (item, both) in enumerate(zip(waiting, flows, strict=True), 1):
             began = time.perf_counter()
             current = thumbnail(item.picture, padded, grid, device)
             views = []
-            for key, picture, flow, frames in zip(
-                states, small, (item.forward, back), (distance, gap - distance), strict=True
-            ):
+            for key, picture, flow, frames in zip(states, small, both, (distance, gap - distance), strict=True):
                 masks = self._warped(key, flow)
                 shown = visible_flow(flow, key.class_logits, masks)
                 weight = trust(current, picture, shown, frames, gap, padded)
