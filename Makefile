@@ -6,7 +6,7 @@ OUT ?= demo
 VIDEO ?=
 DATA ?= camvid:data/camvid
 
-.PHONY: demo figures test format clean
+.PHONY: demo figures test soak format clean
 
 # The environment is made once, and again when what it is made from changes.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -39,6 +39,10 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# The long tests: thousands of damaged files, and runs that are killed.
+soak: $(VENV)/.dev
+	$(BIN)/pytest -m soak
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests

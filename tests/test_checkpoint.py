@@ -430,3 +430,27 @@ def test_a_motion_module_of_another_segmentor_is_refused():
     with pytest.raises(ModelError, match="3 queries of width 8, the segmentor has 100 of width 8"):
         check_fits(module, query_width=8, num_queries=100)
     check_fits(PixelFlow(TINY), query_width=16, num_queries=100)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 10**9}, "layers and encoder_depths must be at most 1000 in all"),
+        ({"ffn_width": 2**40}, "the weights do not fit"),
+        ({"mlp_width": 2**62}, "impossible size"),
+        ({"seed": 2**64}, "seed must be from 0"),
+    ],
+)
+def test_a_module_that_its_weights_cannot_be_is_refused_before_it_takes_memory(tmp_path, change, message):
+    QueryFlow(TINY).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=message):
+        QueryFlow.from_pretrained(tmp_path)
+
+
+def test_a_tensor_of_more_values_than_the_file_holds_is_refused(tmp_path):
+    """A view of a single number may have any shape, and would have to be written out."""
+    torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match="'a' has more values than the file holds"):
+        convert_reference(tmp_path / "a.pth", tmp_path / "out")

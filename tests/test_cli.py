@@ -385,10 +385,10 @@ def test_an_output_that_cannot_be_written(command, colour, clip, tmp_path, place
 
 
 def test_an_output_directory_that_takes_no_files(segment, clip, monkeypatch, tmp_path):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     refused(segment(clip), "expected to be able to write", "clip.json, found: Permission denied")
     assert names(tmp_path / "OUT") == []
 

@@ -495,3 +495,17 @@ def test_damaged_files_are_data_errors(tmp_path):
 def test_reading_data_and_scoring_do_not_load_a_network_library():
     code = "import sys, mpvss.data, mpvss.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("line", ["..", "../../elsewhere", "a/../b", "x" * 300, "a\\b"])
+def test_a_list_leads_nowhere_else(vspw, tmp_path, line):
+    """Predictions are written under the names that it holds."""
+    write_text(tmp_path / "val.txt", f"1_a\n{line}\n")
+    with pytest.raises(DataError, match=r"val\.txt: expected the name of a clip, found"):
+        open_dataset(f"vspw:{vspw}")
+
+
+def test_class_names_that_are_nested_too_deeply(vspw):
+    write_text(vspw / "label_num_dic_final.json", "[" * 100_000)
+    with pytest.raises(DataError, match="nested too deeply"):
+        open_dataset(f"vspw:{vspw}")

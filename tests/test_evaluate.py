@@ -14,7 +14,7 @@ from helpers import ColourSegmentor, moving_frames
 from mpvss.cli import run as command
 from mpvss.data import Clip, Dataset, open_dataset
 from mpvss.errors import DataError, ModelError, OutputError
-from mpvss.evaluate import EvalOptions, class_table, evaluate
+from mpvss.evaluate import EvalOptions, RunDirectory, class_table, evaluate
 from mpvss.metrics import (
     ConfusionMatrix,
     correct_video_consistency,
@@ -510,3 +510,56 @@ def test_time_lines_say_where_key_frames_are(folder, tmp_path):
             after < before for (before, is_key), (after, _) in pairwise(zip(scores, keys, strict=True)) if is_key
         )
         assert sum(part["confusion"]["num_classes"] == 4 for part in line["parts"]) == -(-len(keys) // 10)
+
+
+@pytest.mark.parametrize(
+    "name", ["clip", "frames", "key_frames", "metrics", "gmac", "seconds", "timeline", "worst", "parts"]
+)
+@pytest.mark.parametrize("value", [None, "x", {"a": []}, [[]]])
+def test_a_line_of_another_form_is_an_error(colour_folder, tmp_path, name, value):
+    """Whatever is damaged is found when a line is read, before anything is computed from it."""
+    evaluate(hold(colour_folder), tmp_path / "run")
+    path = tmp_path / "run" / "videos.jsonl"
+    line = json.loads(path.read_text())
+    if value is None:
+        del line[name]
+    else:
+        line[name] = value
+    path.write_text(json.dumps(line) + "\n")
+    if (name, value) == ("clip", "x"):  # another name is a name
+        assert RunDirectory(tmp_path / "run").result()["videos"] == 1
+        return
+    with pytest.raises(DataError, match=r"line 1 is damaged .*delete the run and begin anew"):
+        RunDirectory(tmp_path / "run").result()
+
+
+@pytest.mark.parametrize(
+    "state", [{"num_classes": 10**9}, {"_counts": {"index": [2**70], "count": [1]}}, {"_counts": 1}]
+)
+def test_a_metric_of_another_form_is_an_error(colour_folder, tmp_path, state):
+    evaluate(hold(colour_folder), tmp_path / "run")
+    path = tmp_path / "run" / "videos.jsonl"
+    line = json.loads(path.read_text())
+    line["metrics"]["by_distance"] |= state
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(DataError, match="line 1 is damaged"):
+        RunDirectory(tmp_path / "run").result()
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b"[" * 100_000 + b"\n", b"null\n", b"\n"])
+def test_a_line_that_is_none_is_an_error(colour_folder, tmp_path, content):
+    evaluate(hold(colour_folder), tmp_path / "run")
+    (tmp_path / "run" / "videos.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match="line 1 is damaged"):
+        RunDirectory(tmp_path / "run").result()
+
+
+@pytest.mark.parametrize("name", ["protocol", "classes", "clips", "options"])
+def test_a_header_of_another_form_is_an_error(colour_folder, tmp_path, name):
+    evaluate(hold(colour_folder), tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    header = json.loads(path.read_text())
+    del header[name]
+    path.write_text(json.dumps(header))
+    with pytest.raises(DataError, match=f"expected a run directory.*{name} is missing"):
+        RunDirectory(tmp_path / "run").result()

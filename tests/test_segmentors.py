@@ -420,8 +420,8 @@ def test_padding_is_zero_after_scaling():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"short_side": 0}, "short_side must be at least 1 pixel, found 0"),
-        ({"long_side": -1}, "long_side must be at least 1 pixel, found -1"),
+        ({"short_side": 0}, "short_side must be from 1 to 32768 pixels, found 0"),
+        ({"long_side": -1}, "long_side must be from 1 to 32768 pixels, found -1"),
         ({"multiple": 0}, "multiple and std must be positive, found 0"),
         ({"std": (1.0, 0.0, 1.0)}, "multiple and std must be positive"),
     ],
@@ -658,3 +658,71 @@ def test_compact_gives_the_same_masks_after_saving_and_loading(tmp_path):
     ours, theirs = segmentor(images), again(images)
     assert torch.equal(ours.class_logits, theirs.class_logits)
     assert torch.equal(ours.mask_logits, theirs.mask_logits)
+
+
+@pytest.fixture
+def maskformer(tmp_path):
+    _model("maskformer").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(RULE))
+    return tmp_path
+
+
+def _change(path, change):
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["decoder_config"].update(decoder_layers=10**9), "decoder_layers must be at most 1000"),
+        (lambda values: values["backbone_config"].update(depths=[10**9] * 4), "depths must be at most 1000"),
+        (
+            lambda values: values["decoder_config"].update(num_queries=10**9),
+            "a model of .* values, and the weights have",
+        ),
+        (
+            lambda values: values["decoder_config"].update(decoder_ffn_dim=10**7),
+            "a model of .* values, and the weights",
+        ),
+        (lambda values: values["decoder_config"].update(d_model=2**62), "cannot load the weights"),
+        (lambda values: values["backbone_config"].update(out_features=["stage9"]), "cannot"),
+    ],
+)
+def test_a_model_that_its_weights_cannot_be_is_refused_before_it_takes_memory(maskformer, change, message):
+    _change(maskformer / "config.json", change)
+    with pytest.raises(ModelError, match=message):
+        load_segmentor(maskformer)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "1", "\x00", '{"model_type": {}}', '{"model_type": ["a"]}'])
+def test_a_configuration_that_is_none(maskformer, content):
+    (maskformer / "config.json").write_text(content)
+    with pytest.raises(ModelError, match="cannot read the model's configuration"):
+        load_segmentor(maskformer)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"size": 10**9}, {"size": -1}, {"size": "x"}, {"size": {"shortest_edge": 2**40}}, {"image_std": [0, 0, 0]},
+        {"image_std": [float("nan")] * 3}, {"image_mean": [float("inf")] * 3}, {"image_mean": "abc"},
+        {"rescale_factor": 0},
+    ],
+)  # fmt: skip
+def test_an_input_rule_out_of_range(maskformer, rule):
+    (maskformer / "preprocessor_config.json").write_text(json.dumps(rule))
+    with pytest.raises(ModelError, match=r"cannot use preprocessor_config\.json"):
+        load_segmentor(maskformer)
+
+
+def test_a_model_that_does_not_run_is_said(maskformer, monkeypatch):
+    segmentor = load_segmentor(maskformer)
+
+    def broken(*_, **__):
+        raise RuntimeError("shape '[1, 7]' is invalid for input of size 9")
+
+    monkeypatch.setattr(segmentor.model, "forward", broken)
+    with pytest.raises(ModelError, match=r"the model fails at a picture of 64x64 .shape '.1, 7.' is invalid"):
+        segmentor(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))

@@ -75,3 +75,25 @@ def test_only_what_matters_is_a_difference() -> None:
 )
 def test_shipped_configurations_are_valid(path: Path) -> None:
     load_config(path)
+
+
+@pytest.mark.parametrize("text", ["!!int x", "&a [*a]", "[" * 3000, "!!python/object/apply:os.system [id]", "1" * 5000])
+def test_a_file_or_a_value_that_is_no_plain_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"stage: motion\nseed: {text}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: cannot read the configuration: "):
+        load_config(path)
+    with pytest.raises(ConfigError, match="the value is not YAML: "):
+        make_config({"stage": "motion"}, [f"seed={text}"])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, "1e999"])
+def test_numbers_are_finite(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr must be a number, found"):
+        make_config({"stage": "motion", "data": {"sources": [{"data": "folder:x"}]}, "optim": {"lr": value}})
+
+
+def test_messages_stay_short() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({"stage": "motion", "optim": {"lr": ["x" * 1000] * 1000}})
+    assert len(str(caught.value)) < 1000

@@ -8,6 +8,7 @@ import pytest
 
 from mpvss.errors import OutputError
 from mpvss.video import OverlayWriter, read
+from mpvss.video.write import _Sound
 
 SIZE = (48, 64)
 TB = Fraction(1, 25)
@@ -220,6 +221,19 @@ def test_sound_of_a_source_that_was_cut_off(tmp_path):
     source.write_bytes(whole[: len(whole) // 2])
     write(tmp_path / "o.mp4", [frame.pts for frame in read(source)], audio_from=source)
     assert sound_of(tmp_path / "o.mp4")[0] == "flac"
+
+
+def test_damaged_sound_is_not_blamed_on_the_output(tmp_path, monkeypatch):
+    """Where a packet of sound cannot be written the sound ends, with a warning; the pictures go on."""
+    source = source_with_sound(tmp_path / "s.mkv", "flac")
+
+    def damaged(*_):
+        yield Fraction(0), [None]
+
+    monkeypatch.setattr(_Sound, "_copied", damaged)
+    writer = write(tmp_path / "o.mp4", [k * TB for k in range(5)], audio_from=source)
+    assert [warning.partition(":")[0] for warning in writer.warnings] == ["the sound ends early"]
+    assert len(list(read(tmp_path / "o.mp4"))) == 5
 
 
 # --- the file's name

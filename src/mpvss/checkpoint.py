@@ -7,9 +7,10 @@ import json
 import pickle
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from mpvss.errors import ModelError, OutputError
 from mpvss.motion.config import QueryFlowConfig
 from mpvss.motion.pretrained import read_config
 from mpvss.motion.query_flow import PixelFlow, QueryFlow
+from mpvss.untrusted import shown
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig
@@ -395,22 +397,40 @@ _PREPROCESSOR = {
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
+    loaded = load_torch(path)
+    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
+        loaded = loaded["model"]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ModelError(f"{path}: expected a state dict, alone or below 'model'")
+    for name, value in loaded.items():
+        # Views of one value can have any shape, and would have to be written out.
+        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ModelError(f"{path}: {shown(name)} has more values than the file holds")
+    return {str(name): value for name, value in loaded.items()}
+
+
+def load_torch(path: Path) -> Any:
+    """Read a file of PyTorch: tensors and plain values, nothing is executed.
+
+    Raises:
+        ModelError: There is none, it is damaged or compressed, or it holds other objects.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: expected a checkpoint file, found none")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("it is compressed, as PyTorch never writes it")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: no PyTorch checkpoint of tensors only. Loading other objects could run code, so they are "
             f"refused; save the state dict alone ({str(error).splitlines()[0]})"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: not a PyTorch checkpoint ({error})") from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ModelError(f"{path}: expected a state dict, alone or below 'model'")
-    return dict(loaded)
+    except Exception as error:  # at damaged bytes the unpickler raises whatever its instructions meet with
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path}: not a PyTorch checkpoint ({reason[:500]})") from error
 
 
 def check_fits(motion: QueryFlow | PixelFlow, query_width: int, num_queries: int) -> None:
@@ -447,7 +467,7 @@ def load_motion(name: str | Path, *, revision: str | None = None) -> QueryFlow |
     """
     kind = read_config(name, revision=revision)["model_type"]
     if kind not in MOTION_TYPES:
-        raise ModelError(f"{name}: expected a model of type {' or '.join(MOTION_TYPES)}, found {kind!r}")
+        raise ModelError(f"{name}: expected a model of type {' or '.join(MOTION_TYPES)}, found {shown(kind)}")
     return MOTION_TYPES[kind].from_pretrained(name, revision=revision)
 
 

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Results on stdout, everything else on stderr."""
 
+import io
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError
+from mpvss.untrusted import printable
 
 if TYPE_CHECKING:
     from mpvss.pipeline import VideoSegmenter
@@ -424,7 +426,7 @@ def inspect(
         "live": "yes" if info.live else "no",
     }
     for name, value in info.describe().items():
-        print(f"{name:>13}  {readable.get(name, value)}")
+        print(f"{name:>13}  {printable(str(readable.get(name, value)))}")
 
 
 @app.command()
@@ -782,7 +784,7 @@ def _print_training(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    print(f"{found['out']}: {found['steps']} steps, {found['seconds']:.0f} s")
+    print(f"{printable(found['out'])}: {found['steps']} steps, {found['seconds']:.0f} s")
     for name in ("miou", "oracle_miou"):
         if name in found:
             print(f"  {name:12} {found[name]:.4f}")
@@ -827,7 +829,7 @@ def _progress(info: "VideoInfo", total: int | None, quiet: bool) -> Iterator[Any
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(info.name, total=total)
+        task = bar.add_task(printable(info.name), total=total)
 
         def advance(_: "Segmentation") -> None:
             bar.advance(task)
@@ -839,9 +841,9 @@ def _print_video(video: dict[str, Any]) -> None:
     seconds, frames = video["seconds"], video["frames"]
     keys = f"{video['key_frames']} of them key frames"
     by = "" if video["key_frames"] == frames else f", the others by {video['propagator']}"
-    print(f"{video['source']}: {frames} frames, {keys}{by}")
+    print(f"{printable(video['source'])}: {frames} frames, {keys}{by}")
     for kind, path in video["outputs"].items():
-        print(f"  {kind:9} {path}")
+        print(f"  {kind:9} {printable(path)}")
     stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
     print(f"  seconds   {stages}; total {seconds['total']:.1f} ({frames / seconds['total']:.1f} frames/s)")
     if "compare" in video:
@@ -927,14 +929,15 @@ def _print_bench(found: dict[str, Any]) -> None:
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(printable("  ".join(cells)).rstrip())
 
 
 class _Stderr(logging.Handler):
     """Prints to what is standard error at that moment, which a progress bar takes over to stay below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(printable(self.format(record)), file=sys.stderr)
 
 
 def _set_up(verbose: bool, quiet: bool) -> None:
@@ -976,7 +979,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except MpvssError as error:
-        print(f"mpvss: {error}", file=sys.stderr)
+        print(f"mpvss: {printable(str(error))}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
@@ -990,6 +993,9 @@ def main() -> None:
     # SIGINT as well: shells start background jobs with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal has no letters for is not worth a failure
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     _share_one_heap()
     sys.exit(run())
 

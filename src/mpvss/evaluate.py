@@ -50,6 +50,7 @@ from mpvss.segmentors import Segmentor
 from mpvss.segmentors.protocol import prepare
 from mpvss.session import DIRECTIONS, MOTIONS, Session
 from mpvss.types import Frame
+from mpvss.untrusted import demand, parse_json, read_json, shown
 from mpvss.video import LabelReader, LabelWriter, MetaWriter, write_meta
 
 log = logging.getLogger(__name__)
@@ -266,10 +267,12 @@ class RunDirectory:
         """
         path = self.path / "run.json"
         try:
-            header = json.loads(path.read_text(encoding="utf-8"))
+            header = read_json(path)
+            demand(header, {"schema": int})
             if header["schema"] != SCHEMA:
-                raise DataError(f"{path}: expected schema {SCHEMA} of a run, found {header['schema']!r}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path}: expected schema {SCHEMA} of a run, found {shown(header['schema'])}")
+            demand(header, _HEADER)
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.path}: expected a run directory, as mpvss eval --out writes it ({error})"
             ) from error
@@ -283,13 +286,15 @@ class RunDirectory:
         """
         if not self._lines.exists():
             return
-        with self._lines.open(encoding="utf-8") as file:
+        classes = len(self.header()["classes"])
+        with self._lines.open("rb") as file:
             for number, text in enumerate(file, 1):
                 try:
-                    line = json.loads(text)
+                    line = parse_json(text)
+                    _check_line(line, classes)
                 except ValueError as error:
                     raise DataError(
-                        f"{self._lines}: line {number} is damaged; delete the run and begin anew"
+                        f"{self._lines}: line {number} is damaged ({error}); delete the run and begin anew"
                     ) from error
                 yield line
 
@@ -322,7 +327,10 @@ class RunDirectory:
         for line in self.lines():
             for name, state in line["metrics"].items():
                 metric = _METRICS[name].from_state(state)
-                totals[name] = totals[name] + metric if name in totals else metric
+                try:
+                    totals[name] = totals[name] + metric if name in totals else metric
+                except ValueError as error:
+                    raise DataError(f"{self._lines}: {error}; delete the run and begin anew") from error
             for stage, spent in line["seconds"].items():
                 seconds[stage] = seconds.get(stage, 0.0) + spent
             videos += 1
@@ -358,6 +366,63 @@ class RunDirectory:
             "seconds": seconds,
             "options": header["options"],
         }
+
+
+_HEADER = {
+    "protocol": str,
+    "classes": [str],
+    "clips": int,
+    "options": {
+        "data": str, "split": (str, type(None)), "model": str, "propagator": str, "motion": str, "direction": str,
+        "interval": (int, type(None)), "cuts": bool, "oracle": bool, "predictions": (str, type(None)),
+    },
+}  # fmt: skip
+_LINE = {
+    "clip": str,
+    "frames": int,
+    "key_frames": (int, type(None)),
+    "metrics": {"confusion": dict},
+    "gmac": (float, type(None)),
+    "seconds": dict,
+    "timeline": {"score": [(float, type(None))], "key": [(bool, type(None))]},
+    "worst": [{"index": int, "score": float}],
+    "parts": [{"confusion": dict, "j": [float]}],
+}
+_LARGEST_STATE = 2**27
+
+
+def _check_line(line: Any, classes: int) -> None:
+    """Check that everything the figures and the report are made of is in a line, so that neither has to.
+
+    Raises:
+        ValueError: Something is missing or of another form, or too large for the memory.
+    """
+    demand(line, _LINE, "the line")
+    for value in line["seconds"].values():
+        demand(value, float, "seconds")
+    for name, state in line["metrics"].items():
+        if name not in _METRICS:
+            raise ValueError(f"no metric {shown(name)}")
+        _check_state(name, state, classes)
+    for part in line["parts"]:
+        _check_state("confusion", part["confusion"], classes)
+        if len(part["j"]) != 2:
+            raise ValueError("j: expected a sum and a number")
+        for name in _CONSISTENCIES:
+            demand(part.get(name, [0, 0]), [float], name)
+            if len(part.get(name, [0, 0])) != 2:
+                raise ValueError(f"{name}: expected a sum and a number")
+
+
+def _check_state(name: str, state: Any, classes: int) -> None:
+    demand(state, dict, name)
+    if "num_classes" in state:
+        demand(state, {"num_classes": int, **({"interval": int} if name == "by_distance" else {})}, name)
+        if state["num_classes"] != classes:
+            raise ValueError(f"{name}: expected {classes} classes, found {shown(state['num_classes'])}")
+        if classes**2 * state.get("interval", 1) > _LARGEST_STATE:
+            raise ValueError(f"{name}: {classes} classes and an interval of {state.get('interval', 1)} are too many")
+    _METRICS[name].from_state(state)
 
 
 def _number(value: float) -> float | None:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 
+from mpvss.untrusted import demand, shown
+
 _M = TypeVar("_M", bound="_Metric")
 
 # Pixels a side below which there is no pyramid for optical flow to work on.
@@ -98,16 +100,24 @@ class _Metric:
         names = {*cls._settings, *cls._totals}
         if set(state) != names:
             raise ValueError(f"a state of {cls.__name__} has the keys {sorted(names)}, found {sorted(state)}")
+        for name in cls._settings:
+            demand(state[name], (bool, int), f"a state of {cls.__name__}: {name}")
         metric = cls(**{name: state[name] for name in cls._settings})
         for name in cls._totals:
             total = state[name]
             empty = getattr(metric, name)
             if isinstance(empty, np.ndarray):
+                demand(total, {"index": [int], "count": [int]}, f"a state of {cls.__name__}: {name}")
                 try:
                     empty.reshape(-1)[total["index"]] = total["count"]
-                except (TypeError, KeyError, IndexError) as error:
+                except (ValueError, IndexError, OverflowError) as error:
                     raise ValueError(f"a state of {cls.__name__} does not fit its own settings: {error}") from error
+                if empty.min(initial=0) < 0:
+                    raise ValueError(f"a state of {cls.__name__} holds a count below 0")
             else:
+                demand(total, float, f"a state of {cls.__name__}: {name}")
+                if not 0 <= total < 2**63:
+                    raise ValueError(f"a state of {cls.__name__} holds {shown(total)}, expected a number from 0")
                 setattr(metric, name, total)
         return metric
 

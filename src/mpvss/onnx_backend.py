@@ -18,11 +18,21 @@ from mpvss.errors import ModelError
 from mpvss.motion.encoder import PAD_MULTIPLE
 from mpvss.motion.warp import fit_flow
 from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.untrusted import demand, read_json
 
 EXPORT_NAME = "export.json"
 KEY_NAME = "key.onnx"
 MOTION_NAME = "motion.onnx"
 SCHEMA_VERSION = 1
+_EXPORT = {
+    "name": str,
+    "class_names": [str],
+    "rule": dict,
+    "size": [int],
+    "motion": (str, type(None)),
+    "num_queries": int,
+    "max_difference": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,8 @@ class ExportInfo:
                 f"mpvss export --model {directory} first, or use backend torch"
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
+            demand(values, _EXPORT)
             if values.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError(f"expected schema version {SCHEMA_VERSION}")
             rule: dict[str, Any] = {
@@ -79,7 +90,7 @@ class ExportInfo:
                     "size": (values["size"][0], values["size"][1]),
                 }
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(
                 f"{path}: not as this version of mpvss export writes it ({error}); export again"
             ) from error

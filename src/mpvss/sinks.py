@@ -88,7 +88,7 @@ def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Pat
     paths = {kind: out / f"{name}{ending}" for kind, ending in ENDINGS.items() if kind in wanted}
     try:
         for kind, path in paths.items():
-            if not path.exists():
+            if not (path.exists() or path.is_symlink()):  # a link that leads nowhere is there as well
                 continue
             if not options.overwrite:
                 raise OutputError(f"{path} exists already; pass --overwrite to replace it, or choose another output")

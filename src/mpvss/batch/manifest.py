@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mpvss.errors import DataError, OutputError
+from mpvss.untrusted import demand, parse_json
 from mpvss.video.write import output_errors
 
 SCHEMA = 1
@@ -74,7 +75,8 @@ class Manifest:
                 break
             whole += len(line)
             try:
-                event = json.loads(line)
+                event = parse_json(line)
+                demand(event, {"event": str}, "the event")
                 kind = event["event"]
                 if kind not in _EVENTS:
                     raise ValueError(f"unknown event {kind!r}")
@@ -85,6 +87,7 @@ class Manifest:
                         raise TypeError("a run needs settings and overwrite")
                     self.run = self.run or event
                 elif kind in {"start", "done", "failed"}:
+                    demand(event, {"item": str}, "the event")
                     if kind == "done":
                         _check_outputs(event["outputs"])
                     self.items[event["item"]] = event

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.sinks import ENDINGS
+from mpvss.untrusted import parse_json
 from mpvss.video.probe import IMAGE_SUFFIXES
 from mpvss.video.write import output_errors
 
@@ -240,7 +241,7 @@ def _listed(given: str) -> Iterator[Job]:
         source, name = line.strip(), None
         if given.lower().endswith(".jsonl"):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 source, name = entry["source"], entry.get("name")
                 if not isinstance(source, str) or not isinstance(name, str | None):
                     raise TypeError("source and name must be texts")

@@ -12,7 +12,6 @@ A folder holds what is finished, and each of it appears only when it is whole:
     00000.json            their description; written last
 """
 
-import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -29,11 +28,22 @@ from mpvss.pipeline import VideoSegmenter
 from mpvss.schedule import ListedSchedule
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.types import Segmentation
+from mpvss.untrusted import demand, read_json
 from mpvss.video import FrameList, LabelReader, LabelWriter, MetaWriter, fingerprint, read, read_listed, write_meta
 from mpvss.video.write import Pending
 
 PLAN = "plan.json"
 FRAMES = "frames.npz"
+_PLAN = {
+    "identity": dict,
+    "direction": str,
+    "size": [int],
+    "frames": int,
+    "bounds": [int],
+    "damaged": int,
+    "warnings": [str],
+}
+_COLUMNS = {"index": np.int64, "ticks": np.int64, "prints": np.uint32, "keys": np.bool_, "cuts": np.bool_}
 
 Beat = Callable[[], None]
 
@@ -76,9 +86,10 @@ class Plan:
         if not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
+            demand(found, _PLAN)
             return cls(**(found | {"size": tuple(found["size"])}))
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(f"expected the plan of a run in {path}, found other data: remove {folder}") from error
 
 
@@ -119,9 +130,12 @@ class Listing:
         try:
             with np.load(path, allow_pickle=False) as file:
                 time_base = Fraction(*file["time_base"].tolist())
-                frames = FrameList(file["index"], file["ticks"], file["prints"], time_base)
-                return cls(frames, file["keys"], file["cuts"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+                columns: dict[str, np.ndarray] = {name: np.asarray(file[name], kind) for name, kind in _COLUMNS.items()}
+                if len({column.shape for column in columns.values()}) != 1 or columns["index"].ndim != 1:
+                    raise ValueError("columns of different lengths")
+                frames = FrameList(columns["index"], columns["ticks"], columns["prints"], time_base)
+                return cls(frames, columns["keys"], columns["cuts"])
+        except Exception as error:  # what zipfile, zlib and numpy raise at damaged bytes has no common base
             raise DataError(f"expected a list of frames in {path}, found other data: remove {path.parent}") from error
 
 

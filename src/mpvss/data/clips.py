@@ -4,6 +4,7 @@ Opening a data set lists directories and checks that pictures and labels pair up
 values are checked when a label is loaded.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,15 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32, UInt8, UInt16
-from PIL import Image
 
 from mpvss.errors import DataError
+from mpvss.images import BROKEN_PICTURE, open_image
 from mpvss.labels import ignore_id, label_dtype, palette_for
+from mpvss.untrusted import shown
 
 Protocol = Literal["semantic", "davis", "cityscapes"]
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-# What Pillow raises on a file that is not the picture its name promises.
-_BROKEN_PICTURE = (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +123,18 @@ class Dataset:
         clips: At least one.
         protocol: How it is scored. "semantic": all labelled frames; "cityscapes": one labelled frame in each clip, so
             by distance to the key frame; "davis": object masks given at key frames and propagated.
+
+    Raises:
+        DataError: The name of a clip is none that a file could have: outputs are called after it.
     """
 
     name: str
     class_names: tuple[str, ...]
     clips: list[Clip]
     protocol: Protocol = "semantic"
+
+    def __post_init__(self) -> None:
+        require_names((clip.name for clip in self.clips), self.name)
 
     @property
     def num_classes(self) -> int:
@@ -156,11 +162,11 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         DataError: The file cannot be read, or has more than 8 bits a channel.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{path}: expected a picture of 8 bits a channel, found mode {image.mode}")
             return np.array(image.convert("RGB"))
-    except _BROKEN_PICTURE as error:
+    except BROKEN_PICTURE as error:
         raise DataError(f"{path}: cannot read the picture: {error}") from error
 
 
@@ -171,12 +177,12 @@ def read_label(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W
         DataError: The file cannot be read, or holds colours.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode = image.mode
             # Pillow stretches grey of 2 and 4 bits to 0..255, which would change the ids.
             stretched = mode == "L" and image.tile and image.tile[0][3] in ("L;2", "L;4")
             values = np.array(image)
-    except _BROKEN_PICTURE as error:
+    except BROKEN_PICTURE as error:
         raise DataError(f"{path}: cannot read the label file: {error}") from error
     if stretched:
         raise DataError(f"{path}: expected 8 or 16 bits a pixel, found fewer; save the ids as an 8 bit grey PNG")
@@ -195,9 +201,9 @@ def read_label(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W
 def _image_size(path: Path) -> tuple[int, int]:
     """Height and width, from the file's header alone."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
-    except _BROKEN_PICTURE as error:
+    except BROKEN_PICTURE as error:
         raise DataError(f"{path}: cannot read the picture: {error}") from error
 
 
@@ -278,6 +284,21 @@ def list_images(directory: Path, suffixes: tuple[str, ...] = _IMAGE_SUFFIXES) ->
             raise DataError(f"{entry}: a second picture of the same name as {images[entry.stem].name}; keep one")
         images[entry.stem] = entry
     return images
+
+
+def require_names(names: Iterable[str], listing: object) -> None:
+    """Check that clips, as a list names them, are names in a directory and lead nowhere else.
+
+    Args:
+        names: Of clips.
+        listing: Where they come from, for the message.
+
+    Raises:
+        DataError: One is empty, a path, or longer than the name of a file can be.
+    """
+    for name in names:
+        if name in ("", ".", "..") or set(name) & set("/\\\0") or len(os.fsencode(name)) > 255:
+            raise DataError(f"{listing}: expected the name of a clip, found {shown(name)}")
 
 
 def require_directory(path: Path, layout: str) -> None:

@@ -12,6 +12,7 @@ from mpvss.data.clips import (
     list_pairs,
     read_lines,
     require_directory,
+    require_names,
 )
 from mpvss.errors import DataError
 
@@ -66,4 +67,6 @@ def _clip_names(root: Path, split: str | None, images: Path) -> list[str]:
     if listing is None:
         raise DataError(f"{candidates[0]}: no such list; expected {_LAYOUT}; {found_in(lists)}")
     paths = [PurePosixPath(line.split()[0]) for line in read_lines(listing) if line]
-    return list(dict.fromkeys(path.parent.name if path.suffix else path.name for path in paths))
+    names = list(dict.fromkeys(path.parent.name if path.suffix else path.name for path in paths))
+    require_names(names, listing)
+    return names

@@ -27,6 +27,7 @@ from mpvss.data.simulate import LabelMap, SimulationConfig, simulate
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE
 from mpvss.schedule import CutDetector
+from mpvss.untrusted import demand, read_json
 from mpvss.video import read
 from mpvss.video.write import Pending, output_errors
 
@@ -292,7 +293,7 @@ def cache_video(
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, found {max_frames}")
     identity = json.dumps([_CACHE_VERSION, _identity(str(source)), short_side, stride, max_frames])
-    name = f"{Path(str(source)).stem or 'video'}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    name = f"{Path(str(source)).stem[:48] or 'video'}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     frames, index = cache / f"{name}.jpegs", cache / f"{name}.json"
     found = _open_cache(frames, index, identity)
     if found is not None:
@@ -330,10 +331,13 @@ def _identity(source: str) -> list[str | int]:
 
 def _open_cache(frames: Path, index: Path, identity: str) -> CachedVideo | None:
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = read_json(index)
         offsets, starts = (np.array(content[name], np.int64) for name in ("offsets", "starts"))
         whole = content["identity"] == identity and frames.stat().st_size == offsets[-1]
-    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        demand(content, {"offsets": [int], "starts": [int]})
+        if np.diff(offsets, prepend=0).min() < 0 or starts[0] != 0 or not (starts >= 0).all():
+            return None
+    except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError):
         return None
     return CachedVideo(frames, offsets, starts) if whole else None
 

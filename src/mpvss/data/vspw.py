@@ -1,6 +1,5 @@
 """VSPW: 124 classes, labelled at 15 frames per second; both the 480p and the original release."""
 
-import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from mpvss.data.clips import (
     list_pairs,
     read_lines,
     require_directory,
+    require_names,
 )
 from mpvss.errors import DataError
+from mpvss.untrusted import read_json
 
 _LAYOUT = "VSPW as DIR/{train,val,test}.txt and DIR/data/VIDEO/{origin,mask}/"
 _CLASSES = 124
@@ -39,6 +40,7 @@ def open_vspw(root: Path, split: str | None) -> Dataset:
     if not listing.is_file():
         raise DataError(f"{listing}: no such list of videos; expected {_LAYOUT}; {found_in(root)}")
     videos = [name for name in read_lines(listing) if name]
+    require_names(videos, listing)
     if not videos:
         raise DataError(f"{listing}: empty, expected one video name a line")
     names = _class_names(root / "label_num_dic_final.json")
@@ -65,10 +67,10 @@ def _class_names(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return tuple(f"class{index:03}" for index in range(_CLASSES))
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         names = {int(value): str(name) for name, value in values.items()}
         return tuple(names[value] for value in range(1, _CLASSES + 1))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise DataError(
             f"{path}: expected a dictionary of class name to file value with the values 1..{_CLASSES}: {error!r}"
         ) from error

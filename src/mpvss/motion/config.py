@@ -6,10 +6,13 @@ from typing import Any, Literal, get_args
 
 from mpvss.errors import ConfigError
 from mpvss.motion.encoder import PAD_MULTIPLE
+from mpvss.untrusted import shown
 
 QuerySource = Literal["segmentor", "learned", "random"]
 FlowOutput = Literal["fused", "pixel", "segment"]
 _CHOICES: dict[str, tuple[str, ...]] = {"query_source": get_args(QuerySource), "output": get_args(FlowOutput)}
+
+_DEEPEST = 1000  # a file must not make the program build layers for ever
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class QueryFlowConfig:
             self.upsampled_channels,
         )
         _demand(PAD_MULTIPLE % self.stride == 0, "downscale", f"a stride that divides {PAD_MULTIPLE}", self.stride)
+        depth = sum(self.encoder_depths) + self.layers
+        _demand(depth <= _DEEPEST, "layers and encoder_depths", f"at most {_DEEPEST} in all", depth)
+        _demand(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
         for name, choices in _CHOICES.items():
             _demand(getattr(self, name) in choices, name, f"one of {', '.join(choices)}", getattr(self, name))
 
@@ -115,7 +121,7 @@ class QueryFlowConfig:
                 expected = "a whole number"
                 good = type(value) is int
             if not good:
-                raise ConfigError(f"{name} must be {expected}, found {value!r}")
+                raise ConfigError(f"{name} must be {expected}, found {shown(value)}")
             checked[name] = tuple(value) if isinstance(default, tuple) else value
         try:
             return cls(**checked)
@@ -125,4 +131,4 @@ class QueryFlowConfig:
 
 def _demand(good: bool, name: str, expected: object, found: object) -> None:
     if not good:
-        raise ValueError(f"{name} must be {expected}, found {found!r}")
+        raise ValueError(f"{name} must be {expected}, found {shown(found)}")

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import nn
 
 from mpvss.errors import ConfigError, ModelError
 from mpvss.motion.config import QueryFlowConfig
+from mpvss.untrusted import read_json, shown
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -61,10 +63,10 @@ class Pretrained(nn.Module):
 
         values = read_config(name, revision=revision)
         if values["model_type"] != cls.model_type:
-            raise ModelError(f"{name}: expected a model of type {cls.model_type}, found {values['model_type']!r}")
+            raise ModelError(f"{name}: expected a model of type {cls.model_type}, found {shown(values['model_type'])}")
         segmentor = values.pop("segmentor", None)
         if segmentor is not None and not isinstance(segmentor, str):
-            raise ModelError(f"{name}: segmentor must be a name or null, found {segmentor!r}")
+            raise ModelError(f"{name}: segmentor must be a name or null, found {shown(segmentor)}")
         try:
             config = QueryFlowConfig.from_dict(
                 {key: value for key, value in values.items() if key not in ("model_type", "schema_version")}
@@ -73,12 +75,17 @@ class Pretrained(nn.Module):
             raise ModelError(f"{name}: {error}") from error
         try:
             state = load_file(_find(name, WEIGHTS_NAME, revision))
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ModelError(f"{name}: {WEIGHTS_NAME} cannot be read ({error})") from error
-        module: _Module = cls(config)
-        problems = compare_state(state, module)
+        # Without memory for its values at first: what a configuration asks for may be any size.
+        try:
+            with torch.device("meta"):
+                problems = compare_state(state, cls(config))
+        except (RuntimeError, TypeError) as error:  # numbers that are too large to multiply, or to pass on
+            raise ModelError(f"{name}: {CONFIG_NAME} asks for a module of impossible size") from error
         if problems:
             raise ModelError(f"{name}: the weights do not fit {CONFIG_NAME}:\n" + "\n".join(problems))
+        module: _Module = cls(config)
         dtypes = {value.dtype for value in state.values()}
         module.to(next(iter(dtypes)) if len(dtypes) == 1 else None).load_state_dict(state, strict=True)
         module.segmentor = segmentor
@@ -110,13 +117,15 @@ def read_config(name: str | Path, *, revision: str | None = None) -> dict[str, A
     """
     path = _find(name, CONFIG_NAME, revision)
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise ModelError(f"{path}: expected an object with a model_type")
     if values.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise ModelError(f"{path}: schema version {values['schema_version']!r} is not {SCHEMA_VERSION}; update mpvss")
+        raise ModelError(
+            f"{path}: schema version {shown(values['schema_version'])} is not {SCHEMA_VERSION}; update mpvss"
+        )
     return values
 
 

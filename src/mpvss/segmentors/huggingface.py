@@ -7,6 +7,7 @@ functions below say where. Each is proven by recomputing the model's own logits 
 import logging
 import math
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mpvss.errors import ModelError
 from mpvss.segmentors import fast_mask2former
 from mpvss.segmentors.efficientnet import register
 from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.untrusted import demand, read_json, shown
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,10 @@ _FAMILIES: dict[str, tuple[str, _Adapter]] = {
 }
 
 
+# What a network raises whose configuration fits its weights in number but not in sense.
+_DOES_NOT_RUN = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError)
+
+
 class HuggingFaceSegmentor:
     """A mask classifier of the transformers library.
 
@@ -174,7 +179,13 @@ class HuggingFaceSegmentor:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         reduced = self._dtype != torch.float32
         with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, enabled=reduced):
-            found = self._adapter(self.model, pixels, self._task, (images.shape[-2], images.shape[-1]))
+            try:
+                found = self._adapter(self.model, pixels, self._task, (images.shape[-2], images.shape[-1]))
+            except _DOES_NOT_RUN as error:
+                raise ModelError(
+                    f"{self.name}: the model fails at a picture of {images.shape[-2]}x{images.shape[-1]} "
+                    f"({_first_line(error)}); its configuration does not fit its weights, or memory is short"
+                ) from error
         return Prediction(found.class_logits.float(), found.mask_logits.float(), found.queries.float())
 
 
@@ -265,6 +276,8 @@ def load_huggingface(
             f"{model_id}: expected a model directory or a hub id such as owner/name, found no such directory"
         )
     try:
+        if place.is_dir():
+            _check_config(read_json(place / "config.json"))
         config = transformers.AutoConfig.from_pretrained(model_id, trust_remote_code=False)
     except _UNREADABLE as error:
         raise ModelError(f"{model_id}: cannot read the model's configuration: {_first_line(error)}") from error
@@ -287,6 +300,8 @@ def load_huggingface(
     task = _task_tokens(model_id, config) if config.model_type == "oneformer" else None
     kind = getattr(transformers, _FAMILIES[config.model_type][0])
     try:
+        if place.is_dir():
+            _check_extent(kind, config, place)
         model, report = kind.from_pretrained(
             model_id,
             config=config,
@@ -316,20 +331,46 @@ def _demand_file(place: Path, needed: str) -> None:
         raise ModelError(f"{place}: expected config.json and model.safetensors in this directory, found no {needed}")
 
 
-# What the libraries raise at files that are not what their names say: corrupt, of another type, or pickled code.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ZeroDivisionError,
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    SafetensorError,
-    StrictDataclassError,
-)
+# What the libraries raise at files that are not what their names say (corrupt, of another type, pickled code, numbers
+# that fit nothing) has no common base, and changes with their versions.
+_UNREADABLE = Exception
+
+
+def _check_config(values: Any) -> None:
+    """Refuse a configuration of more layers than any model has: building them would take for ever.
+
+    Raises:
+        ValueError: It asks for that, or is no object.
+    """
+    demand(values, dict, "config.json")
+    waiting: list[tuple[str, Any]] = [("", values)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += ((key, item) for key, item in value.items() if key != "label2id")
+        elif isinstance(value, list):
+            waiting += [(name, item) for item in value]
+        elif isinstance(value, int | float) and _COUNTED.search(name) and not abs(value) <= _MOST_LAYERS:
+            raise ValueError(f"{name} must be at most {_MOST_LAYERS}, found {shown(value)}")
+
+
+_COUNTED = re.compile("layer|depth|block|level|stage|scale|repeat|num_experts")
+_MOST_LAYERS = 1000
+
+
+def _check_extent(kind: Any, config: Any, place: Path) -> None:
+    """Refuse a configuration of a model that its files of weights cannot hold, before memory is taken for it.
+
+    Raises:
+        ValueError: It has more values than the files have bytes.
+    """
+    size = sum(file.stat().st_size for file in place.iterdir() if file.suffix in (".safetensors", ".bin"))
+    with torch.device("meta"):
+        model = kind(config)
+    # A little more is left for what is computed instead of stored.
+    values = sum(value.numel() for value in (*model.parameters(), *model.buffers()))
+    if size and values > size + 2**22:
+        raise ValueError(f"config.json describes a model of {values} values, and the weights have {size} bytes")
 
 
 def _task_tokens(model_id: str, config: Any) -> Tensor:
@@ -364,7 +405,7 @@ def _first_line(error: BaseException) -> str:
         return f"unknown name {error}"
     if isinstance(error, StrictDataclassError):
         return " ".join(str(error).split())
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
 
 
 def _query_shape(config: Any) -> tuple[int, int]:

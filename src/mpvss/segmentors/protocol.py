@@ -1,5 +1,6 @@
 """What the program asks of a segmentor, and how a frame becomes a network's input and its masks come back."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from mpvss.errors import ModelError
 from mpvss.types import Frame, Geometry
+from mpvss.untrusted import shown
+
+_LONGEST_SIDE = 2**15
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,12 @@ class InputRule:
     def __post_init__(self) -> None:
         for name in ("short_side", "long_side"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 pixel, found {value}")
-        if self.multiple < 1 or min(self.std) <= 0:
-            raise ValueError(f"multiple and std must be positive, found {self.multiple} and {self.std}")
+            if value is not None and not 1 <= value <= _LONGEST_SIDE:
+                raise ValueError(f"{name} must be from 1 to {_LONGEST_SIDE} pixels, found {shown(value)}")
+        if not 1 <= self.multiple <= _LONGEST_SIDE or not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"multiple and std must be positive, found {shown(self.multiple)} and {shown(self.std)}")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean must be finite, found {shown(self.mean)}")
 
     def fit(self, size: tuple[int, int]) -> Geometry:
         """Return the geometry of a frame of this (height, width)."""

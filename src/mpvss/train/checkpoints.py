@@ -1,7 +1,6 @@
 """What a run keeps on disk, whole or not at all: its configuration, the last checkpoints and the exported model."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -11,8 +10,10 @@ from typing import IO, Any
 
 import torch
 
-from mpvss.errors import ConfigError, OutputError
+from mpvss.checkpoint import load_torch
+from mpvss.errors import ConfigError, ModelError, OutputError
 from mpvss.train.config import TrainConfig, as_values, differences
+from mpvss.untrusted import demand, parse_json, parse_yaml
 
 CONFIG_NAME = "train.yaml"
 METRICS_NAME = "metrics.jsonl"
@@ -78,11 +79,13 @@ def begin(out: Path, config: TrainConfig, *, resume: bool) -> Path | None:
         OutputError: There is a run already, or the directory cannot be written.
         ConfigError: The run was made with another configuration.
     """
-    import yaml
-
     written = out / CONFIG_NAME
     if resume and written.is_file():
-        before = yaml.safe_load(written.read_text(encoding="utf-8"))
+        try:
+            before = parse_yaml(written.read_text(encoding="utf-8"))
+            demand(before, dict, "the file")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{written}: not the configuration of a run ({error})") from error
         changed = differences(before, as_values(config))
         if changed:
             raise ConfigError(
@@ -92,6 +95,8 @@ def begin(out: Path, config: TrainConfig, *, resume: bool) -> Path | None:
         return last_checkpoint(out)
     if written.exists() or last_checkpoint(out) is not None:
         raise OutputError(f"{out}: holds a run already; go on with --resume, or choose another run.out")
+    import yaml
+
     with whole_file(written) as file:
         file.write(yaml.safe_dump(as_values(config), sort_keys=False).encode())
     return None
@@ -123,8 +128,20 @@ def save_checkpoint(out: Path, step: int, state: dict[str, Any], keep: int) -> P
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; tensors and plain values only, nothing is executed."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """Read a checkpoint; tensors and plain values only, nothing is executed.
+
+    Raises:
+        ModelError: It is damaged, or no checkpoint of a training run.
+    """
+    state: dict[str, Any] = load_torch(path)
+    number_or_none = (dict, type(None))
+    form = {"step": int, "model": dict, "optimizer": dict, "average": dict, "best": number_or_none}
+    try:
+        demand(state, form, "the checkpoint")
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: no checkpoint of a training run ({error}); remove it to go on from the one before"
+        ) from error
     return state
 
 
@@ -159,9 +176,11 @@ def cut_metrics(out: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines(keepends=True):
         with contextlib.suppress(ValueError):  # the last line of a killed run may be half of one
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            content = parse_json(line)
+            demand(content, {"step": int})
+            if content["step"] <= step:
+                kept.append(line if line.endswith(b"\n") else line + b"\n")
     with whole_file(path) as file:
-        file.write("".join(kept).encode())
+        file.write(b"".join(kept))

@@ -1,7 +1,9 @@
 """What a training run is told: frozen dataclasses, read from YAML, every key and value checked."""
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from mpvss.errors import ConfigError
 from mpvss.models import ARCHS
+from mpvss.untrusted import parse_yaml, shown
 
 Size = tuple[int, int]
 Range = tuple[float, float]
@@ -51,7 +54,7 @@ class ModelConfig:
         if (self.segmentor is None) == (self.arch is None):
             raise ConfigError("model: give either segmentor or arch (and set the other one to null)")
         if self.arch is not None and self.arch not in ARCHS:
-            raise ConfigError(f"model.arch must be one of {', '.join(ARCHS)}, found {self.arch!r}")
+            raise ConfigError(f"model.arch must be one of {', '.join(ARCHS)}, found {shown(self.arch)}")
         if self.backbone is not None and self.arch is None:
             raise ConfigError("model.backbone goes with model.arch; a segmentor brings its own backbone")
 
@@ -262,14 +265,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.data.sources:
             raise ConfigError("data.sources: name at least one data set to train on")
-        _demand(self.seed >= 0, "seed", "at least 0", self.seed)
+        _demand(0 <= self.seed < 2**32, "seed", "from 0 to 2^32 - 1", self.seed)
         if self.stage == "motion" and self.model.arch is not None:
             raise ConfigError("stage motion needs a trained segmentor: set model.segmentor instead of model.arch")
 
 
 def _demand(good: bool, name: str, expected: str, found: object) -> None:
     if not good:
-        raise ConfigError(f"{name} must be {expected}, found {found!r}")
+        raise ConfigError(f"{name} must be {expected}, found {shown(found)}")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -282,11 +285,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: The file cannot be read, or a key is unknown, or a value has the wrong type or is out of range.
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
@@ -295,16 +296,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
     """Make a configuration from parsed values; see ``load_config``."""
-    import yaml
-
     tree = _copied(values)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"--set expects key=value such as optim.lr=1e-4, found {override!r}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = parse_yaml(text)
+        except ValueError as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
         *sections, last = key.strip().split(".")
         place = tree
@@ -341,7 +340,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List, one line each, what differs between two configurations of one run, but for what may differ."""
     one, other = _flat(before), _flat(now)
     return [
-        f"{key}: {one.get(key)!r} in the run, {other.get(key)!r} now"
+        f"{key}: {shown(one.get(key))} in the run, {shown(other.get(key))} now"
         for key in sorted({*one, *other})
         if one.get(key) != other.get(key) and key not in (*_FREE_ON_RESUME, "run.out")
     ]
@@ -360,14 +359,16 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _build(cls: type[_Section], values: Any, place: str) -> _Section:
     """Fill a dataclass, and the dataclasses inside it, from parsed values."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{place.rstrip('.') or 'the configuration'}: expected keys and values, found {values!r}")
+        raise ConfigError(
+            f"{place.rstrip('.') or 'the configuration'}: expected keys and values, found {shown(values)}"
+        )
     hints = typing.get_type_hints(cls)
     names = [item.name for item in dataclasses.fields(typing.cast(Any, cls))]
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, 1, 0.5)
             hint = f"did you mean {place}{near[0]}?" if near else f"known: {', '.join(names)}"
-            raise ConfigError(f"unknown key {place}{key}; {hint}")
+            raise ConfigError(f"unknown key {place}{str(key)[:200]}; {hint}")
     required = [
         item.name
         for item in dataclasses.fields(typing.cast(Any, cls))
@@ -390,24 +391,23 @@ def _value(kind: Any, value: Any, place: str) -> Any:
         if value is False and "no" in inside:  # YAML reads a bare no as false
             value = "no"
         if value not in inside:
-            raise ConfigError(f"{place} must be one of {', '.join(map(str, inside))}, found {value!r}")
+            raise ConfigError(f"{place} must be one of {', '.join(map(str, inside))}, found {shown(value)}")
         return value
     if origin is tuple:
         repeated = len(inside) == 2 and inside[1] is Ellipsis
         if not isinstance(value, list | tuple) or (not repeated and len(value) != len(inside)):
-            raise ConfigError(f"{place} must be a list{'' if repeated else f' of {len(inside)}'}, found {value!r}")
+            raise ConfigError(f"{place} must be a list{'' if repeated else f' of {len(inside)}'}, found {shown(value)}")
         kinds = [inside[0]] * len(value) if repeated else inside
         return tuple(_value(one, item, f"{place}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{place} must be keys and values, found {value!r}")
+            raise ConfigError(f"{place} must be keys and values, found {shown(value)}")
         return dict(value)
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
     elif type(value) is kind:
         return value
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    raise ConfigError(f"{place} must be {words[kind]}, found {value!r}")
+    raise ConfigError(f"{place} must be {words[kind]}, found {shown(value)}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mpvss.data import open_dataset
 from mpvss.data.pairs import Batch
-from mpvss.errors import ConfigError, MpvssError
+from mpvss.errors import ConfigError, ModelError, MpvssError
 from mpvss.pipeline import choose_device
 from mpvss.train.checkpoints import (
     begin,
@@ -82,11 +82,14 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     checkpoint = _from_main(accelerator, begin(out, config, resume=resume) if main else None)
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
-        trained.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        average = {name: value.to(accelerator.device) for name, value in state["average"].items()}
+        try:
+            trained.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(state["scaler"])
+            average = {name: value.to(accelerator.device) for name, value in state["average"].items()}
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{checkpoint}: does not fit this run; remove it to go on from the one before") from error
         start, best = state["step"], state["best"]
         log.info("resumed at step %d from %s", start, checkpoint)
     if main:

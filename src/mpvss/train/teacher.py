@@ -10,13 +10,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mpvss.errors import OutputError
+from mpvss.data.clips import require_names
+from mpvss.errors import DataError, OutputError
 from mpvss.labels import ignore_id
 from mpvss.pipeline import VideoSegmenter
 from mpvss.schedule import CutDetector
 from mpvss.segmentors import HuggingFaceSegmentor, prepare
 from mpvss.train.checkpoints import whole_file, writing
 from mpvss.types import Frame
+from mpvss.untrusted import demand, read_json
 from mpvss.video import read
 
 log = logging.getLogger(__name__)
@@ -76,10 +78,15 @@ def _identity(video: str, segmentor: HuggingFaceSegmentor, confidence: float, st
 
 def _teach_one(video: str, segmentor: HuggingFaceSegmentor, root: Path, confidence: float, stride: int) -> list[str]:
     identity = hashlib.sha256(_identity(video, segmentor, confidence, stride).encode()).hexdigest()[:12]
-    name = f"{Path(video).stem or 'video'}-{identity}"
+    name = f"{Path(video).stem[:48] or 'video'}-{identity}"
     done = root / f"{name}.json"
     if done.is_file():
-        clips: list[str] = json.loads(done.read_text(encoding="utf-8"))
+        try:
+            clips: list[str] = read_json(done)
+            demand(clips, [str])
+        except (OSError, ValueError) as error:
+            raise DataError(f"{done}: damaged ({error}); delete it to have the video taught again") from error
+        require_names(clips, done)
         return clips
     log.info("teaching %s", video)
     part = root / f".{name}.part"

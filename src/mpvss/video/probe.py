@@ -1,6 +1,8 @@
 """What a source is: opened, described, and turned into pictures with their times."""
 
 import glob
+import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,13 +24,16 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from mpvss.errors import SourceError
+from mpvss.images import BROKEN_PICTURE, open_image
 from mpvss.types import IMAGE_RATE
+from mpvss.video.file import bound, limits, open_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NETWORK_TIMEOUT_SECONDS = 10.0
 _MOST_WARNINGS = 20
+_LONGEST_NAME = 200
 
 Kind = Literal["video", "images", "camera", "stream"]
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -149,16 +154,17 @@ def open_media(source: str | Path) -> "VideoMedia | ImageMedia":
     try:
         path = Path(text)
         if path.is_dir():
-            return ImageMedia(_images_in(path), text, path.resolve().name or "images")
+            return ImageMedia(_images_in(path), text, _output_name(path.resolve().name) or "images")
         if path.exists():
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                return ImageMedia([path], text, path.stem)
-            return VideoMedia(f"file:{path.resolve()}", kind="video", source=text, name=path.stem)
+                return ImageMedia([path], text, _output_name(path.stem))
+            return VideoMedia(str(path), kind="video", source=text, name=_output_name(path.stem))
         if glob.has_magic(text):
             folder = path.parent.name
             return ImageMedia(_images_like(text), text, folder if folder and not glob.has_magic(folder) else "images")
-    except OSError as error:  # a name too long, a folder that may not be read
-        raise SourceError(f"expected a source that can be read, found {error.strerror}: {text}") from error
+    except (OSError, ValueError) as error:  # a name too long or with a NUL, a folder that may not be read
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SourceError(f"expected a source that can be read, found {reason}: {text}") from error
     raise SourceError(
         f"expected a video file, a folder or pattern of images, camera:N or a URL, found nothing at {text}: "
         "check the path"
@@ -187,13 +193,28 @@ class VideoMedia:
         self._reformatter = VideoReformatter()
         timeout = _NETWORK_TIMEOUT_SECONDS if kind == "stream" else None
         try:
-            self._container: InputContainer = av.open(address, "r", format=demuxer, options=options, timeout=timeout)
+            self._container: InputContainer = (
+                open_file(address)
+                if kind == "video"
+                else av.open(
+                    address,
+                    "r",
+                    format=demuxer,
+                    options=limits() | (options or {}),
+                    timeout=timeout,
+                    metadata_errors="replace",
+                )
+            )
         except (av.FFmpegError, ValueError, OSError) as error:
             raise SourceError(_why_not_opened(source, kind, error)) from error
         try:
             self._stream = _video_stream(self._container, source)
             # Frame threads lose the last frames of a file that was cut off: 21 instead of 23 of a 24-packet H.264 file.
             self._stream.thread_type = "SLICE"
+            try:
+                bound(self._stream)
+            except ValueError as error:
+                raise SourceError(f"expected a video that can be decoded in {source}, found that {error}") from error
             self._frames = decode(self._container, self._stream, self.trouble)
             first = next(self._frames, None)
             if first is None:
@@ -209,7 +230,8 @@ class VideoMedia:
     def _describe(self, first: av.VideoFrame, kind: Kind, source: str, name: str) -> VideoInfo:
         stream, container = self._stream, self._container
         transpose = self._turn[0]
-        assert stream.time_base is not None
+        if not stream.time_base:
+            raise SourceError(f"expected a video with times in {source}, found a clock that does not count")
         rate = stream.average_rate or stream.guessed_rate or None
         duration: Fraction | None = None
         if stream.duration is not None:
@@ -265,8 +287,12 @@ class VideoMedia:
         self._container.seek(int(pts / self.info.time_base), stream=self._stream)
         self._frames, self._first = decode(self._container, self._stream, self.trouble), None
 
-    def _picture(self, frame: av.VideoFrame) -> Picture:
-        picture = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+    def _picture(self, frame: av.VideoFrame) -> Picture | None:
+        try:
+            picture = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        except (av.FFmpegError, ValueError, OSError) as error:
+            self.trouble.note(f"some frames have no colours that can be shown: {error}", damaged=1)
+            return None
         transpose, flip_rows, flip_columns = self._turn
         if transpose:
             picture = picture.transpose(1, 0, 2)
@@ -299,10 +325,10 @@ class ImageMedia:
         self._files = files
         self._begin = 0
         try:
-            with Image.open(files[0]) as image:
+            with open_image(files[0]) as image:
                 height, width = _upright_size(image)
                 codec, mode = (image.format or "image").lower(), image.mode
-        except (OSError, SyntaxError, ValueError) as error:
+        except BROKEN_PICTURE as error:
             raise SourceError(f"expected an image in {files[0]}, found data that is none ({error})") from error
         self.info = VideoInfo(
             source=source,
@@ -332,14 +358,14 @@ class ImageMedia:
 
     def _picture(self, file: Path) -> Picture | None:
         try:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 upright = ImageOps.exif_transpose(image)
                 if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
                     grey = np.asarray(upright, dtype=np.uint32) >> 8
                     picture = np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
                 else:
                     picture = np.array(upright.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except BROKEN_PICTURE as error:
             self.trouble.note(f"{file.name} cannot be read ({error}): left out", damaged=1)
             return None
         size = (picture.shape[0], picture.shape[1])
@@ -443,6 +469,18 @@ class _Clock:
                 self._trouble.note("some timestamps do not increase: moved by the least that makes them")
         self._last = ticks
         return ticks * self._time_base
+
+
+def _output_name(stem: str) -> str:
+    """The name that outputs begin with; of a very long one the beginning and a checksum.
+
+    The longest output and its temporary name add 55 bytes at most, and the name of a file has 255.
+    """
+    whole = os.fsencode(stem)
+    if len(whole) <= _LONGEST_NAME:
+        return stem
+    kept = whole[: _LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{kept}~{hashlib.sha256(whole).hexdigest()[:8]}"
 
 
 def safe_name(name: str) -> str:

@@ -15,6 +15,7 @@ from mpvss.video.probe import ImageMedia, VideoInfo, VideoMedia, open_media
 Seconds = Fraction | float | int | str
 
 _POLL_SECONDS = 0.1
+_MOST_WAITING_BYTES = 2**28  # ten pictures of 4K
 
 
 def parse_time(value: Seconds) -> Fraction:
@@ -57,7 +58,7 @@ def read(
         start: First time to read, in seconds on the source's own clock; included.
         end: Time to stop at, in seconds; not included.
         stride: Take every n-th frame, beginning with the first selected one.
-        read_ahead: Number of frames that may wait decoded.
+        read_ahead: Number of frames that may wait decoded; fewer where they would take more than 256 MiB.
 
     Returns:
         An iterator of ``Frame`` and a context manager. Leaving it, exhausting it or dropping it ends the thread.
@@ -105,7 +106,9 @@ class Reader:
         self._moved = start is not None
         self._origin: Fraction | None = None
         self._progress = _Progress()
-        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(read_ahead)
+        # Fewer where they are large: a file says itself how much memory its pictures take.
+        room = _MOST_WAITING_BYTES // (3 * media.info.height * media.info.width)
+        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(max(1, min(read_ahead, room)))
         self._stop = threading.Event()
         self._done = False
         # The thread holds no reference to the reader, so that dropping the reader ends the thread.

@@ -16,6 +16,8 @@ from PIL import Image
 
 from mpvss.errors import DataError
 from mpvss.labels import label_dtype
+from mpvss.untrusted import demand, read_json, shown
+from mpvss.video.file import bound, open_file
 from mpvss.video.write import Output, Pending, check_picture, output_errors
 
 SCHEMA = 1
@@ -233,6 +235,8 @@ class LabelReader:
         self.meta = _read_meta(self._json)
         try:
             frames = self.meta.pop("frames")
+            demand(self.meta, {"time_base": [int], "size": [int], "classes": [str]})
+            demand(frames, [{"index": int, "pts": int, "key": bool}], "frames")
             self._time_base = Fraction(*self.meta["time_base"])
             self._size = tuple(self.meta["size"])
             self._dtype = label_dtype(len(self.meta["classes"]))
@@ -251,8 +255,12 @@ class LabelReader:
     def __iter__(self) -> Iterator[tuple[int, Fraction, Labels, bool]]:
         count = 0
         try:
-            with av.open(f"file:{self._video.resolve()}", "r") as container:
-                for frame in container.decode(video=0):
+            with open_file(self._video, formats="matroska") as container:
+                stream = container.streams.video[0]
+                bound(stream)
+                if stream.codec_context.name != "ffv1":
+                    raise DataError(f"expected labels as FFV1 in {self._video}, found {stream.codec_context.name}")
+                for frame in container.decode(stream):
                     labels = frame.to_ndarray()
                     if labels.dtype != self._dtype or labels.shape != self._size:
                         raise DataError(
@@ -263,7 +271,7 @@ class LabelReader:
                         pts = int(self._pts[count]) * self._time_base
                         yield int(self._index[count]), pts, labels, bool(self._key[count])
                     count += 1
-        except (av.FFmpegError, IndexError) as error:
+        except (av.FFmpegError, IndexError, ValueError) as error:
             raise DataError(f"expected a label video in {self._video}, found data that is none ({error})") from error
         if count != len(self):
             raise DataError(
@@ -281,10 +289,10 @@ def _ticks(pts: Fraction, time_base: Fraction) -> int:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        meta = read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"expected JSON in {path}, found text that is none ({error})") from error
     found = meta.get("schema") if isinstance(meta, dict) else None
     if not isinstance(meta, dict) or found != SCHEMA:
-        raise DataError(f"expected schema {SCHEMA} of label descriptions in {path}, found {found!r}")
+        raise DataError(f"expected schema {SCHEMA} of label descriptions in {path}, found {shown(found)}")
     return meta

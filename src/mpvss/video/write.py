@@ -20,6 +20,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from mpvss.errors import OutputError
+from mpvss.video.file import open_file
 
 if TYPE_CHECKING:  # generic only in its type stubs
     _AnyPacket = Packet[Stream]
@@ -34,6 +35,11 @@ _BT709 = 1  # colour matrix, primaries and transfer have the same number in FFmp
 _LIMITED_RANGE = 1
 _AUDIO_IN_MP4 = {"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac"}
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+# What a damaged sound track raises where it is copied or encoded; a full disk raises other errors.
+_BAD_SOUND = (
+    *(av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError, av.error.BugError),
+    *(TypeError, OverflowError, ZeroDivisionError),
+)
 
 
 @contextmanager
@@ -64,7 +70,9 @@ class Pending:
                 shutil.rmtree(self.temporary, ignore_errors=True)
                 self.temporary.mkdir()
             else:
-                self.temporary.write_bytes(b"")
+                # Made anew: what lies there under this name, a link perhaps, is not written to.
+                self.temporary.unlink(missing_ok=True)
+                self.temporary.touch(exist_ok=False)
 
     def commit(self) -> None:
         """Give the output its final name, in place of what had it, once its bytes are on the disk."""
@@ -76,9 +84,11 @@ class Pending:
                 for file in (*self.temporary.iterdir(), self.temporary):
                     _sync(file)
                 former = self.temporary.with_suffix(".former")
-                if self.path.exists():
+                if self.path.exists() or self.path.is_symlink():
                     self.path.rename(former)  # a folder that has files cannot be replaced in one step
                 self.temporary.rename(self.path)
+                if former.is_symlink():
+                    former.unlink()
                 shutil.rmtree(former, ignore_errors=True)
             _sync(self.path.parent)
 
@@ -316,7 +326,7 @@ class _Sound:
         self._packets: Iterator[tuple[Fraction, list[_SoundPacket]]] = iter(())
         self._waiting: tuple[Fraction, list[_SoundPacket]] | None = None
         try:
-            self._container = container = av.open(f"file:{source.resolve()}", "r")
+            self._container = container = open_file(source)
             if not container.streams.audio:
                 return
             stream = container.streams.audio[0]
@@ -334,17 +344,25 @@ class _Sound:
         """Write the packets before a time of the source; ``None`` for all that are wanted."""
         limit = self._end if until is None else until if self._end is None else min(until, self._end)
         while True:
-            self._waiting = self._waiting or next(self._packets, None)
-            if self._waiting is None or (limit is not None and self._waiting[0] >= limit):
+            try:
+                self._waiting = self._waiting or next(self._packets, None)
+                if self._waiting is None or (limit is not None and self._waiting[0] >= limit):
+                    return
+                self._target.mux(self._waiting[1])
+            except _BAD_SOUND as error:
+                self._warn(f"the sound ends early: {getattr(error, 'strerror', None) or error}")
+                self._packets, self._waiting = iter(()), None
                 return
-            self._target.mux(self._waiting[1])
             self._waiting = None
 
     def finish(self) -> None:
         """Write what is left, and close the source."""
         self.copy(until=None)
         if self._encoder is not None:
-            self._target.mux(self._encoder.encode(None))
+            try:
+                self._target.mux(self._encoder.encode(None))
+            except _BAD_SOUND as error:
+                self._warn(f"the sound ends early: {getattr(error, 'strerror', None) or error}")
         self.close()
 
     def close(self) -> None:

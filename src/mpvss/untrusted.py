@@ -1,0 +1,143 @@
+"""Files that others made: parsed without surprises, held to a form and a size, and shown without harm.
+
+Every reader of such files goes through here. docs/hardening.md says what is guaranteed.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+MAX_PIXELS = 2**26
+"""Pixels of the largest picture that is decoded, 8192x8192; ``MPVSS_MAX_PIXELS`` in the environment replaces it."""
+
+_LONGEST_SHOWN = 200
+_LONGEST_YAML = 2**20
+_DEEPEST_YAML = 100
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+    dict: "keys and values",
+    list: "a list",
+}
+
+
+def max_pixels() -> int:
+    """Pixels of the largest picture that is decoded.
+
+    Raises:
+        ValueError: The environment names something else than a whole number above 0.
+    """
+    text = os.environ.get("MPVSS_MAX_PIXELS", str(MAX_PIXELS))
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 2**31):
+        raise ValueError(f"MPVSS_MAX_PIXELS must be a whole number from 1 to {2**31 - 1}, found {shown(text)}")
+    return int(text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: It is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file in UTF-8.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no JSON.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML of plain values: no objects, and no aliases, a few lines of which can stand for terabytes.
+
+    Raises:
+        ValueError: It is none, holds something else, is nested more than 100 deep, or is longer than a mebibyte; the
+            library's time grows with the square of the depth.
+    """
+    import yaml
+
+    if len(text) > _LONGEST_YAML:
+        raise ValueError(f"{len(text)} characters are too many for a configuration")
+    try:
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_YAML:
+                raise ValueError("nested too deeply")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"aliases such as *{event.anchor} are not taken, write the value out")
+        return yaml.safe_load(text)
+    except Exception as error:  # besides its own errors, whatever its conversions meet with in a malformed value
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def demand(value: Any, pattern: Any, place: str = "it") -> None:
+    """Check the form of a parsed value.
+
+    Args:
+        value: Any tree of dictionaries, lists and plain values.
+        pattern: A type (``float`` takes whole numbers too, ``int`` no booleans); a tuple of patterns of which one has
+            to fit; a list of one pattern for every item; or a dictionary of a pattern for each key that must be there.
+        place: What the value is called.
+
+    Raises:
+        ValueError: The form is another; the message says where.
+    """
+    if isinstance(pattern, tuple):
+        for one in pattern[:-1]:
+            try:
+                return demand(value, one, place)
+            except ValueError:
+                continue
+        return demand(value, pattern[-1], place)
+    if isinstance(pattern, dict):
+        demand(value, dict, place)
+        for key, inner in pattern.items():
+            if key not in value:
+                raise ValueError(f"{place}: {key} is missing")
+            demand(value[key], inner, f"{place}: {key}")
+    elif isinstance(pattern, list):
+        demand(value, list, place)
+        for number, item in enumerate(value):
+            demand(item, pattern[0], f"{place}[{number}]")
+    else:
+        kinds = (int, float) if pattern is float else (pattern,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and pattern is not bool):
+            raise ValueError(f"{place}: expected {_WORDS[pattern]}, found {shown(value)}")
+    return None
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, cut off where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a very deep list
+        text = f"{type(value).__name__} that is too large to show"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, and what turns the direction of writing, stand as their escapes.
+
+    Names of files and classes come from others and may hold anything. A line break is kept only before two blanks,
+    where messages list things, so that no name begins a line of its own.
+    """
+    return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_HARMFUL = re.compile(
+    r"\n(?!  )|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
