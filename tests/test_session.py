@@ -148,7 +148,7 @@ def test_per_query_flow_moves_each_mask_by_its_own():
             return flow
 
     seen = []
-    segmenter = VideoSegmenter(ColourSegmentor(), Apart(), interval=10, cuts=False, tolerance=0)
+    segmenter = VideoSegmenter(ColourSegmentor(), Apart(), interval=10, cuts=False, tolerance=0.0)
     session = segmenter.session("forward")
     warped = session._warped
     session._warped = lambda key, flow: seen.append(warped(key, flow)) or seen[-1]
