@@ -172,3 +172,13 @@ def test_a_checkpoint_names_its_segmentor_and_is_loaded_by_its_directory(tmp_pat
     module.save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match="4 queries of width 8, the segmentor has 32 of width 128"):
         VideoSegmenter.from_pretrained(tmp_path / "other", propagator="query", device="cpu")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_flow_that_is_no_number_is_said(name):
+    module = KINDS[name](TINY)
+    with torch.no_grad():
+        for parameter in module.pixel_flow.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(ModelError, match="the motion module's flow is not finite; its weights are damaged"):
+        run(LearnedFlow(module), moving_frames(3))

@@ -726,3 +726,11 @@ def test_a_model_that_does_not_run_is_said(maskformer, monkeypatch):
     monkeypatch.setattr(segmentor.model, "forward", broken)
     with pytest.raises(ModelError, match=r"the model fails at a picture of 64x64 .shape '.1, 7.' is invalid"):
         segmentor(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
+
+
+def test_an_answer_that_is_no_number_is_said(maskformer):
+    segmentor = load_segmentor(maskformer)
+    with torch.no_grad():
+        segmentor.model.class_predictor.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match="the model's answer is not finite; its weights are damaged"):
+        segmentor(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))

@@ -76,9 +76,10 @@ class ExportInfo:
             )
         try:
             values = read_json(path)
-            demand(values, _EXPORT)
+            demand(values, {"schema_version": int})
             if values.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError(f"expected schema version {SCHEMA_VERSION}")
+            demand(values, _EXPORT)
             rule: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in values["rule"].items()
             }

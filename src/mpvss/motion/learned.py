@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from mpvss.errors import ModelError
 from mpvss.motion.query_flow import PixelFlow, QueryFlow
 from mpvss.motion.warp import fit_flow
 
@@ -37,6 +38,7 @@ class LearnedFlow:
         Raises:
             ValueError: The grid does not cover what the module's flow covers, the picture padded to multiples of 32,
                 or a part of it that ends between two pixels of the grid; or queries are missing.
+            ModelError: The flow is not finite.
         """
         weight = next(self.module.parameters())
         now, then = (pictures.to(weight.device, weight.dtype) for pictures in (current, other))
@@ -48,6 +50,8 @@ class LearnedFlow:
                     raise ValueError("the query propagator expects the key frame's queries, found none")
                 active = None if active is None else active.to(weight.device)
                 flow = self.module(now, then, queries.to(weight.device, weight.dtype), active=active)
+            if not flow.isfinite().all():
+                raise ModelError("the motion module's flow is not finite; its weights are damaged")
             stride = self.module.config.stride
             covered = (flow.shape[-2] * stride, flow.shape[-1] * stride)
             resized = fit_flow(flow.flatten(0, 1), covered, padded, grid).reshape(*flow.shape[:3], *grid)

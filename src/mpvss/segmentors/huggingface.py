@@ -174,7 +174,11 @@ class HuggingFaceSegmentor:
         self._device = next(model.parameters()).device
 
     def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Prediction:
-        """Segment a batch; results are float32 on the model's device."""
+        """Segment a batch; results are float32 on the model's device.
+
+        Raises:
+            ModelError: The model does not run, or its answer is no number somewhere.
+        """
         pixels: Float[Tensor, "B 3 Hp Wp"] = self.rule.normalise(images.to(self._device))
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         reduced = self._dtype != torch.float32
@@ -186,6 +190,11 @@ class HuggingFaceSegmentor:
                     f"{self.name}: the model fails at a picture of {images.shape[-2]}x{images.shape[-1]} "
                     f"({_first_line(error)}); its configuration does not fit its weights, or memory is short"
                 ) from error
+        if not (found.class_logits.isfinite().all() and found.mask_logits.isfinite().all()):
+            raise ModelError(
+                f"{self.name}: the model's answer is not finite; its weights are damaged, or the precision is too low "
+                "for it: use float32"
+            )
         return Prediction(found.class_logits.float(), found.mask_logits.float(), found.queries.float())
 
 
