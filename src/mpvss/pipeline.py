@@ -88,7 +88,7 @@ def _find_motion(model: str | Path, propagator: str) -> tuple[str | Path, str, Q
     if model in EMBEDDED:
         beside = Path(str(files("mpvss") / "assets" / f"{model}-{wanted}"))
         shipped = wanted in _LEARNED and beside.is_dir()
-        return model, wanted, load_motion(beside) if shipped else None
+        return model, wanted, load_motion(beside).float() if shipped else None
     on_disk = (Path(model) / "config.json").is_file()
     if not (on_disk or wanted in _LEARNED) or read_config(model)["model_type"] not in MOTION_TYPES:
         return model, wanted, None
