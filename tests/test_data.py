@@ -509,3 +509,10 @@ def test_class_names_that_are_nested_too_deeply(vspw):
     write_text(vspw / "label_num_dic_final.json", "[" * 100_000)
     with pytest.raises(DataError, match="nested too deeply"):
         open_dataset(f"vspw:{vspw}")
+
+
+def test_class_names_are_not_repeated_in_full(vspw):
+    write_text(vspw / "label_num_dic_final.json", json.dumps({"road": "x" * 10**6}))
+    with pytest.raises(DataError, match="expected a dictionary of class name to file value") as caught:
+        open_dataset(f"vspw:{vspw}")
+    assert len(str(caught.value)) < 1000

@@ -16,7 +16,7 @@ from mpvss.data.clips import (
     require_names,
 )
 from mpvss.errors import DataError
-from mpvss.untrusted import read_json
+from mpvss.untrusted import read_json, shown
 
 _LAYOUT = "VSPW as DIR/{train,val,test}.txt and DIR/data/VIDEO/{origin,mask}/"
 _CLASSES = 124
@@ -72,5 +72,5 @@ def _class_names(path: Path) -> tuple[str, ...]:
         return tuple(names[value] for value in range(1, _CLASSES + 1))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise DataError(
-            f"{path}: expected a dictionary of class name to file value with the values 1..{_CLASSES}: {error!r}"
+            f"{path}: expected a dictionary of class name to file value with the values 1..{_CLASSES}: {shown(error)}"
         ) from error
