@@ -160,8 +160,10 @@ def score(views: Sequence[View], geometry: Geometry, *, every_class: bool = Fals
     for view in views:
         if any(torch.isnan(x).any() for x in (view.mask_logits, view.class_logits, view.weight) if x is not None):
             raise ValueError("decoding expects finite logits, found NaN in the masks, the classes or the weights")
-    classes = torch.arange(views[0].class_logits.shape[1] - 1) if every_class else possible_classes(views)
-    return ClassScores(classes, class_scores(views, geometry, classes), views[0].class_logits.shape[1] - 1)
+    logits = views[0].class_logits
+    num_classes = logits.shape[1] - 1
+    classes = torch.arange(num_classes, device=logits.device) if every_class else possible_classes(views)
+    return ClassScores(classes, class_scores(views, geometry, classes), num_classes)
 
 
 def label_map(
@@ -184,18 +186,19 @@ def label_map(
     # One class after the other: three maps of the source's size instead of one for every class.
     best = resize(planes[:1], geometry.source)[0] if enlarged else planes[0].clone()
     found = torch.zeros_like(best, dtype=torch.uint8 if len(planes) <= 256 else torch.int32)
+    # OpenCV takes a third of torch's time, and no threads of its own.
+    quick = best.device.type == "cpu" and best.dtype == torch.float32 and found.dtype == torch.uint8
     for number in range(1, len(planes)):
         plane = resize(planes[number : number + 1], geometry.source)[0] if enlarged else planes[number]
         # Numbers rise, so the last one that won is the largest of those that did.
-        if best.device.type == "cpu" and best.dtype == torch.float32 and found.dtype == torch.uint8:
-            # In a third of torch's time, and without threads of its own.
-            challenger, winner, numbers = plane.numpy(), best.numpy(), found.numpy()
-            won = cv2.compare(challenger, winner, cv2.CMP_GT)
-            cv2.max(numbers, cv2.min(won, np.full(1, number, np.uint8)), dst=numbers)
-            cv2.max(winner, challenger, dst=winner)
-            continue
-        torch.maximum(found, (plane > best).to(found.dtype).mul_(number), out=found)
-        torch.maximum(best, plane, out=best)
+        if quick:
+            won = cv2.compare(plane.numpy(), best.numpy(), cv2.CMP_GT)
+            # An array of one: OpenCV takes a bare number for a picture where the pictures are as small.
+            cv2.max(found.numpy(), cv2.min(won, np.full(1, number, np.uint8)), dst=found.numpy())
+            cv2.max(best.numpy(), plane.numpy(), dst=best.numpy())
+        else:
+            torch.maximum(found, (plane > best).to(found.dtype).mul_(number), out=found)
+            torch.maximum(best, plane, out=best)
     ids = scores.ids.to("cpu").numpy().astype(label_dtype(scores.num_classes))
     if classes is not None:
         ids[~np.isin(ids, list(classes))] = ignore_id(scores.num_classes)
