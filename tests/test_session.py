@@ -1,6 +1,9 @@
 """Laws of a session: what it answers, when, and from which key frames."""
 
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +228,44 @@ def test_what_is_no_picture_is_refused(wrong):
     session = VideoSegmenter(ColourSegmentor(), Hold()).session()
     with pytest.raises((ValueError, TypeCheckError), match=r"RGB picture|ype-check"):
         session.push(wrong)
+
+
+_FORKED = """
+import os, sys, traceback
+import torch
+sys.path.insert(0, {tests!r})
+from helpers import ColourSegmentor
+from mpvss.motion.classical import Dis
+from mpvss.pipeline import VideoSegmenter
+
+torch.set_num_threads(1)
+sys.setswitchinterval(1e-6)
+picture = torch.zeros(1, 2, 256, 256)
+broken = 0
+for attempt in range(60):
+    child = os.fork()
+    if child == 0:
+        begun = []
+
+        def work(place):
+            begun.append(place)
+            while len(begun) < 2:  # both threads use torch at the same moment
+                pass
+            torch.nn.functional.interpolate(picture, size=(16, 16), mode="bilinear")
+
+        try:
+            VideoSegmenter(ColourSegmentor(), Dis()).session()._beside(work, range(2))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    broken += os.waitpid(child, 0)[1] != 0
+print(broken)
+"""
+
+
+def test_frames_are_finished_side_by_side_in_a_forked_process_too():
+    """There, torch makes its own threads anew at their first use: without care, one in four of these fails."""
+    script = _FORKED.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "0\n", done.stderr[-2000:]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -274,6 +275,8 @@ class Session:
         if self.propagator.per_query or isinstance(self.propagator, LearnedFlow):
             return [work(item) for item in items]
         if self._workers is None:
+            # After a fork torch makes its own pool anew at the first use, which is not safe from two threads at once.
+            torch.set_num_threads(torch.get_num_threads())
             self._workers = ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1), "mpvss-frame")
         return list(self._workers.map(work, items))
 
