@@ -1,5 +1,6 @@
 """EfficientNet-Lite0 equals a plain function of the published weights, their names and paddings written down here."""
 
+import copy
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from mpvss.segmentors.efficientnet import (
     EfficientNetLiteConfig,
     _SameConv,
     convert_imagenet_state_dict,
+    fold_batch_norm,
     register,
 )
 
@@ -125,6 +127,17 @@ def test_features_equal_a_plain_function_of_the_published_weights(size, backbone
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
         assert ours.std() > 0.1
+
+
+def test_batch_norms_fold_into_the_convolutions_and_change_nothing(backbone):
+    x = torch.randn(2, 3, 96, 160, generator=torch.Generator().manual_seed(1))
+    folded = copy.deepcopy(backbone)
+    fold_batch_norm(folded)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    for ours, theirs in zip(features(folded, x), features(backbone, x), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    fold_batch_norm(folded)  # nothing is left to fold
+    torch.testing.assert_close(features(folded, x)[0], features(backbone, x)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_the_converter_fills_every_weight_once_and_takes_all_but_the_head():

@@ -42,7 +42,7 @@ def inside(flow, cells=4):
     return flow[..., cells:-cells, cells:-cells]
 
 
-@pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium", "lean"])
+@pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium", "lean", "fine"])
 @pytest.mark.parametrize(("dx", "dy"), [(4, 0), (0, 4), (-3, 2), (5, -6)])
 def test_dis_points_from_the_current_picture_to_the_same_content_in_the_other(preset, dx, dy):
     flow = estimate(Dis(preset), *moved(dx, dy), grid=SIZE)
@@ -70,9 +70,18 @@ def test_on_a_coarser_grid_the_flow_is_the_same_motion_in_its_pixels(factor, sca
 
 def test_a_cell_of_the_grid_takes_the_average_of_its_pixels():
     current, other = moved(3, 1)
-    fine, coarse = (estimate(Dis(), current, other, grid=grid) for grid in (SIZE, (SIZE[0] // 4, SIZE[1] // 4)))
+    fine, coarse = (estimate(Dis("fine"), current, other, grid=grid) for grid in (SIZE, (SIZE[0] // 4, SIZE[1] // 4)))
     cells = fine[0, 0].reshape(2, SIZE[0] // 4, 4, SIZE[1] // 4, 4).mean((2, 4)) / 4
     torch.testing.assert_close(coarse[0, 0], cells, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["lean", "fine"])
+def test_an_exposure_that_changes_is_no_motion(preset):
+    current, other = moved(6, -4)
+    brighter = (other.float() * 1.25).clamp(max=255).to(torch.uint8)
+    flow, same = (estimate(Dis(preset), current, then, grid=SIZE)[0, 0] for then in (brighter, other))
+    off = inside((flow - same).norm(dim=0), 12)
+    assert off.mean() < 0.25
 
 
 def test_a_grid_that_does_not_divide_the_picture_is_scaled_per_axis():
@@ -92,7 +101,7 @@ def test_padding_does_not_shift_the_flow(size, scale):
     disc = torch.from_numpy((ys - centre[0]) ** 2 + (xs - centre[1]) ** 2 < radius**2)
     current = torch.where(disc, near, ground)
     other = torch.where(torch.roll(disc, 6, 1), far, ground)
-    flow = estimate(Dis("medium", scale=scale), current, other, padded)
+    flow = estimate(Dis("fine", scale=scale), current, other, padded)
     assert flow.shape[-2:] == (padded[0] // 4, padded[1] // 4)
     motion = flow[0, 0, 0] > 0.75
     rows, columns = motion.nonzero().double().mean(0).tolist()
@@ -101,7 +110,7 @@ def test_padding_does_not_shift_the_flow(size, scale):
     assert abs(motion.sum() * 16 / (np.pi * radius**2) - 1) < 0.4
 
 
-@pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium", "lean"])
+@pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium", "lean", "fine"])
 def test_identical_pictures_have_no_flow(preset):
     picture = texture()
     assert estimate(Dis(preset), picture, picture).abs().max() < 0.05
@@ -143,7 +152,7 @@ def test_half_a_picture_too_small_for_a_search_has_no_flow():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 40)])
-@pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium", "lean"])
+@pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium", "lean", "fine"])
 def test_the_smallest_pictures_have_a_finite_flow(size, preset):
     assert estimate(Dis(preset), texture(0, size), texture(1, size), size, (4, 4)).isfinite().all()
 
@@ -175,7 +184,7 @@ def test_both_keep_the_protocol(propagator, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "slow"}, "preset must be one of ultrafast, fast, medium, lean, found 'slow'"),
+        ({"preset": "slow"}, "preset must be one of ultrafast, fast, medium, lean, fine, found 'slow'"),
         ({"scale": 0.0}, r"scale must be above 0 and at most 1, found 0\.0"),
         ({"scale": 1.5}, r"scale must be above 0 and at most 1, found 1\.5"),
         ({"finest_scale": -1}, "finest_scale must be at least 0, found -1"),

@@ -58,7 +58,9 @@ def test_an_untrained_module_holds(name, motion, direction):
     frames = moving_frames(8)
     ours = run(LearnedFlow(KINDS[name](TINY)), frames, direction, motion)
     hold = run(Hold(), frames, direction, motion)
-    assert np.mean([(a.labels == b.labels).mean() for a, b in zip(ours, hold, strict=True)]) > 0.999  # ties aside
+    assert (
+        np.mean([(a.labels == b.labels).mean() for a, b in zip(ours, hold, strict=True)]) > 0.995
+    )  # bytes against scores, ties aside
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpvss.motion.warp import compose, resize_flow, warp
+from mpvss.motion.warp import compose, fit_flow, invert, resize_flow, warp
 
 
 def _random(*shape, seed=0, scale=1.0):
@@ -90,6 +90,37 @@ def test_a_resized_flow_is_scaled_per_axis():
     expected = torch.tensor([1.5 * 24 / 8, -2.0 * 12 / 6])[None, :, None, None].expand(1, 2, 12, 24)
     torch.testing.assert_close(resize_flow(flow, (12, 24)), expected)
     assert resize_flow(flow, (6, 8)) is flow
+
+
+@pytest.mark.parametrize("covered", [(64, 96), (66, 99), (70, 97)])
+def test_a_flow_that_covers_more_is_cut_where_the_grid_ends(covered):
+    """A linear flow keeps its value at every place, whether or not it ends between two pixels of the grid."""
+    height, width = 16, 24
+    ys, xs = (torch.arange(height) + 0.5) * covered[0] / height, (torch.arange(width) + 0.5) * covered[1] / width
+    flow = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1])[None] * 0.1
+    in_its_pixels = flow * torch.tensor([width / covered[1], height / covered[0]])[:, None, None]
+    wanted, grid = (60, 90), (40, 60)
+    found = fit_flow(in_its_pixels, covered, wanted, grid)
+    assert found.shape == (1, 2, *grid)
+    ys, xs = (torch.arange(grid[0]) + 0.5) * wanted[0] / grid[0], (torch.arange(grid[1]) + 0.5) * wanted[1] / grid[1]
+    expected = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1])[None] * 0.1 * 2 / 3
+    torch.testing.assert_close(found[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], atol=1e-4, rtol=1e-4)
+
+
+def test_a_flow_that_covers_less_is_refused():
+    with pytest.raises(ValueError, match="covers"):
+        fit_flow(torch.zeros(1, 2, 8, 8), (32, 32), (40, 32), (10, 8))
+
+
+def test_an_inverted_flow_leads_back():
+    """There and back again is where one was, away from the border; a shift comes out exact."""
+    shift = torch.tensor([3.0, -2.0])[None, :, None, None].expand(1, 2, 24, 32)
+    torch.testing.assert_close(invert(shift), -shift)
+    ys, xs = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
+    zoom_and_turn = torch.stack([0.08 * (xs - 32) - 0.05 * (ys - 24), 0.05 * (xs - 32) + 0.08 * (ys - 24)])[None]
+    there_and_back = compose(zoom_and_turn, invert(zoom_and_turn))
+    assert there_and_back[..., 8:-8, 8:-8].abs().max() < 0.05
+    assert zoom_and_turn[..., 8:-8, 8:-8].abs().max() > 2
 
 
 def test_the_gradients_of_the_warp_are_right():

@@ -68,7 +68,7 @@ def test_key_frames_come_every_interval_and_only_they_cost_a_segmentor_call():
 
 def test_hold_repeats_the_key_frame():
     results = run(VideoSegmenter(ColourSegmentor(), Hold(), interval=3, cuts=False), moving_frames(6), "forward")
-    assert (results[0].labels == results[2].labels).mean() > 0.999  # ties aside: the warp is the identity to rounding
+    assert (results[0].labels == results[2].labels).mean() > 0.98  # scores less than a byte apart are a tie
     assert (results[2].labels == results[3].labels).mean() < 0.95
 
 

@@ -287,7 +287,9 @@ def _contest(options: BenchOptions) -> _Contest:
     """Load or build what is compared. Options are resolved."""
     if options.arch is None:
         ours = _trained(options)
-        alone = VideoSegmenter.from_pretrained(str(options.model), propagator="none", device="cpu").segmentor
+        alone = VideoSegmenter.from_pretrained(
+            str(options.model), propagator="none", device="cpu", fast=False
+        ).segmentor
         assert isinstance(alone, HuggingFaceSegmentor)
         return _Contest(Library(alone, ours.rule), ours, None)
     assert options.classes is not None

@@ -8,6 +8,7 @@ resized to the frame where that is the larger one; and the largest score wins.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Float, Float32, Int64, UInt8, UInt16
 from torch import Tensor
 
 from mpvss.labels import ignore_id, label_dtype
+from mpvss.motion.warp import resize
 from mpvss.state import View
 from mpvss.types import Geometry
 
@@ -36,28 +38,18 @@ class ClassScores:
 
     Attributes:
         ids: Classes, ascending.
-        planes: Their scores, 0 or more.
+        planes: Their scores, 0 or more; or bytes in proportion to them.
         num_classes: Number of all classes.
     """
 
     ids: Int64[Tensor, " P"]
-    planes: Float[Tensor, "P H W"]
+    planes: Float[Tensor, "P H W"] | UInt8[Tensor, "P H W"]
     num_classes: int
 
 
 def score_size(geometry: Geometry) -> tuple[int, int]:
     """Height and width at which class scores are made: the smaller of the frame and of the network's picture."""
     return min(geometry.source, geometry.resized)
-
-
-def resize(maps: Float[Tensor, "C h w"], size: tuple[int, int]) -> Float[Tensor, "C H W"]:
-    """Bilinear, pixel centres at halves, the border repeated; on a CPU six times faster by OpenCV than by torch."""
-    if maps.device.type != "cpu" or maps.dtype != torch.float32:
-        return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-    resized = torch.empty(len(maps), *size)
-    for source, target in zip(maps.contiguous().numpy(), resized.numpy(), strict=True):
-        cv2.resize(source, (size[1], size[0]), dst=target, interpolation=cv2.INTER_LINEAR)
-    return resized
 
 
 def _at_scores(maps: Float[Tensor, "C h w"], geometry: Geometry) -> Float[Tensor, "C H W"]:
@@ -187,7 +179,7 @@ def label_map(
     best = resize(planes[:1], geometry.source)[0] if enlarged else planes[0].clone()
     found = torch.zeros_like(best, dtype=torch.uint8 if len(planes) <= 256 else torch.int32)
     # OpenCV takes a third of torch's time, and no threads of its own.
-    quick = best.device.type == "cpu" and best.dtype == torch.float32 and found.dtype == torch.uint8
+    quick = best.device.type == "cpu" and best.dtype in (torch.float32, torch.uint8) and found.dtype == torch.uint8
     for number in range(1, len(planes)):
         plane = resize(planes[number : number + 1], geometry.source)[0] if enlarged else planes[number]
         # Numbers rise, so the last one that won is the largest of those that did.
@@ -202,12 +194,21 @@ def label_map(
     ids = scores.ids.to("cpu").numpy().astype(label_dtype(scores.num_classes))
     if classes is not None:
         ids[~np.isin(ids, list(classes))] = ignore_id(scores.num_classes)
-    labels: Labels = ids[found.to("cpu").numpy()]
+    labels: Labels = _numbered(found.to("cpu").numpy(), ids)
     if not confidence:
         return labels, None
     total = planes.sum(0, keepdim=True)
     share = best / (resize(total, geometry.source) if enlarged else total)[0].clamp(min=1e-12)
     return labels, share.to("cpu", torch.float32).numpy()
+
+
+def _numbered(found: Any, ids: UInt8[np.ndarray, " P"] | UInt16[np.ndarray, " P"]) -> Labels:
+    """``ids[found]``; for bytes in a tenth of numpy's time."""
+    if found.dtype != np.uint8 or ids.dtype != np.uint8:
+        return np.asarray(ids[found])
+    table = np.zeros(256, np.uint8)
+    table[: len(ids)] = ids
+    return np.asarray(cv2.LUT(found, table))
 
 
 def decode(

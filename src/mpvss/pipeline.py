@@ -27,6 +27,7 @@ from mpvss.motion.pretrained import read_config
 from mpvss.motion.propagator import Propagator
 from mpvss.schedule import CutDetector, KeyFrames, Schedule
 from mpvss.segmentors import EMBEDDED, Segmentor, load_segmentor
+from mpvss.segmentors.efficientnet import fold_batch_norm
 from mpvss.session import Session
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.state import KeyState
@@ -243,6 +244,8 @@ class VideoSegmenter:
             module = module.to(place)
         chosen = make_propagator(meant, module)
         segmentor = load_segmentor(source, device=place, dtype=precision, fast=fast)
+        if fast:
+            fold_batch_norm(segmentor.model)
         if isinstance(chosen, LearnedFlow):
             check_fits(chosen.module, segmentor.query_width, segmentor.num_queries)
         return cls(

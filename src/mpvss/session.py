@@ -13,11 +13,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mpvss.carry import Packed, fetch, mix, pack, strongest, together, unpack
-from mpvss.decode import ClassScores, label_map, resize, score, score_size
+from mpvss.decode import ClassScores, label_map, score, score_size
 from mpvss.motion.blend import thumbnail, trust, visible_flow
 from mpvss.motion.learned import LearnedFlow
-from mpvss.motion.propagator import Propagator
-from mpvss.motion.warp import compose, resize_flow, warp
+from mpvss.motion.propagator import FLOW_GRID, Propagator
+from mpvss.motion.warp import compose, invert, resize, resize_flow, warp
 from mpvss.schedule import KeyFrames
 from mpvss.segmentors.protocol import InputRule, resize_frame
 from mpvss.state import KeyState, View
@@ -80,6 +80,14 @@ class _Waiting:
 
     frame: Frame
     picture: UInt8[Tensor, "3 H W"]
+
+
+def _chain(steps: Sequence[Float[Tensor, "G 2 h w"]]) -> list[Float[Tensor, "G 2 h w"]]:
+    """Flows to the key frame, from the flow of each frame to its neighbour, the key frame's neighbour first."""
+    flows: list[Tensor] = []
+    for step in steps:
+        flows.append(compose(step, flows[-1] if flows else None))
+    return flows
 
 
 @dataclass(eq=False)
@@ -198,11 +206,12 @@ class Session:
         return geometry.resized if self.propagator.per_query else score_size(geometry)
 
     def _flow(self, current: Tensor, other: Tensor, key: KeyState) -> Float[Tensor, "G 2 h w"]:
-        """Flow on the grid of what it moves: masks where each query has its own, otherwise class scores."""
+        """Flow on the grid of the masks where each query has its own, otherwise on a grid for the class scores."""
         padded = key.geometry.padded
         grid = (key.mask_logits.shape[-2], key.mask_logits.shape[-1])
         if not self.propagator.per_query:
-            padded = grid = score_size(key.geometry)
+            padded = score_size(key.geometry)
+            grid = (max(1, round(padded[0] * FLOW_GRID)), max(1, round(padded[1] * FLOW_GRID)))
         flow = self.propagator.estimate_flow(current[None], other[None], key.queries[None], padded, grid, key.active)
         return flow[0].to(key.mask_logits.device)
 
@@ -231,8 +240,12 @@ class Session:
         """The key frame's scores in order, made once for all frames that hear it alone."""
         if self._order is None or self._order[0] is not key:
             assert key.scores is not None
-            self._order = (key, pack(key.scores))
+            self._order = (key, pack(key.scores, top=self._top(key.scores)))
         return self._order[1]
+
+    def _top(self, *scores: ClassScores) -> float | None:
+        """What the largest byte stands for where bytes will do: a share of all scores has to be exact."""
+        return None if self.confidence else max(1e-6, *(float(item.planes.max()) for item in scores))
 
     def _flush(self, after: _Key | None) -> list[Segmentation]:
         """Finish the waiting frames with the key frame after them, or without one."""
@@ -242,30 +255,40 @@ class Session:
         began = time.perf_counter()
         before = self._key_before(waiting[0].frame)
         pictures = [item.picture for item in waiting]
-        forward = self._flows(pictures, before)
         if after is None:
+            forward = self._flows(pictures, before)
             self.seconds.propagate += time.perf_counter() - began
             return [self._forward_only(item.frame, flow) for item, flow in zip(waiting, forward, strict=True)]
-        backward = self._flows(pictures[::-1], after)[::-1]
+        forward, backward = self._flows_both_ways(pictures, before, after)
         finish = self._mixed_masks if before.scores is None else self._mixed_scores
         self.seconds.propagate += time.perf_counter() - began
         return finish(waiting, list(zip(forward, backward, strict=True)), before, after)
 
     def _flows(self, pictures: Sequence[Tensor], key: _Key) -> list[Float[Tensor, "G 2 h w"]]:
         """Flows from consecutive pictures, the nearest first, to a key frame beside them."""
-        chained = self.motion == "chain"
-        others = [key.picture, *pictures[:-1]] if chained else [key.picture] * len(pictures)
+        if self.motion == "chain":
+            return _chain(self._steps(pictures, key))
+        return self._beside(lambda picture: self._flow(picture, key.picture, key.state), pictures)
+
+    def _steps(self, pictures: Sequence[Tensor], key: _Key) -> list[Float[Tensor, "G 2 h w"]]:
+        """Flows from consecutive pictures, the nearest to a key frame first, each to the one before."""
 
         def step(pair: tuple[Tensor, Tensor]) -> Tensor:
             return self._flow(*pair, key.state)
 
-        steps = self._beside(step, zip(pictures, others, strict=True))
-        if not chained:
-            return steps
-        flows: list[Tensor] = []
-        for flow in steps:
-            flows.append(compose(flow, flows[-1] if flows else None))
-        return flows
+        return self._beside(step, zip(pictures, [key.picture, *pictures[:-1]], strict=True))
+
+    def _flows_both_ways(
+        self, pictures: Sequence[Tensor], before: _Key, after: _Key
+    ) -> tuple[list[Float[Tensor, "G 2 h w"]], list[Float[Tensor, "G 2 h w"]]]:
+        """Flows from the pictures between two key frames to either, in the order of the pictures."""
+        if self.motion == "direct" or self.propagator.per_query:
+            return self._flows(pictures, before), self._flows(pictures[::-1], after)[::-1]
+        # One flow for everything is estimated once for two neighbours, and inverted: half of the time.
+        steps = self._steps([*pictures, after.picture], before)
+        back = self._beside(invert, steps[:0:-1])
+        forward, backward = self._beside(_chain, [steps[:-1], back])
+        return forward, backward[::-1]
 
     def _beside(self, work: Callable[[Any], _Out], items: Iterable[Any]) -> list[_Out]:
         """Do the same to every item, on all cores where one flow moves class scores: OpenCV's part of the work.
@@ -290,9 +313,9 @@ class Session:
         size = score_size(geometry)
         grid = (-(-size[0] // _TRUST_CELL), -(-size[1] // _TRUST_CELL))
         device = before.scores.planes.device
-        ids = together(before.scores, after.scores)
+        ids, top = together(before.scores, after.scores), self._top(before.scores, after.scores)
         sides = [
-            (pack(key.scores, ids), thumbnail(key.picture, size, grid, device))
+            (pack(key.scores, ids, top), thumbnail(key.picture, size, grid))
             for key in (before, after)
             if key.scores is not None
         ]
@@ -301,12 +324,12 @@ class Session:
         def finish(place: tuple[int, _Waiting, tuple[Tensor, Tensor]]) -> tuple[Segmentation, float, float]:
             distance, item, both = place
             started = time.perf_counter()
-            current = thumbnail(item.picture, size, grid, device)
+            current = thumbnail(item.picture, size, grid)
             weights, fetched = [], []
             for (packed, small), flow, frames in zip(sides, both, (distance, gap - distance), strict=True):
                 fetched.append(fetch(packed, flow[0]))
-                weight = trust(current, small, resize_flow(flow, grid)[0], frames, gap, size)
-                weights.append(resize(weight[None], size)[0])
+                weight = trust(current, small, resize_flow(flow, grid)[0].cpu(), frames, gap, size)
+                weights.append(resize(weight[None].to(device), size)[0])
             mixed = mix((fetched[0], fetched[1]), (weights[0], weights[1]))
             halfway = time.perf_counter()
             result = self._labels(item.frame, unpack(mixed), is_key=False)
@@ -331,18 +354,18 @@ class Session:
         padded = geometry.padded
         grid = (before.state.mask_logits.shape[-2], before.state.mask_logits.shape[-1])
         device = before.state.mask_logits.device
-        small = [thumbnail(key.picture, padded, grid, device) for key in (before, after)]
+        small = [thumbnail(key.picture, padded, grid) for key in (before, after)]
         gap = len(waiting) + 1
         self.seconds.propagate += time.perf_counter() - began
         done = []
         for distance, (item, both) in enumerate(zip(waiting, flows, strict=True), 1):
             began = time.perf_counter()
-            current = thumbnail(item.picture, padded, grid, device)
+            current = thumbnail(item.picture, padded, grid)
             views = []
             for key, picture, flow, frames in zip(states, small, both, (distance, gap - distance), strict=True):
                 masks = self._warped(key, flow)
                 shown = visible_flow(flow, key.class_logits, masks)
-                weight = trust(current, picture, shown, frames, gap, padded)
+                weight = trust(current, picture, shown.cpu(), frames, gap, padded).to(device)
                 views.append(View(key.class_logits, masks, weight))
             self.seconds.propagate += time.perf_counter() - began
             began = time.perf_counter()

@@ -3,12 +3,12 @@
 import math
 
 import cv2
+import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from mpvss.motion.warp import warp
+from mpvss.motion.warp import sampling_maps
 
 # Grey levels of colour error at which trust falls to 1/e, the blur of that error in pixels of the picture, and the
 # power of the distance. Chosen coarsely on the development clip (docs/LOG.md): half a point better than 8, 2 and 1.
@@ -18,30 +18,24 @@ _DISTANCE_POWER = 0.5
 
 
 def thumbnail(
-    image: UInt8[Tensor, "3 H W"], padded: tuple[int, int], grid: tuple[int, int], device: torch.device
-) -> Float[Tensor, "3 h w"]:
+    image: UInt8[Tensor, "3 H W"], padded: tuple[int, int], grid: tuple[int, int]
+) -> Float32[np.ndarray, "h w 3"]:
     """Return the picture on a coarser grid, RGB 0..255: averages over each cell."""
-    picture = image.permute(1, 2, 0).to("cpu", torch.float32).contiguous().numpy()
+    picture = image.permute(1, 2, 0).numpy()
     bottom, right = padded[0] - picture.shape[0], padded[1] - picture.shape[1]
     if bottom or right:
         picture = cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    small = cv2.resize(picture, (grid[1], grid[0]), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(small).permute(2, 0, 1).to(device)
+    return np.asarray(cv2.resize(picture, grid[::-1], interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _blur(error: Float[Tensor, "h w"], sigma: float) -> Float[Tensor, "h w"]:
-    radius = max(1, math.ceil(3 * sigma))
-    taps = torch.arange(-radius, radius + 1, dtype=error.dtype, device=error.device)
-    kernel = torch.exp(-(taps**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    blurred = F.pad(error[None, None], (radius, radius, radius, radius), mode="replicate")
-    blurred = F.conv2d(F.conv2d(blurred, kernel[None, None, None, :]), kernel[None, None, :, None])
-    return blurred[0, 0]
+def _blur(error: Float32[np.ndarray, "h w"], sigma: float) -> Float32[np.ndarray, "h w"]:
+    width = 2 * max(1, math.ceil(3 * sigma)) + 1
+    return np.asarray(cv2.GaussianBlur(error, (width, width), sigma, borderType=cv2.BORDER_REPLICATE))
 
 
 def trust(
-    current: Float[Tensor, "3 h w"],
-    key: Float[Tensor, "3 h w"],
+    current: Float32[np.ndarray, "h w 3"],
+    key: Float32[np.ndarray, "h w 3"],
     flow: Float[Tensor, "2 h w"],
     distance: int,
     gap: int,
@@ -49,12 +43,13 @@ def trust(
 ) -> Float[Tensor, "h w"]:
     """Weight of one key frame at each pixel: ``sqrt(1 - distance / gap) * exp(-error / 4)``.
 
-    The error is the mean absolute RGB difference between the frame and the key frame warped to it, blurred.
+    The error is the mean absolute RGB difference between the frame and the key frame warped to it, blurred. It is
+    judged on the CPU, where the pictures are; so few numbers are sooner there than on another device.
 
     Args:
         current: The frame on a coarser grid, RGB 0..255.
         key: The key frame on that grid.
-        flow: Backward flow from the frame to the key frame, pixels of that grid.
+        flow: Backward flow from the frame to the key frame, pixels of that grid; on the CPU.
         distance: Frames between them, 1 to gap - 1.
         gap: Frames between the two key frames on either side.
         padded: Size that the grid covers, which gives the blur its unit.
@@ -62,9 +57,11 @@ def trust(
     Returns:
         Weights in 0..1.
     """
-    warped = warp(key[None], flow[None])[0]
-    error = _blur((current - warped).abs().mean(0), _BLUR * current.shape[-1] / padded[1])
-    return float((1 - distance / gap) ** _DISTANCE_POWER) * torch.exp(-error / _ERROR_SCALE)
+    x, y = sampling_maps(flow)
+    warped = cv2.remap(key, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    error = cv2.transform(cv2.absdiff(current, warped), np.full((1, 3), 1 / 3, np.float32))
+    error = _blur(error, _BLUR * current.shape[1] / padded[1])
+    return torch.from_numpy(float((1 - distance / gap) ** _DISTANCE_POWER) * cv2.exp(error * (-1 / _ERROR_SCALE)))
 
 
 def visible_flow(

@@ -10,18 +10,21 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from mpvss.motion.propagator import FLOW_GRID
 from mpvss.motion.warp import resize_flow
 
 _PRESETS = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
-    "lean": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
+# Our own: the share of the picture's size, and the pixels from one patch to the next.
+_OWN = {"lean": (FLOW_GRID, 6), "fine": (1.0, 7)}
+# Square roots of brightness, 0..255: what moves in the dark counts as much as what moves in the light.
+_ROOTS = np.sqrt(np.arange(256) * 255).round().astype(np.uint8)
 # Below this side DIS has no pyramid level to work on.
 _SMALLEST = 16
 
@@ -50,9 +53,9 @@ class Dis:
     """One DIS flow for all masks, on grey pictures of the network's size.
 
     Attributes:
-        preset: ``ultrafast``, ``fast`` or ``medium`` of OpenCV; or ``lean``: medium with a third of its steps, patches
-            further apart, and without the variational refinement, which costs more than half of the time and gains
-            nothing here (docs/LOG.md).
+        preset: ``ultrafast``, ``fast`` or ``medium`` of OpenCV; or, more accurate in less time (docs/LOG.md), ``lean``
+            at two thirds of the size and ``fine`` at the full size: searched to the last pyramid level, patches that
+            hardly overlap, and no variational refinement.
         scale: The pictures are resized by this factor first; half the size costs about a tenth.
         finest_scale: Pyramid level at which the search stops, 0 the full size; ``None`` for the preset's own.
     """
@@ -65,22 +68,28 @@ class Dis:
     _local: threading.local = field(default_factory=threading.local, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.preset not in _PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, found {self.preset!r}")
+        if self.preset not in _PRESETS | _OWN:
+            raise ValueError(f"preset must be one of {', '.join(_PRESETS | _OWN)}, found {self.preset!r}")
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale must be above 0 and at most 1, found {self.scale}")
         if self.finest_scale is not None and self.finest_scale < 0:
             raise ValueError(f"finest_scale must be at least 0, found {self.finest_scale}")
 
+    def _share(self) -> float:
+        return self.scale * (_OWN[self.preset][0] if self.preset in _OWN else 1.0)
+
     def _engine(self) -> Any:
         # The search object keeps buffers of one picture size and is not safe to share between threads.
         engine = getattr(self._local, "engine", None)
         if engine is None:
-            engine = cv2.DISOpticalFlow.create(_PRESETS[self.preset])
-            if self.preset == "lean":
-                engine.setPatchStride(5)
-                engine.setGradientDescentIterations(8)
+            engine = cv2.DISOpticalFlow.create(_PRESETS.get(self.preset, cv2.DISOPTICAL_FLOW_PRESET_MEDIUM))
+            if self.preset in _OWN:
+                engine.setFinestScale(0)
+                engine.setPatchStride(_OWN[self.preset][1])
+                engine.setGradientDescentIterations(24)
                 engine.setVariationalRefinementIterations(0)
+                # Patches by their own mean stop short of large motions; the whole pictures are brought to one instead.
+                engine.setUseMeanNormalization(False)
             if self.finest_scale is not None:
                 engine.setFinestScale(self.finest_scale)
             self._local.engine = engine
@@ -89,12 +98,15 @@ class Dis:
     def _grey(self, image: UInt8[Tensor, "3 H W"], padded: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
         grey = cv2.cvtColor(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2GRAY)
         bottom, right = padded[0] - grey.shape[0], padded[1] - grey.shape[1]
-        # Pad before scaling, so that the flow's grid covers exactly what the masks' grid covers.
-        grey = cv2.copyMakeBorder(grey, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-        if self.scale < 1:
-            size = (max(_SMALLEST, round(padded[1] * self.scale)), max(_SMALLEST, round(padded[0] * self.scale)))
-            grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-        return np.asarray(grey)
+        if bottom or right:
+            # Pad before scaling, so that the flow's grid covers exactly what the masks' grid covers.
+            grey = cv2.copyMakeBorder(grey, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+        share = self._share()
+        if share < 1:
+            size = (max(_SMALLEST, round(padded[1] * share)), max(_SMALLEST, round(padded[0] * share)))
+            # Averaging over cells of one and a half pixels would take five times as long, for the same flow.
+            grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if share <= 0.5 else cv2.INTER_LINEAR)
+        return np.asarray(cv2.LUT(grey, _ROOTS))
 
     def estimate_flow(
         self,
@@ -106,11 +118,14 @@ class Dis:
         active: Int64[Tensor, " A"] | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "B 1 2 h w"]:
         """Return one flow for all masks; see ``Propagator.estimate_flow``."""
-        if min(padded) * self.scale < _SMALLEST:
+        if min(padded) * self._share() < _SMALLEST:
             return torch.zeros(len(current), 1, 2, *grid)
         flows = []
         for now, then in zip(current, other.expand(len(current), -1, -1, -1), strict=True):
-            flow = self._engine().calc(self._grey(now, padded), self._grey(then, padded), None)
+            here, there = self._grey(now, padded), self._grey(then, padded)
+            # An exposure that changes is no motion.
+            there = cv2.convertScaleAbs(there, alpha=max(1.0, cv2.mean(here)[0]) / max(1.0, cv2.mean(there)[0]))
+            flow = self._engine().calc(here, there, None)
             planes = torch.empty(2, *flow.shape[:2])
             cv2.mixChannels([flow], list(planes.numpy()), [0, 0, 1, 1])
             flows.append(_to_grid(planes[None], grid))
@@ -120,9 +135,8 @@ class Dis:
 def _to_grid(flow: Float[Tensor, "1 2 H W"], grid: tuple[int, int]) -> Float[Tensor, "1 2 h w"]:
     """Average the flow over each cell of a coarser grid, so that the cell follows most of its pixels."""
     height, width = flow.shape[-2:]
-    if (height, width) == grid:
-        return flow
-    if height % grid[0] == 0 and width % grid[1] == 0:
-        factor = (height // grid[0], width // grid[1])
-        return F.avg_pool2d(flow, factor) / flow.new_tensor([factor[1], factor[0]])[:, None, None]
-    return resize_flow(flow, grid)
+    if grid[0] >= height or grid[1] >= width:
+        return resize_flow(flow, grid)
+    planes = [cv2.resize(plane, grid[::-1], interpolation=cv2.INTER_AREA) for plane in flow[0].numpy()]
+    ratio = flow.new_tensor([grid[1] / width, grid[0] / height])
+    return torch.from_numpy(np.stack(planes))[None] * ratio[:, None, None]

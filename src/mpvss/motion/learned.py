@@ -36,8 +36,8 @@ class LearnedFlow:
         """Return one flow per query, or one for all; see ``Propagator.estimate_flow``.
 
         Raises:
-            ValueError: The grid does not cover what the module's flow covers, the picture padded to multiples of 32,
-                or a part of it that ends between two pixels of the grid; or queries are missing.
+            ValueError: The grid covers more than the module's flow does, the picture padded to multiples of 32; or
+                queries are missing.
             ModelError: The flow is not finite.
         """
         weight = next(self.module.parameters())

@@ -5,13 +5,16 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+FLOW_GRID = 2 / 3
+"""A side of the grid on which flows that move class scores are estimated and chained, as a share of the scores'."""
+
 
 @runtime_checkable
 class Propagator(Protocol):
     """Anything that estimates backward flow between two pictures of a video. Stateless.
 
     ``name`` is what the command line calls it. ``per_query`` says whether each query gets a flow of its own, on the
-    grid of the masks; one flow for all of them is wanted at the size of the class scores.
+    grid of the masks; one flow for all of them is wanted at ``FLOW_GRID`` of the size of the class scores.
     """
 
     name: str

@@ -7,9 +7,11 @@ variants keep the first and the last stage and the activation of MobileNetV2. St
 from collections.abc import Mapping
 from typing import Any, no_type_check
 
+import torch
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
@@ -124,6 +126,26 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
                 features.append(x)
         wanted = tuple(features[index] for index in self.out_indices)
         return BackboneOutput(feature_maps=wanted)
+
+
+@torch.no_grad()
+def fold_batch_norm(model: nn.Module) -> None:
+    """Put each batch norm of the backbone into the convolution before it, in place: the same numbers to rounding.
+
+    For inference alone: what is left no longer has the state that checkpoints hold.
+    """
+    for part in model.modules():
+        if not isinstance(part, nn.Sequential):
+            continue
+        for place in range(len(part) - 1):
+            convolution, norm = part[place], part[place + 1]
+            if isinstance(convolution, _SameConv) and isinstance(norm, nn.BatchNorm2d):
+                assert norm.running_mean is not None and norm.running_var is not None
+                convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                    convolution.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                )
+                convolution.requires_grad_(False)
+                part[place + 1] = nn.Identity()
 
 
 def convert_imagenet_state_dict(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
