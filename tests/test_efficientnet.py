@@ -135,9 +135,9 @@ def test_batch_norms_fold_into_the_convolutions_and_change_nothing(backbone):
     fold_batch_norm(folded)
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
     for ours, theirs in zip(features(folded, x), features(backbone, x), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
     fold_batch_norm(folded)  # nothing is left to fold
-    torch.testing.assert_close(features(folded, x)[0], features(backbone, x)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features(folded, x)[0], features(backbone, x)[0], atol=1e-3, rtol=1e-3)
 
 
 def test_the_converter_fills_every_weight_once_and_takes_all_but_the_head():
