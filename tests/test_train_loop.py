@@ -248,16 +248,18 @@ clock = time.monotonic()
 assert os.waitpid(begin(out / "whole"), 0)[1] == 0
 whole = time.monotonic() - clock
 dice, kills = random.Random(1), 0
-for attempt in range(12):
-    child = begin(out / "killed")
-    time.sleep(dice.uniform(0.25, 0.75) * whole * (1 if attempt < 4 else 3))
-    os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if status == 0:
+def newest():
+    return max((path.name for path in (out / "killed").glob("checkpoints/step-*.pt")), default="")
+for attempt in range(4):
+    before, child, ended = newest(), begin(out / "killed"), 0
+    while newest() == before and not (ended := os.waitpid(child, os.WNOHANG)[0]):
+        time.sleep(0.01)
+    if ended:
         break
-    kills += 1
-else:
-    assert os.waitpid(begin(out / "killed"), 0)[1] == 0
+    time.sleep(dice.uniform(0, 1 / 8) * whole)  # some steps further, or while the next checkpoint is written
+    os.kill(child, signal.SIGKILL)
+    kills += os.waitpid(child, 0)[1] != 0
+assert os.waitpid(begin(out / "killed"), 0)[1] == 0
 print(kills)
 """
 

@@ -690,7 +690,6 @@ def propagate(
     _set_up(verbose, quiet)
     from mpvss.annotate import Filler
     from mpvss.annotate import propagate as fill
-    from mpvss.motion.classical import Dis
     from mpvss.pipeline import VideoSegmenter, make_propagator
     from mpvss.sinks import ProcessOptions
     from mpvss.video import probe
@@ -701,9 +700,7 @@ def propagate(
         ProcessOptions(save=_split(save))
     info = probe(video)
     if model is None:
-        by_flow = propagator in (PropagatorName.auto, PropagatorName.dis)
-        # Masks by hand are worth the better flow: no network runs beside it.
-        moved_by, segmentor = Dis("medium") if by_flow else make_propagator(propagator.value), None
+        moved_by, segmentor = make_propagator(propagator.value), None
     else:
         segmenter = VideoSegmenter.from_pretrained(model, propagator=propagator.value, device=device)
         moved_by, segmentor = segmenter.propagator, segmenter.segmentor
