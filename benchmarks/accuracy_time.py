@@ -33,7 +33,7 @@ RUNS: list[tuple[str, Any, str, str, tuple[int, ...]]] = [
     ("dis fast, chain, both", Dis("fast"), "chain", "both", (5, 10, 20)),
     ("dis lean, chain, both", Dis(), "chain", "both", (5, 10, 20)),
     ("dis medium, chain, both", Dis("medium"), "chain", "both", (5, 10, 20)),
-    ("dis medium at full size, chain, both", Dis("medium", finest_scale=0), "chain", "both", (5, 10, 20)),
+    ("dis fine, chain, both", Dis("fine"), "chain", "both", (5, 10, 20)),
     ("dis lean, chain, forward", Dis(), "chain", "forward", (2, 5, 10)),
     ("dis lean, direct, forward", Dis(), "direct", "forward", (2, 5, 10)),
     ("flow, chain, both", "flow", "chain", "both", (10,)),

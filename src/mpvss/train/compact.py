@@ -1,10 +1,12 @@
-"""Train the embedded default on CamVid, in two stages.
+"""Train the embedded default on CamVid, in stages.
 
     python -m mpvss.train.compact --data DIR --weights FILE --out RUN1
     python -m mpvss.train.compact --data DIR --start-from RUN1/model --out RUN2
+    python -m mpvss.train.compact --data DIR --start-from RUN2/model --out RUN3 --steps 1600 --seed 2
 
 The first stage starts from ImageNet's weights and learns at the pictures' own size. The second goes on at a third more,
 where thin things have enough pixels, with a loss that counts classes and not pixels, and with rare classes pasted in.
+The third is the second again: the learning rate restarts.
 
 Resumable: call it again with the same arguments. Every random choice of a step comes from a generator seeded with the
 step's number, so that a resumed run sees the same pictures as one that was not interrupted.
@@ -417,12 +419,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with images/ and labels/")
     parser.add_argument("--weights", type=Path, help="published ImageNet weights, a .pth file")
-    parser.add_argument("--start-from", type=Path, help="model of the first stage: makes this the second")
+    parser.add_argument("--start-from", type=Path, help="model of the stage before: makes this the second or third")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--validation", type=Path, help="folder to score the averaged weights on")
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--export", type=Path, help="write the result of --out here instead of training")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--seed", type=int, help="instead of the recipe's")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if arguments.export is not None:
@@ -431,8 +434,8 @@ def main() -> None:
     if (arguments.weights is None) == (arguments.start_from is None):
         parser.error("pass --weights for the first stage, or --start-from for the second")
     config = Config() if arguments.start_from is None else SECOND_STAGE
-    if arguments.steps:
-        config = replace(config, steps=arguments.steps)
+    chosen = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
+    config = replace(config, **chosen)
     train(
         arguments.data, arguments.weights, arguments.start_from, arguments.out, config, arguments.validation,
         arguments.every,
