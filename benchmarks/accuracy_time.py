@@ -78,9 +78,10 @@ def draw(rows: list[dict[str, Any]], path: Path, unit: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors[::2] + pyplot.get_cmap("tab20").colors[1::2])
     for name in dict.fromkeys(row["name"] for row in rows):
         points = [row for row in rows if row["name"] == name]
         axes.plot([1000 * p["seconds"] for p in points], [p["miou"] for p in points], marker="o", label=name)
@@ -88,6 +89,9 @@ def draw(rows: list[dict[str, Any]], path: Path, unit: str) -> None:
             place = (1000 * point["seconds"], point["miou"])
             axes.annotate(str(point["interval"]), place, textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.FixedLocator([10, 15, 20, 30, 40, 60, 80, 100, 150, 200]))
+    axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel(f"{unit} a frame, segmentation and decoding")
     axes.set_ylabel("mIoU")
     axes.set_title("numbers: frames from one key frame to the next")
