@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from mpvss import VideoSegmenter
 from mpvss.onnx_backend import load_exported
 from mpvss.onnx_export import export
-from mpvss.segmentors import load_segmentor
 
 
 def main():
@@ -22,7 +22,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    segmentor = load_segmentor(arguments.model)
+    segmentor = VideoSegmenter.from_pretrained(arguments.model, propagator="none", device="cpu").segmentor
     for text in arguments.sizes:
         size = tuple(int(side) for side in text.split("x"))
         with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ import torch
 
 from mpvss.carry import fetch, mix, pack, strongest, together, unpack
 from mpvss.decode import ClassScores
-from mpvss.motion.warp import warp
+from mpvss.motion.warp import resize_flow, warp
 
 
 def scores(ids, size=(9, 13), seed=0, num_classes=20):
@@ -33,6 +33,38 @@ def test_packing_loses_nothing(count):
     assert torch.equal(found.planes, given.planes)
     assert torch.equal(found.ids, given.ids)
     assert found.num_classes == 20
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_bytes_are_the_scores_in_steps_of_a_255th_of_the_top(count):
+    given, flow = scores(list(range(count))), a_flow()
+    for top in (1.0, 4.0):
+        packed = pack(given, top=top)
+        assert packed.blocks[0].dtype == np.uint8
+        found = unpack(fetch(packed, flow)).planes
+        assert found.dtype == torch.uint8
+        expected = unpack(fetch(pack(given), flow)).planes
+        torch.testing.assert_close(found.float() * top / 255, expected, atol=1.01 * top / 255, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e-6, 1.0, 7.0])
+def test_the_mix_of_bytes_is_the_weighted_mean_however_small_both_weights_are(factor):
+    one, other = scores([0, 1, 2, 3, 4], seed=1), scores([0, 1, 2, 3, 4], seed=2)
+    left, right = scores([0, 1], seed=3).planes + 0.1
+    expected = (one.planes * left + other.planes * right) / (left + right)
+    for top in (None, 1.0):
+        found = unpack(mix((pack(one, top=top), pack(other, top=top)), (factor * left, factor * right))).planes
+        found = found if top is None else found.float() / 255
+        torch.testing.assert_close(found, expected, atol=1e-4 if top is None else 1.5 / 255, rtol=0)
+
+
+def test_a_flow_of_another_grid_is_brought_to_that_of_the_scores():
+    given, coarse = scores([0, 1, 2], size=(18, 26)), a_flow(size=(12, 17))
+    whole = resize_flow(coarse[None], (18, 26))[0]
+    for packed in (pack(given), on_another_device(given)):
+        kind = torch.float64 if packed.planes is not None else torch.float32
+        fetched, expected = fetch(packed, coarse.to(kind)), fetch(packed, whole.to(kind))
+        torch.testing.assert_close(unpack(fetched).planes, unpack(expected).planes, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])

@@ -84,6 +84,15 @@ def test_an_exposure_that_changes_is_no_motion(preset):
     assert off.mean() < 0.25
 
 
+@pytest.mark.parametrize("preset", ["lean", "fine"])
+def test_something_bright_that_comes_in_does_not_move_the_rest(preset):
+    still = (texture(3, SIZE).float() * 0.6).to(torch.uint8)
+    current, other = still.clone(), still.clone()
+    current[..., 30:70, :60], other[..., 30:70, :40] = 250, 250
+    flow = estimate(Dis(preset), current, other, grid=SIZE)[0, 0]
+    assert flow[..., 80:].abs().max() < 0.05
+
+
 def test_a_grid_that_does_not_divide_the_picture_is_scaled_per_axis():
     flow = estimate(Dis(), *moved(6, -4), grid=(36, 50))
     middle = inside(flow[0, 0], 6).flatten(1).median(1).values

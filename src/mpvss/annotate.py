@@ -54,8 +54,8 @@ def true_state(
 ) -> KeyState:
     """Make a key state of a true label map: a query for each id in it, at full resolution.
 
-    Mask logits are 6 inside a segment and -6 outside, not infinite: with one view, classes are then ordered exactly as
-    if one-hot labels were warped bilinearly.
+    Mask logits are 6 inside a segment and -6 outside, not infinite: with one view, classes are then ordered as if
+    one-hot labels were warped bilinearly, but for ties of the bytes that class scores may be carried as.
 
     Args:
         labels: Any ids, at the size of the frame.

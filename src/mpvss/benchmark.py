@@ -546,13 +546,20 @@ def _count(contest: _Contest, frames: list[Frame], direction: str, interval: int
     state = ours.segment(frames[0], then, geometry)
     grid = (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
 
-    def propagate() -> None:
-        flow = propagator.estimate_flow(now[None], then[None], state.queries[None], geometry.padded, grid)[0]
+    def estimate() -> Tensor:
+        return propagator.estimate_flow(now[None], then[None], state.queries[None], geometry.padded, grid)[0]
+
+    def move() -> None:
         masks = state.mask_logits[None] if len(flow) == 1 else state.mask_logits[:, None]
         plain_decode(state.class_logits, warp(masks, flow).reshape_as(state.mask_logits), geometry)
 
-    # Each of the two sides has its own flow, its own masks, and its own part of the class scores.
-    non_key = count_gmac(propagate) * (2 if direction == "both" else 1)
+    # Each of the two sides has its own masks and its own part of the class scores. A flow between neighbours that
+    # moves everything serves both, and an interval has one more of them than frames between.
+    sides = 2 if direction == "both" else 1
+    shared = sides == 2 and ours.motion == "chain" and not propagator.per_query
+    searches = interval / (interval - 1) if shared else sides
+    flow = estimate()
+    non_key = searches * count_gmac(estimate) + sides * count_gmac(move)
     return {"key": key, "non_key": non_key, "per_frame": (key + (interval - 1) * non_key) / interval}
 
 

@@ -96,13 +96,16 @@ def fetch(packed: Packed, flow: Float[Tensor, "2 h w"]) -> Packed:
 def mix(sides: tuple[Packed, Packed], weights: tuple[Float[Tensor, "H W"], Float[Tensor, "H W"]]) -> Packed:
     """Return the weighted mean of the scores of two key frames with the same classes; only the weights' ratio counts.
 
-    Where no side has any weight, scores are zero, or nearly.
+    Where no side has any weight, scores are zero.
     """
     (one, other), (left, right) = sides, weights
+    # OpenCV adds a little to the sum of the weights: beside a larger weight of one it is nothing.
+    larger = torch.maximum(left, right).clamp(min=torch.finfo(left.dtype).tiny)
+    left, right = left / larger, right / larger
     if one.planes is not None and other.planes is not None:
         both = one.planes * left + other.planes * right
         return replace(one, planes=both / (left + right).clamp(min=1e-5))
-    a, b = (weight.contiguous().numpy() for weight in weights)
+    a, b = (weight.contiguous().numpy() for weight in (left, right))
     blocks = [cv2.blendLinear(x, y, a, b) for x, y in zip(one.blocks, other.blocks, strict=True)]
     return replace(one, blocks=tuple(blocks))
 

@@ -90,7 +90,7 @@ Propagator = Annotated[PropagatorName, typer.Option(help="How masks reach the fr
 MotionOption = Annotated[MotionName, typer.Option(help="chain composes flows between neighbours; direct is the paper.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Fast = Annotated[bool, typer.Option(help="Our own forward pass of Mask2Former; --no-fast for the library's.")]
+Fast = Annotated[bool, typer.Option(help="Our own forward pass; --no-fast for the library's.")]
 Backend = Annotated[BackendName, typer.Option(help="torch, or onnx for a directory made by export, on the CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]

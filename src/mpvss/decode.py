@@ -1,9 +1,10 @@
 """Mask and class logits to a label map.
 
-The plain definition, which every shortcut has to equal: mask logits are interpolated at every pixel of the smaller of
-two pictures, the frame and what the network saw of it; the class scores are ``sum over queries of p(class)
-sigmoid(mask)`` (Mask2Former, section 3.1; "no object" has no score); views are added with their weights; the sum is
-resized to the frame where that is the larger one; and the largest score wins.
+The plain definition, which every shortcut has to equal, but for ties of the bytes that a frame between key frames may
+have its scores carried as: mask logits are interpolated at every pixel of the smaller of two pictures, the frame and
+what the network saw of it; the class scores are ``sum over queries of p(class) sigmoid(mask)`` (Mask2Former, section
+3.1; "no object" has no score); views are added with their weights; the sum is resized to the frame where that is the
+larger one; and the largest score wins.
 """
 
 from collections.abc import Sequence
@@ -197,7 +198,7 @@ def label_map(
     labels: Labels = _numbered(found.to("cpu").numpy(), ids)
     if not confidence:
         return labels, None
-    total = planes.sum(0, keepdim=True)
+    total = planes.sum(0, keepdim=True, dtype=torch.float32)
     share = best / (resize(total, geometry.source) if enlarged else total)[0].clamp(min=1e-12)
     return labels, share.to("cpu", torch.float32).numpy()
 

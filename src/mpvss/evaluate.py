@@ -91,7 +91,7 @@ class EvalOptions:
         save_predictions: Directory that all predictions are written to, as ``predictions`` reads them.
         device: Where the networks run.
         dtype: Their precision.
-        fast: Whether a Mask2Former runs through our own forward pass.
+        fast: Whether the model runs through our own forward pass.
         backend: ``torch``, or ``onnx`` for a model made by ``mpvss export``.
 
     Raises:
@@ -458,7 +458,7 @@ class _Predictor:
         self._options, self._dataset = options, dataset
         self._segmentor: Segmentor | None = None
         self._propagator: Propagator | None = None
-        self._gmac: dict[tuple[int, int], tuple[float, float]] = {}
+        self._gmac: dict[tuple[int, int], tuple[float, float, float]] = {}
         # Class ids of what a session answers: those of the data set, and last "no class" where labels are true.
         ids = [*range(dataset.num_classes), dataset.ignore]
         if options.model:
@@ -668,17 +668,22 @@ class _Predictor:
     def _multiply_adds(self, clip: Clip, keys: list[bool]) -> float:
         """Thousand millions of multiply-adds of a clip's frames.
 
-        A frame between two key frames pays for both sides where both are used. Classical flow counts nothing.
+        A frame between two key frames pays for both sides where both are used, but for one flow where one between
+        neighbours serves both. Classical flow counts nothing.
         """
         frame = Frame(0, Fraction(0), clip.load_image(0))
         if frame.size not in self._gmac:
             self._gmac[frame.size] = gmac(self._segmenter, frame)
-        key, view = self._gmac[frame.size]
+        key, flow, view = self._gmac[frame.size]
         # A snippet's frames are each before another key frame.
         after_last = 0 if self._dataset.protocol == "cityscapes" else keys[::-1].index(True)
         between = len(keys) - sum(keys) - after_last
         sides = 2 if self._options.direction == "both" else 1
-        return sum(keys) * key + (sides * between + after_last) * view
+        propagator = self._segmenter.propagator
+        shared = self._options.motion == "chain" and propagator is not None and not propagator.per_query
+        # With both sides, flows to the neighbour before: each frame but the first, key frames included.
+        searches = len(keys) - 1 if shared and sides == 2 else sides * between + after_last
+        return sum(keys) * key + (sides * between + after_last) * view + searches * flow
 
 
 def _of_one_size(clip: Clip, found: Iterable[_Found]) -> Iterator[_Found]:
@@ -720,8 +725,8 @@ def class_table(segmentor: Segmentor, dataset: Dataset) -> list[int]:
     return table
 
 
-def gmac(segmenter: VideoSegmenter, frame: Frame) -> tuple[float, float]:
-    """Count the thousand millions of multiply-adds of a key frame, and of one side of a frame between.
+def gmac(segmenter: VideoSegmenter, frame: Frame) -> tuple[float, float, float]:
+    """Count the thousand millions of multiply-adds of a key frame, of a flow, and of the rest of one side of a frame.
 
     Networks are counted as they run; a resized or warped value costs 4; decoding is that of all queries and classes at
     the size of the picture.
@@ -742,7 +747,7 @@ def gmac(segmenter: VideoSegmenter, frame: Frame) -> tuple[float, float]:
     if segmenter.propagator is not None:
         estimate = segmenter.propagator.estimate_flow
         flow = count_gmac(lambda: estimate(image[None], image[None], states[0].queries[None], geometry.padded, grid))
-    return key + decoding, flow + 4 * queries * math.prod(grid) / 1e9 + decoding
+    return key + decoding, flow, 4 * queries * math.prod(grid) / 1e9 + decoding
 
 
 # Scores

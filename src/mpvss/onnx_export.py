@@ -71,7 +71,9 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
         raise OutputError(f"{out} exists already; pass --overwrite to replace an export, or choose another output")
     kind = None if model in EMBEDDED else read_config(model)["model_type"]
     propagator = _PROPAGATOR_OF.get(str(kind), "none")
-    segmenter = VideoSegmenter.from_pretrained(model, propagator=propagator, short_side=min(size), device="cpu")
+    segmenter = VideoSegmenter.from_pretrained(
+        model, propagator=propagator, short_side=min(size), device="cpu", fast=False
+    )
     segmentor, learned = segmenter.segmentor, segmenter.propagator
     assert isinstance(segmentor, HuggingFaceSegmentor)
     geometry = segmenter.rule.fit(size)

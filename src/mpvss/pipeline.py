@@ -218,8 +218,8 @@ class VideoSegmenter:
             tolerance: By how much leaving queries out of propagation may change a class score.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             dtype: ``float32``, ``bfloat16`` or ``float16``.
-            fast: Whether a Mask2Former runs through our own forward pass; ``False`` for the library's, which gives the
-                same to rounding.
+            fast: Whether a Mask2Former runs through our own forward pass and the batch norms of ``compact`` are folded;
+                ``False`` for the library's network as it is, which gives the same to rounding.
             backend: ``torch``; or ``onnx`` for a directory made by ``mpvss export``, on the CPU in float32.
 
         Raises:

@@ -27,6 +27,9 @@ MOTIONS = ("chain", "direct")
 DIRECTIONS = ("both", "forward")
 # Pixels of the class scores per cell, a side, of the grid that trust is judged on.
 _TRUST_CELL = 4
+# Class scores are carried as bytes if in no more than this share of the pixels the best one is below one in 32 of the
+# largest: few bytes, of which ties are made.
+_WEAK, _MOST_WEAK = 32, 0.005
 # More than this many frames at a time would wait for memory, not for a core.
 _MOST_WORKERS = 4
 _Out = TypeVar("_Out")
@@ -244,8 +247,16 @@ class Session:
         return self._order[1]
 
     def _top(self, *scores: ClassScores) -> float | None:
-        """What the largest byte stands for where bytes will do: a share of all scores has to be exact."""
-        return None if self.confidence else max(1e-6, *(float(item.planes.max()) for item in scores))
+        """What the largest byte stands for where bytes will do.
+
+        They will not where a share of all scores is asked for, nor where the best score of many pixels is a few bytes.
+        """
+        if self.confidence:
+            return None
+        best = [item.planes.amax(0) for item in scores]
+        top = max(float(plane.max()) for plane in best)
+        weak = max(float((plane * _WEAK < top).float().mean()) for plane in best)
+        return top if top > 0 and weak <= _MOST_WEAK else None
 
     def _flush(self, after: _Key | None) -> list[Segmentation]:
         """Finish the waiting frames with the key frame after them, or without one."""

