@@ -37,6 +37,7 @@ from mpvss.labels import label_dtype
 from mpvss.models import Model, build
 from mpvss.motion import PixelFlow
 from mpvss.motion.classical import Hold
+from mpvss.motion.propagator import serves_both_ways
 from mpvss.motion.warp import warp
 from mpvss.pipeline import DEFAULT_INTERVAL, VideoSegmenter, make_propagator
 from mpvss.schedule import Schedule
@@ -553,10 +554,10 @@ def _count(contest: _Contest, frames: list[Frame], direction: str, interval: int
         masks = state.mask_logits[None] if len(flow) == 1 else state.mask_logits[:, None]
         plain_decode(state.class_logits, warp(masks, flow).reshape_as(state.mask_logits), geometry)
 
-    # Each of the two sides has its own masks and its own part of the class scores. A flow between neighbours that
-    # moves everything serves both, and an interval has one more of them than frames between.
+    # Each of the two sides has its own masks and its own part of the class scores. Of flows that serve both, an
+    # interval has one more than frames between.
     sides = 2 if direction == "both" else 1
-    shared = sides == 2 and ours.motion == "chain" and not propagator.per_query
+    shared = sides == 2 and serves_both_ways(propagator, ours.motion)
     searches = interval / (interval - 1) if shared else sides
     flow = estimate()
     non_key = searches * count_gmac(estimate) + sides * count_gmac(move)

@@ -2,7 +2,7 @@
 
 Masks that share a flow need not be warped one by one and scored again: the key frame's class scores are made once, and
 fetched where the flow points. On a CPU they lie four classes to a pixel, which OpenCV fetches in the time of one; and
-as bytes where only the largest is asked for, which is half of the time again, and a quarter of the memory.
+as bytes where only the largest is asked for, a quarter of the memory and somewhat quicker.
 """
 
 from dataclasses import dataclass, replace

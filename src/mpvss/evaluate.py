@@ -34,7 +34,7 @@ from mpvss.metrics import (
     VideoConsistency,
     region_similarity,
 )
-from mpvss.motion.propagator import Propagator
+from mpvss.motion.propagator import Propagator, serves_both_ways
 from mpvss.pipeline import (
     BEST_PROPAGATOR,
     DEFAULT_INTERVAL,
@@ -680,7 +680,7 @@ class _Predictor:
         between = len(keys) - sum(keys) - after_last
         sides = 2 if self._options.direction == "both" else 1
         propagator = self._segmenter.propagator
-        shared = self._options.motion == "chain" and propagator is not None and not propagator.per_query
+        shared = propagator is not None and serves_both_ways(propagator, self._options.motion)
         # With both sides, flows to the neighbour before: each frame but the first, key frames included.
         searches = len(keys) - 1 if shared and sides == 2 else sides * between + after_last
         return sum(keys) * key + (sides * between + after_last) * view + searches * flow

@@ -16,7 +16,7 @@ from mpvss.carry import Packed, fetch, mix, pack, strongest, together, unpack
 from mpvss.decode import ClassScores, label_map, score, score_size
 from mpvss.motion.blend import thumbnail, trust, visible_flow
 from mpvss.motion.learned import LearnedFlow
-from mpvss.motion.propagator import FLOW_GRID, Propagator
+from mpvss.motion.propagator import FLOW_GRID, Propagator, serves_both_ways
 from mpvss.motion.warp import compose, invert, resize, resize_flow, warp
 from mpvss.schedule import KeyFrames
 from mpvss.segmentors.protocol import InputRule, resize_frame
@@ -293,9 +293,8 @@ class Session:
         self, pictures: Sequence[Tensor], before: _Key, after: _Key
     ) -> tuple[list[Float[Tensor, "G 2 h w"]], list[Float[Tensor, "G 2 h w"]]]:
         """Flows from the pictures between two key frames to either, in the order of the pictures."""
-        if self.motion == "direct" or self.propagator.per_query:
+        if not serves_both_ways(self.propagator, self.motion):
             return self._flows(pictures, before), self._flows(pictures[::-1], after)[::-1]
-        # One flow for everything is estimated once for two neighbours, and inverted: half of the time.
         steps = self._steps([*pictures, after.picture], before)
         back = self._beside(invert, steps[:0:-1])
         forward, backward = self._beside(_chain, [steps[:-1], back])

@@ -9,6 +9,14 @@ FLOW_GRID = 2 / 3
 """A side of the grid on which flows that move class scores are estimated and chained, as a share of the scores'."""
 
 
+def serves_both_ways(propagator: "Propagator", motion: str) -> bool:
+    """Whether a flow between neighbours is estimated once for both directions, and inverted for the other one.
+
+    So it is where one flow moves everything and flows are chained; the flow of a query belongs to one key frame.
+    """
+    return motion == "chain" and not propagator.per_query
+
+
 @runtime_checkable
 class Propagator(Protocol):
     """Anything that estimates backward flow between two pictures of a video. Stateless.
