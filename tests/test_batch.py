@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import urllib.request
@@ -947,6 +948,35 @@ def ray_workers():
         except OSError:
             continue
     return found
+
+
+def test_the_number_of_workers_does_not_decide_what_they_compute(videos, tmp_path, inline, monkeypatch):
+    """A network's sums depend on its threads in the last digit, so one worker has as many as each of three."""
+    found = []
+
+    class Engine(run_module.LocalEngine):
+        def __init__(self, setup, workers, level):
+            super().__init__(setup, workers, level)
+            found.append((workers, setup.settings.threads))
+
+    monkeypatch.setattr(run_module, "LocalEngine", Engine)
+    for workers in (1, 3):
+        run_batch([str(videos)], str(tmp_path / str(workers)), HOLD, BatchOptions(workers=workers))
+    assert found == [(1, 1), (3, 1)]
+
+
+def test_a_worker_has_the_threads_it_is_given():
+    code = (
+        "import cv2, torch; from mpvss.batch.local import prepare; prepare({}, 30); "
+        "print(torch.get_num_threads(), cv2.getNumThreads())"
+    )
+    for threads in (1, 3):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(threads)], check=True, stdout=subprocess.PIPE, text=True
+        )
+        assert done.stdout.split() == [str(threads)] * 2
+    with pytest.raises(ValueError, match="threads must be at least 1, found 0"):
+        Settings(threads=0)
 
 
 def test_ray_that_is_not_installed_is_named(videos, tmp_path, monkeypatch):

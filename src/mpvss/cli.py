@@ -235,6 +235,7 @@ def batch(
     split: Annotated[
         int, typer.Option(min=0, help="Frames of the segments that longer videos are divided into; 0 for never.")
     ] = 1500,
+    threads: Annotated[int, typer.Option(min=1, help="Of each worker, on the CPU.")] = 1,
     verify: Annotated[
         bool, typer.Option("--verify", help="With --resume, compare checksums and not only sizes.")
     ] = False,
@@ -274,7 +275,7 @@ def batch(
         )  # fmt: skip
         settings = Settings(
             model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
-            short_side, device, dtype, options, split,
+            short_side, device, dtype, options, split, threads,
         )  # fmt: skip
         run_options = BatchOptions(
             engine.value, workers, ray_address, retries, resume, overwrite,

@@ -141,10 +141,10 @@ def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, sl
     assert setup.scratch is not None
     alive = (Path(setup.scratch).parent / ALIVE).open("a")
     lock(alive.fileno(), shared=True, seconds=60)
-    os.environ["OMP_NUM_THREADS"] = str(setup.threads)
+    os.environ["OMP_NUM_THREADS"] = str(setup.settings.threads)
     from mpvss.batch.worker import Worker
 
-    prepare(setup.threads, level)
+    prepare(setup.settings.threads, level)
     try:
         worker = Worker(setup, identity, _device(setup.settings.device, slot))
     except MpvssError as error:

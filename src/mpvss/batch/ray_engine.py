@@ -44,7 +44,7 @@ class RayEngine:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise MpvssError(f"expected a Ray cluster at {address or 'this machine'}, found none: {error}") from error
         gpus = setup.settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-        self._actor = ray.remote(num_cpus=setup.threads, num_gpus=int(gpus), max_restarts=0)(_Actor)
+        self._actor = ray.remote(num_cpus=setup.settings.threads, num_gpus=int(gpus), max_restarts=0)(_Actor)
         self._started = 0
         self._said = time.monotonic()
         self._slots: list[_Slot] = []
@@ -112,8 +112,8 @@ class RayEngine:
         self._said = time.monotonic()
         log.warning(
             "no worker is ready yet: they are loading, or waiting for %d CPUs each in a cluster of %g; fewer --workers "
-            "or a lower OMP_NUM_THREADS need less",
-            self._setup.threads, self._ray.cluster_resources().get("CPU", 0),
+            "or --threads need less",
+            self._setup.settings.threads, self._ray.cluster_resources().get("CPU", 0),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class _Actor:
         if self._setup.scratch is not None:
             self._alive = (Path(self._setup.scratch).parent / ALIVE).open("a")
             lock(self._alive.fileno(), shared=True, seconds=60)
-        prepare(self._setup.threads, self._level)
+        prepare(self._setup.settings.threads, self._level)
         try:
             self._worker = Worker(self._setup, self._identity)
         except MpvssError as error:

@@ -291,12 +291,7 @@ class _Driver:
             engine.close()
 
     def _engine(self, workers: int) -> Engine:
-        cores = len(os.sched_getaffinity(0))
-        threads = max(1, cores // workers)
-        wanted = os.environ.get("OMP_NUM_THREADS", "")
-        if wanted.isdigit() and int(wanted):
-            threads = min(threads, int(wanted))
-        setup = Setup(self._settings, self._out, self._parts, self._scratch, threads=threads, stall=self._options.stall)
+        setup = Setup(self._settings, self._out, self._parts, self._scratch, stall=self._options.stall)
         level = log.getEffectiveLevel()
         if self._options.engine == "local":
             return LocalEngine(setup, workers, level)

@@ -42,6 +42,8 @@ class Settings:
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         options: What is written.
         split: Most frames that are segmented in one piece; 0 never divides a video.
+        threads: Of torch and OpenCV in a worker of a batch. Sums of a network are rounded in another order with another
+            number, so it does not follow from how many workers there are.
     """
 
     model: str = "compact"
@@ -55,10 +57,13 @@ class Settings:
     dtype: str = "float32"
     options: ProcessOptions = field(default_factory=ProcessOptions)
     split: int = 1500
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.split < 0:
             raise ValueError(f"split must be 0, for never, or a number of frames, found {self.split}")
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1, found {self.threads}")
 
     def describe(self) -> dict[str, Any]:
         """What decides the results, as plain values."""
@@ -114,7 +119,6 @@ class Setup:
         work: Where listings and segments of long videos go, which every worker must reach.
         scratch: Local directory for what is not whole yet, on the disk of ``out`` if that is local; ``None`` for the
             system's directory of temporary files.
-        threads: Threads of one worker.
         stall: Seconds without a finished frame after which a worker ends itself.
     """
 
@@ -122,7 +126,6 @@ class Setup:
     out: str
     work: str
     scratch: str | None
-    threads: int
     stall: int
 
 
