@@ -725,19 +725,22 @@ def web(tmp_path):
             pass
 
         def do_GET(self):
-            if "short" in self.path:  # says more than it has
+            if "short" in self.path or "stuck" in self.path:  # says more than it has
                 self.send_response(200)
                 self.send_header("Content-Length", "100000")
                 self.end_headers()
                 self.wfile.write(b"x" * 1000)
+                closing.wait(60 if "stuck" in self.path else 0)
                 return
             super().do_GET()
 
     folder = tmp_path / "web"
     folder.mkdir()
+    closing = threading.Event()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
+    closing.set()
     server.shutdown()
     server.server_close()
 
@@ -761,6 +764,16 @@ def test_web_addresses_are_downloaded_whole_or_fail(inline, web, videos, tmp_pat
     VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(folder / "long one.mp4"), tmp_path / "whole")
     assert tree(tmp_path / "whole")["long one.labels.mkv"] == (out / "long one.labels.mkv").read_bytes()
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_worker_that_gets_nothing_done_is_ended(web, tmp_path):
+    """With real processes: a server that does not go on."""
+    folder, address = web
+    (folder / "stuck.mp4").write_bytes(b"x" * 100000)
+    options = BatchOptions(workers=1, retries=0, stall=2)
+    found = run_batch([f"{address}/stuck.mp4"], str(tmp_path / "OUT"), HOLD, options)
+    assert states(found) == {"stuck": "failed"}
+    assert found["items"][0]["error"] == "its worker got nothing done for 2 s and was ended; --stall allows more"
 
 
 @pytest.fixture

@@ -136,6 +136,31 @@ def test_kills_at_any_moment_leave_the_files_of_a_run_that_was_left_alone(videos
     print(f"{kills}: {sum(kills.values())} kills, {rounds} batches, {time.monotonic() - began:.0f} s")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the workers in /proc")
+def test_a_batch_goes_on_after_ctrl_c(videos, tmp_path):
+    """A terminal sends SIGINT to all processes of the batch."""
+    code, _, err = Running(videos, tmp_path / "undisturbed").end()
+    assert code == 3, err
+    running = Running(videos, tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    while not manifest.is_file() or '"done"' not in manifest.read_text():
+        assert running.process.poll() is None, running.end()
+        time.sleep(0.02)
+    os.killpg(running.process.pid, signal.SIGINT)
+    code, printed, err = running.end()
+    assert (code, printed) == (130, "")
+    assert err.splitlines() == [
+        "the same command with --resume goes on from here",
+        "mpvss: interrupted; nothing half-written was kept",
+    ]
+    assert running.workers() == []
+    undisturbed = tree(tmp_path / "undisturbed")
+    assert 0 < len(tree(tmp_path / "out")) < len(undisturbed)
+    code, _, err = Running(videos, tmp_path / "out", "--resume").end()
+    assert code == 3, err
+    assert tree(tmp_path / "out") == undisturbed
+
+
 def gave_up(out):
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     return {line["item"] for line in lines if line["event"] == "failed" and "its worker died" in line["error"]}

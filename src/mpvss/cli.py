@@ -285,7 +285,11 @@ def batch(
     def say(item: dict[str, Any], done: int, total: int) -> None:
         log.info("%d/%d %s: %s", done, total, _printable(item["source"]), item["state"])
 
-    found = run_batch(sources, out, settings, run_options, on_item=say)
+    try:
+        found = run_batch(sources, out, settings, run_options, on_item=say)
+    except KeyboardInterrupt:
+        log.warning("the same command with --resume goes on from here")
+        raise
     if as_json:
         print(json.dumps(found))
     else:

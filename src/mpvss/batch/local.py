@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
@@ -57,7 +58,7 @@ class LocalEngine:
         """Give a task to an idle worker."""
         slot = self._slots[worker]
         assert slot is not None
-        slot.task = task
+        slot.task, slot.given = task, time.monotonic()
         with suppress(OSError):  # it is dead, which ``wait`` will notice
             slot.pipe.send(task)
 
@@ -114,7 +115,10 @@ class LocalEngine:
             return None
         code = slot.process.exitcode or 0
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        return Outcome(slot.task, error=f"its worker died: {how}", died=True)
+        error = f"its worker died: {how}"
+        if code == 1 and time.monotonic() - slot.given >= self._setup.stall:  # as ``faulthandler`` ends it
+            error = f"its worker got nothing done for {self._setup.stall} s and was ended; --stall allows more"
+        return Outcome(slot.task, error=error, died=True)
 
     def close(self) -> None:
         """End the workers, with whatever they are doing."""
@@ -131,6 +135,7 @@ class _Slot:
         self.process, self.pipe, self.life, self.identity = process, pipe, life, identity
         self.ready = False
         self.task: Task | None = None
+        self.given = 0.0
 
 
 def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, slot: int, level: int) -> None:

@@ -3,10 +3,11 @@
     python -m mpvss.train.compact --data DIR --weights FILE --out RUN1
     python -m mpvss.train.compact --data DIR --start-from RUN1/model --out RUN2
     python -m mpvss.train.compact --data DIR --start-from RUN2/model --out RUN3 --steps 1600 --seed 2
+    python -m mpvss.train.compact --data DIR --start-from RUN3/model --out RUN4 --steps 1600 --seed 3
 
 The first stage starts from ImageNet's weights and learns at the pictures' own size. The second goes on at a third more,
 where thin things have enough pixels, with a loss that counts classes and not pixels, and with rare classes pasted in.
-The third is the second again: the learning rate restarts.
+The third and the fourth are the second again: the learning rate restarts.
 
 Resumable: call it again with the same arguments. Every random choice of a step comes from a generator seeded with the
 step's number, so that a resumed run sees the same pictures as one that was not interrupted.
@@ -419,7 +420,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with images/ and labels/")
     parser.add_argument("--weights", type=Path, help="published ImageNet weights, a .pth file")
-    parser.add_argument("--start-from", type=Path, help="model of the stage before: makes this the second or third")
+    parser.add_argument(
+        "--start-from", type=Path, help="model of the stage before: makes this the second or a later one"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--validation", type=Path, help="folder to score the averaged weights on")
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
@@ -432,7 +435,7 @@ def main() -> None:
         export(arguments.out, arguments.export)
         return
     if (arguments.weights is None) == (arguments.start_from is None):
-        parser.error("pass --weights for the first stage, or --start-from for the second")
+        parser.error("pass --weights for the first stage, or --start-from for a later one")
     config = Config() if arguments.start_from is None else SECOND_STAGE
     chosen = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
     config = replace(config, **chosen)
