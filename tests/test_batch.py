@@ -773,7 +773,9 @@ def test_a_worker_that_gets_nothing_done_is_ended(web, tmp_path):
     options = BatchOptions(workers=1, retries=0, stall=2)
     found = run_batch([f"{address}/stuck.mp4"], str(tmp_path / "OUT"), HOLD, options)
     assert states(found) == {"stuck": "failed"}
-    assert found["items"][0]["error"] == "its worker got nothing done for 2 s and was ended; --stall allows more"
+    assert found["items"][0]["error"] == (
+        "its worker ended itself (exit code 1): probably nothing was done for 2 s; --stall allows more"
+    )
 
 
 @pytest.fixture
@@ -974,8 +976,10 @@ def test_the_number_of_workers_does_not_decide_what_they_compute(videos, tmp_pat
 
     monkeypatch.setattr(run_module, "LocalEngine", Engine)
     for workers in (1, 3):
-        run_batch([str(videos)], str(tmp_path / str(workers)), HOLD, BatchOptions(workers=workers))
-    assert found == [(1, 1), (3, 1)]
+        settings = replace(HOLD, threads=workers + 1)
+        run_batch([str(videos)], str(tmp_path / str(workers)), settings, BatchOptions(workers=workers))
+    run_batch([str(videos)], str(tmp_path / "usual"), HOLD, BatchOptions(workers=3))
+    assert found == [(1, 2), (3, 4), (3, 1)]
 
 
 def test_a_worker_has_the_threads_it_is_given():

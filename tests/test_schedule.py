@@ -170,3 +170,13 @@ def test_one_picture_has_one_answer_whatever_its_layout_in_memory():
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (24, 32)])
 def test_tiny_pictures_are_taken(size):
     assert cuts([np.full((*size, 3), 90, np.uint8)] * 3) == []
+
+
+def test_a_fade_of_a_flat_picture_is_no_cut():
+    """Correlations of flat pictures are 1 to rounding, on either side of it."""
+    assert cuts([np.full((*SIZE, 3), level, np.uint8) for level in range(20, 240, 10)]) == []
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        grain = random.integers(0, 2, (*SIZE, 1))
+        fade = [np.broadcast_to(level + grain, (*SIZE, 3)).astype(np.uint8) for level in range(20, 140, 10)]
+        assert cuts(fade) == []

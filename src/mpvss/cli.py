@@ -184,11 +184,13 @@ def segment(
                 raise ValueError(
                     "--resume goes with one video, and not with --compare, --overwrite, --no-fast or --backend"
                 )
+        import torch
+
         from mpvss.batch.worker import Settings
 
         settings = Settings(
             model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
-            short_side, device, dtype, options,
+            short_side, device, dtype, options, threads=torch.get_num_threads(),
         )  # fmt: skip
     # What is there of a run that is continued may be replaced by it; it looks itself whether this is one.
     infos = _plan(sources, out, replace(options, overwrite=True) if resume else options)
@@ -288,7 +290,7 @@ def batch(
     try:
         found = run_batch(sources, out, settings, run_options, on_item=say)
     except KeyboardInterrupt:
-        log.warning("the same command with --resume goes on from here")
+        log.warning("--resume%s goes on from here", " instead of --overwrite" if overwrite else "")
         raise
     if as_json:
         print(json.dumps(found))

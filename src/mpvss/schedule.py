@@ -56,7 +56,7 @@ class _Thumbnail:
     def correlation(self, other: "_Thumbnail") -> float:
         """How much they are one picture in another light, 0 to 1."""
         length = math.sqrt(float((self.cells**2).sum()) * float((other.cells**2).sum()))
-        return max(0.0, float((self.cells * other.cells).sum()) / max(length, 1e-6))
+        return min(1.0, max(0.0, float((self.cells * other.cells).sum()) / max(length, 1e-6)))  # rounding may pass 1
 
     def difference(self, other: "_Thumbnail") -> float:
         """Mean absolute difference in grey levels, brightness apart."""

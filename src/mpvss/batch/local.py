@@ -45,7 +45,12 @@ class LocalEngine:
         process = self._context.Process(
             target=_serve, args=(theirs, life, self._setup, identity, slot, self._level), daemon=True
         )
-        process.start()
+        # Ctrl-C goes to all processes of a terminal, and finds a worker that is still starting: it inherits this mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         life.close()
         self._slots[slot] = _Slot(process, ours, holds, identity)
@@ -117,7 +122,8 @@ class LocalEngine:
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         error = f"its worker died: {how}"
         if code == 1 and time.monotonic() - slot.given >= self._setup.stall:  # as ``faulthandler`` ends it
-            error = f"its worker got nothing done for {self._setup.stall} s and was ended; --stall allows more"
+            error = f"its worker ended itself (exit code 1): probably nothing was done for {self._setup.stall} s; "
+            error += "--stall allows more"
         return Outcome(slot.task, error=error, died=True)
 
     def close(self) -> None:

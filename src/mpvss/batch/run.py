@@ -416,4 +416,5 @@ def default_workers() -> int:
     """One worker for each GPU of this machine, or for every two of its cores."""
     import torch
 
-    return torch.cuda.device_count() or max(1, len(os.sched_getaffinity(0)) // 2)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() or max(1, cores // 2)

@@ -42,8 +42,8 @@ class Settings:
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         options: What is written.
         split: Most frames that are segmented in one piece; 0 never divides a video.
-        threads: Of torch and OpenCV in a worker of a batch. Sums of a network are rounded in another order with another
-            number, so it does not follow from how many workers there are.
+        threads: Of torch and OpenCV. Sums of a network are rounded in another order with another number, so it does not
+            follow from how many workers there are.
     """
 
     model: str = "compact"
