@@ -7,7 +7,6 @@ ratios of medians. On the CPU.
 import copy
 import json
 import logging
-import os
 import platform
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from torch import Tensor
 
 import mpvss
 from mpvss.cost import count_gmac
+from mpvss.doctor import cores
 from mpvss.errors import MpvssError, OutputError, SourceError
 from mpvss.labels import label_dtype
 from mpvss.models import Model, build
@@ -692,10 +692,9 @@ def machine() -> dict[str, Any]:
             line.partition(":")[2].strip() for line in information.read_text().splitlines() if "model name" in line
         ]
         processor = names[0] if names else processor
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": processor,
-        "cores": cores,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -40,11 +40,15 @@ def examine() -> dict[str, Any]:
     }
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _devices() -> dict[str, str]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"cpu": f"{cores} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    found = {"cpu": f"{cores()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
     found["cuda"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     found["mps"] = "available" if torch.backends.mps.is_available() else "none"
     return found

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import shutil
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from mpvss.batch.local import ALIVE, LocalEngine
 from mpvss.batch.manifest import SCHEMA, Manifest, lock
 from mpvss.batch.places import Job, below, exists, expand, is_remote, is_whole, local, remove, stored
 from mpvss.batch.worker import Outcome, Settings, Setup, Task, parts_folder
+from mpvss.doctor import cores
 from mpvss.errors import ConfigError, MpvssError, OutputError
 from mpvss.sinks import ENDINGS
 from mpvss.video.write import output_errors
@@ -416,5 +416,4 @@ def default_workers() -> int:
     """One worker for each GPU of this machine, or for every two of its cores."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return torch.cuda.device_count() or max(1, cores // 2)
+    return torch.cuda.device_count() or max(1, cores() // 2)
