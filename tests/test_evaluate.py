@@ -4,6 +4,7 @@ import json
 import weakref
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,8 +194,11 @@ def test_class_table():
     assert class_table(segmentor, data("Red", "green", "blue")) == [0, 1, 2]
     assert class_table(segmentor, data("blue", "red")) == [1, 255, 0]
     assert class_table(segmentor, data("class000", "class001", "class002")) == [0, 1, 2]
-    with pytest.raises(ModelError, match="does not know the classes of data"):
+    with pytest.raises(ModelError, match=r"does not know the classes of data: no class .* 1 of 2 names \(purple\)"):
         class_table(segmentor, data("red", "purple"))
+    for names in (("blue", "red", "greenish"), ("red", "green", "RED"), ("x", "y", "z")):  # as many, yet never in order
+        with pytest.raises(ModelError, match="does not know the classes of data"):
+            class_table(segmentor, data(*names))
 
 
 def test_multiply_adds_follow_from_key_frames_and_sides(colour_folder, colours, tmp_path):
@@ -330,6 +334,26 @@ def test_the_only_label_video_is_taken_for_the_only_clip(colour_folder, tmp_path
     (saved / "second.labels.mkv").write_bytes(b"")
     with pytest.raises(DataError, match="missing prediction"):
         evaluate(options, tmp_path / "two")
+
+
+def test_label_videos_are_matched_by_the_names_of_their_classes(colour_folder, tmp_path):
+    """A label video says its classes: of those in another order the ids are others, and unknown ones are refused."""
+    saved = tmp_path / "saved"
+    result = evaluate(hold(colour_folder, save_predictions=str(saved)), tmp_path / "run")
+    classes = Path(colour_folder.partition(":")[2]) / "classes.txt"
+    names = classes.read_text().split()
+    assert names[:3] == ["red", "green", "blue"]
+    description = next(saved.glob("*.json"))
+    meta = json.loads(description.read_text())
+    options = EvalOptions(colour_folder, predictions=str(saved), interval=4)
+    meta["classes"] = [names[1], names[0], *names[2:]]
+    description.write_text(json.dumps(meta))
+    swapped = evaluate(options, tmp_path / "swapped")
+    assert swapped["miou"] < result["miou"]
+    meta["classes"] = ["reddish", *names[1:]]
+    description.write_text(json.dumps(meta))
+    with pytest.raises(ModelError, match=r"does not know the classes of folder.*\(red\).*no name took: reddish"):
+        evaluate(options, tmp_path / "unknown")
 
 
 def test_label_files_are_scored_anew_when_the_run_was_finished(colour_folder, tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mpvss.errors import ConfigError, MpvssError
-from mpvss.labels import IGNORE, default_palette, ignore_id, label_dtype, palette_for, resolve_classes
+from mpvss.labels import IGNORE, default_palette, ignore_id, label_dtype, map_classes, palette_for, resolve_classes
 
 
 @pytest.mark.parametrize("count", [1, 11, 150, 3000])
@@ -48,6 +48,46 @@ def test_resolve_knows_synonyms():
     assert resolve_classes(["auto"], ["tree", "car, auto, automobile"]) == [1]
 
 
+ADE = ("wall", "toilet, can, pot, potty, stool, throne", "stool", "pot", "screen door, screen", "screen", "tv, screen")
+
+
+def test_a_whole_name_goes_before_any_synonym():
+    assert resolve_classes(["pot", "stool", "screen"], ADE) == [3, 2, 5]
+    assert resolve_classes(["throne", "tv", "screen door"], ADE) == [1, 6, 4]
+    assert resolve_classes(["lamp"], ("light, lamp", "lamp, torch")) == [1]  # the first of several before the others
+
+
+def test_case_blanks_underscores_and_the_form_of_letters_do_not_matter():
+    names = ("Traffic_Light", "cafe\u0301", "STRASSE", "a_b", "a b")
+    assert resolve_classes(["traffic  light", "caf\u00e9", "straße"], names) == [0, 1, 2]
+    assert resolve_classes(["a b"], names) == [4]
+    assert resolve_classes(["a_b"], names) == [3]
+
+
+def test_a_name_that_classes_repeat_is_all_of_them_and_a_shared_synonym_is_refused():
+    assert resolve_classes(["Thing"], ["thing", "sky", "thing"]) == [0, 2]
+    with pytest.raises(ConfigError, match=r'"cup" is a synonym of 2 classes: "mug, cup", "trophy, cup"; use another'):
+        resolve_classes(["cup"], ["mug, cup", "trophy, cup"])
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "table", "left"),
+    [
+        (ADE, ADE, [0, 1, 2, 3, 4, 5, 6], []),
+        (("toilet, pot",), ("toilet", "pot"), [0], [1]),  # no two classes land on one
+        (("toilet, pot",), ("pot", "toilet"), [1], [0]),
+        (("Other", "POT", "other"), ("pot", "other", "other"), [2, 0, 1], []),
+        (("other", "sky", "other"), ("sky", "other"), [1, 0, 1], []),
+        (("other",), ("other", "OTHER"), [0], [1]),
+        (("road", "sky"), ("Sky", "roadway"), [None, 0], [1]),
+        (("car",), ("car, auto",), [0], []),
+        (("x, cup", "y, cup"), ("cup",), [None, None], [0]),
+    ],
+)
+def test_classes_are_paired_by_name_and_what_is_left_is_said(names, wanted, table, left):
+    assert map_classes(names, wanted) == (table, left)
+
+
 def test_unknown_class_suggests_the_nearest():
     with pytest.raises(ConfigError, match=r'road, sky.*found "raod"; did you mean "road"\?') as caught:
         resolve_classes(["raod"], ["road", "sky"])
@@ -55,5 +95,5 @@ def test_unknown_class_suggests_the_nearest():
 
 
 def test_unknown_class_of_a_long_list_is_one_line():
-    with pytest.raises(ConfigError, match="and 100 more"):
+    with pytest.raises(ConfigError, match="and 110 more"):
         resolve_classes(["x"], [f"class{i}" for i in range(120)])

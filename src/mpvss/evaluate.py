@@ -9,9 +9,10 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -23,8 +24,8 @@ from jaxtyping import UInt8, UInt16
 
 from mpvss.annotate import oracle_rule, true_state
 from mpvss.data import Clip, Dataset, open_dataset, read_label
-from mpvss.errors import ConfigError, DataError, ModelError, OutputError
-from mpvss.labels import label_dtype, resolve_classes
+from mpvss.errors import DataError, ModelError, OutputError
+from mpvss.labels import label_dtype, map_classes, short_list
 from mpvss.metrics import (
     SMALLEST_FLOW,
     ConfusionMatrix,
@@ -611,7 +612,17 @@ class _Predictor:
         reader = LabelReader(path)
         if len(reader) != len(indices):
             raise DataError(f"{path}: expected a label map for each of {len(indices)} frames, found {len(reader)}")
-        return ((index, labels, is_key) for index, (_, _, labels, is_key) in zip(indices, reader, strict=True))
+        ids = self._ids_of_video(path, reader.meta["classes"])
+        return ((index, ids(labels), is_key) for index, (_, _, labels, is_key) in zip(indices, reader, strict=True))
+
+    def _ids_of_video(self, path: Path, names: list[str]) -> Callable[[Labels], Labels]:
+        """What turns the ids of a label video, which says its classes, into those of the data set."""
+        dataset = self._dataset
+        if dataset.protocol == "davis" or tuple(names) == dataset.class_names:
+            return lambda labels: labels
+        table = np.full(2**16, dataset.ignore, label_dtype(dataset.num_classes))
+        table[: len(names)] = _class_ids(str(path), names, dataset)
+        return lambda labels: table[labels]
 
     def _label_pngs(self, folder: Path, clip: Clip, indices: range) -> Iterator[tuple[int, Labels, bool | None]]:
         place = folder / clip.name
@@ -708,21 +719,31 @@ def class_table(segmentor: Segmentor, dataset: Dataset) -> list[int]:
     """The data set's id of each class of a segmentor; classes that it does not have become its "no class".
 
     Raises:
-        ModelError: The segmentor does not know the data set's classes.
+        ModelError: The segmentor does not know one of the data set's classes.
     """
-    names, wanted = segmentor.class_names, dataset.class_names
-    if [name.lower() for name in names] == [name.lower() for name in wanted]:
+    return _class_ids(segmentor.name, segmentor.class_names, dataset)
+
+
+def _class_ids(owner: str, names: Sequence[str], dataset: Dataset) -> list[int]:
+    """The data set's id of each class of a model or of label files, by name."""
+    wanted = dataset.class_names
+    if len(names) == len(wanted) and any(all(map(_UNNAMED.fullmatch, side)) for side in (names, wanted)):
+        log.warning("%s and %s: one of them names no classes, so ids are taken in order", owner, dataset.name)
         return list(range(len(names)))
-    table = [dataset.ignore] * len(names)
-    try:
-        for id_, name in enumerate(wanted):
-            table[resolve_classes([name], names)[0]] = id_
-    except ConfigError as error:
-        if len(names) != len(wanted):
-            raise ModelError(f"{segmentor.name} does not know the classes of {dataset.name}: {error}") from error
-        log.warning("%s names its classes otherwise than %s: taken in order", segmentor.name, dataset.name)
-        return list(range(len(names)))
-    return table
+    ids, left = map_classes(names, wanted)
+    if left:
+        unused = [name for name, id_ in zip(names, ids, strict=True) if id_ is None]
+        raise ModelError(
+            f"{owner} does not know the classes of {dataset.name}: no class matches {len(left)} of {len(wanted)} names "
+            f"({short_list([wanted[id_] for id_ in left], 6)}); its classes that no name took: "
+            f"{short_list(unused, 6) or 'none'}. Give the same names on both sides, in the data set or in id2label of "
+            "the model's config.json"
+        )
+    return [dataset.ignore if id_ is None else id_ for id_ in ids]
+
+
+# Names that stand for none: of models saved without, of data sets published without, of masks drawn by hand.
+_UNNAMED = re.compile(r"(?:class|label)?[ _-]?\d+", re.IGNORECASE)
 
 
 def gmac(segmenter: VideoSegmenter, frame: Frame) -> tuple[float, float, float]:

@@ -2,6 +2,8 @@
 
 import colorsys
 import difflib
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -123,37 +125,120 @@ def palette_for(class_names: Sequence[str]) -> UInt8[np.ndarray, "K 3"]:
 def resolve_classes(names_wanted: Sequence[str], class_names: Sequence[str]) -> list[int]:
     """Class ids of the names that a person typed.
 
+    A whole name goes before the first of several synonyms, and that before the other synonyms. Upper and lower case,
+    blanks and underscores do not matter.
+
     Args:
-        names_wanted: Names, or one of the synonyms of a name that lists several; case does not matter.
+        names_wanted: Names, or one of the synonyms of a name that lists several.
         class_names: The names a model knows, in id order.
 
     Returns:
-        Ids in the order of ``names_wanted``, each once.
+        Ids in the order of ``names_wanted``, each once; all the ids of a name that several classes have.
 
     Raises:
-        ConfigError: A name is unknown; the message suggests the nearest known one.
+        ConfigError: A name is unknown, and the message suggests the nearest known one; or it is a synonym of several
+            classes.
     """
-    known: dict[str, int] = {}
-    for id_, name in enumerate(class_names):
-        for synonym in _synonyms(name):
-            known.setdefault(synonym, id_)
+    index = ClassIndex(class_names)
     ids: list[int] = []
     for wanted in names_wanted:
-        id_or_none = known.get(wanted.strip().lower())
-        if id_or_none is None:
-            near = difflib.get_close_matches(wanted.strip().lower(), known, n=1, cutoff=0.0)
-            suggestion = f'; did you mean "{near[0]}"?' if near else ""
-            listed = ", ".join(class_names[:20]) + (f" and {len(class_names) - 20} more" * (len(class_names) > 20))
-            raise ConfigError(f'expected a class of the model ({listed}), found "{wanted.strip()}"{suggestion}')
-        if id_or_none not in ids:
-            ids.append(id_or_none)
+        tier, matches = index.find(wanted)
+        if not matches:
+            near = difflib.get_close_matches(normal_name(wanted), index.known(), n=1, cutoff=0.0)
+            suggestion = f'; did you mean "{short(near[0])}"?' if near else ""
+            known = short_list(class_names)
+            raise ConfigError(f'expected a class of the model ({known}), found "{short(wanted.strip())}"{suggestion}')
+        if tier > _WHOLE and len(matches) > 1:
+            several = short_list([f'"{class_names[match]}"' for match in matches])
+            raise ConfigError(f'"{short(wanted)}" is a synonym of {len(matches)} classes: {several}; use another name')
+        ids += [match for match in matches if match not in ids]
     return ids
 
 
+def map_classes(names: Sequence[str], wanted: Sequence[str]) -> tuple[list[int | None], list[int]]:
+    """Pair the classes of a model with those of a data set by name.
+
+    The better match of two takes a class, as in ``resolve_classes``; no two classes of the data set take the same one.
+    The classes of a name that both sides repeat are paired in order.
+
+    Args:
+        names: The model's names, in id order.
+        wanted: The data set's names, in id order.
+
+    Returns:
+        For each class of the model the id in the data set or ``None``, and the data set's ids that no class matches.
+    """
+    index = ClassIndex(names)
+    table: list[int | None] = [None] * len(names)
+    repeats = Counter(normal_name(name) for name in wanted)
+    left = list(range(len(wanted)))
+    for tier in range(_NONE):
+        for id_ in left.copy():
+            free = [match for match in index.at(tier, wanted[id_]) if table[match] is None]
+            if not free or (tier > _WHOLE and len(free) > 1):
+                continue
+            for match in free[:1] if repeats[normal_name(wanted[id_])] > 1 else free:
+                table[match] = id_
+            left.remove(id_)
+    return table, left
+
+
+# How well a name matches: letter by letter, in its normal form, by the first of several synonyms, by any of them.
+_LITERAL, _WHOLE, _FIRST, _SYNONYM, _NONE = range(5)
+
+
+class ClassIndex:
+    """Finds classes by name."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._tiers: tuple[dict[str, list[int]], ...] = ({}, {}, {}, {})
+        for id_, name in enumerate(class_names):
+            for tier, keys in zip(self._tiers, _keys(name), strict=True):
+                for key in keys:
+                    tier.setdefault(key, []).append(id_)
+
+    def known(self) -> list[str]:
+        """Every name and synonym in its normal form."""
+        return list(self._tiers[_SYNONYM])
+
+    def at(self, tier: int, name: str) -> list[int]:
+        """Ids of the classes that match so well or better."""
+        return sorted({id_ for key in _keys(name)[tier] for id_ in self._tiers[tier].get(key, ())})
+
+    def find(self, name: str) -> tuple[int, list[int]]:
+        """How well the best classes match, 0 being best, and their ids in order."""
+        return next(((tier, ids) for tier in range(_NONE) if (ids := self.at(tier, name))), (_NONE, []))
+
+
+def _keys(name: str) -> tuple[set[str], set[str], set[str], set[str]]:
+    """What a class is looked up by, from letter by letter to any of its synonyms."""
+    names = _synonyms(name)
+    return {name.strip()}, set(names[:1]), set(names[:2]), set(names)
+
+
+def normal_name(name: str) -> str:
+    """A class name without what does not matter: case, the form of letters, blanks and underscores."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+
+
+def short_list(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message: the first of many, each cut off where it is long."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(short(name) for name in names[:most]) + more
+
+
+def short(name: str) -> str:
+    """A name for a message, cut off where it is long."""
+    return name if len(name) <= _LONGEST_SHOWN else f"{name[: _LONGEST_SHOWN - 3]}..."
+
+
+_LONGEST_SHOWN = 40
+
+
 def _synonyms(name: str) -> list[str]:
-    """The whole name, then its comma-separated parts, in lower case."""
-    whole = name.strip().lower()
-    return [whole, *(part.strip() for part in whole.split(",") if part.strip() and "," in whole)]
+    """The whole name, then its comma-separated parts where it has several, in their normal form."""
+    parts = [part for part in map(normal_name, name.split(",")) if part]
+    return [", ".join(parts), *(parts if len(parts) > 1 else [])]
 
 
 def _bright_colours() -> Iterator[Colour]:
