@@ -154,7 +154,7 @@ def test_given_masks_come_back_bit_for_bit(video, tmp_path, ids, dtype, directio
         np.testing.assert_array_equal(found[int(name)], mask)
     for index, labels in enumerate(found):
         assert set(np.unique(labels)) <= set(ids)
-        written = np.array(Image.open(tmp_path / "out" / "video.png" / f"{index:06}.png"))
+        written = np.array(Image.open(tmp_path / "out" / "video.png" / f"{index:03}.png"))
         np.testing.assert_array_equal(written, labels)
     assert (tmp_path / "out" / "video.overlay.mp4").stat().st_size > 0
 

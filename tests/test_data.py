@@ -465,9 +465,6 @@ def test_pictures_become_rgb(tmp_path):
     for mode in ("L", "RGBA", "P"):
         Image.new(mode, (3, 2)).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png").shape == (2, 3, 3)
-    write(tmp_path / "a.png", np.zeros((2, 3), np.uint16))
-    with pytest.raises(DataError, match="expected a picture of 8 bits a channel"):
-        read_image(tmp_path / "a.png")
 
 
 def test_damaged_files_are_data_errors(tmp_path):

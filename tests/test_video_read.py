@@ -330,19 +330,25 @@ def test_orientation_written_by_a_camera(tmp_path):
     assert probe(tmp_path).size == frame.size
 
 
-def test_images_of_two_sizes(folder):
-    Image.fromarray(grey(0, (40, 60))).save(folder / "5.png")
-    reader = read(folder)
-    with pytest.raises(SourceError, match=r"size of the first, 48x64, found 40x60 in .*5\.png: resize it"):
-        list(reader)
-
-
-def test_damaged_image_is_left_out_and_counted(folder):
-    cut_off(folder / "5.png", 0.3)
+@pytest.mark.parametrize("odd", ["0.png", "5.png", "11.png"])
+def test_an_image_of_another_size_is_scaled_and_counted(folder, odd):
+    Image.fromarray(grey(77, (40, 60))).save(folder / odd)
     with read(folder) as reader:
-        assert [frame.index for frame in reader] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
-    assert reader.damaged == 1
-    assert "5.png cannot be read" in reader.warnings[0]
+        frames = list(reader)
+    assert [frame.size for frame in frames] == [SIZE] * 12
+    np.testing.assert_array_equal(frames[int(odd[:-4])].rgb, grey(77))
+    assert reader.warnings == [f"1 of the images are scaled to 48x64, the size of the others (first: {odd}: 40x60)"]
+
+
+@pytest.mark.parametrize("broken", [["0.png"], ["5.png"], ["0.png", "3.png", "11.png"]])
+def test_damaged_images_are_left_out_and_counted(folder, broken):
+    for name in broken:
+        (folder / name).write_bytes(b"" if name == "0.png" else (folder / name).read_bytes()[:60])
+    with read(folder) as reader:
+        assert [f"{frame.index}.png" for frame in reader] == [f"{i}.png" for i in range(12) if f"{i}.png" not in broken]
+    assert reader.damaged == len(broken)
+    (warning,) = reader.warnings
+    assert warning.startswith(f"{len(broken)} of the images cannot be read and are left out (first: {broken[0]}: ")
 
 
 # --- damage
@@ -512,7 +518,7 @@ def test_reading_ahead_is_bounded(folder, monkeypatch):
     with read(folder, read_ahead=2) as reader:
         next(reader)
         time.sleep(0.3)
-        assert len(opened) <= 1 + 1 + 2 + 1  # described, taken, waiting, in hand
+        assert len(opened) <= 12 + 1 + 1 + 2 + 1  # looked at for their size, described, taken, waiting, in hand
 
 
 def test_stopping_early_ends_the_thread(ramp):

@@ -213,11 +213,13 @@ class Sinks:
             OutputError: An output cannot be written.
         """
         began = time.perf_counter()
-        self._meta.add(result.index, result.pts, result.is_key)
+        names = self._reader.names
+        name = names[result.index] if names else None
+        self._meta.add(result.index, result.pts, result.is_key, name)
         if self._labels is not None:
             self._labels.write(result.labels, result.pts)
         if self._png is not None:
-            self._png.write(result.labels, result.index)
+            self._png.write(result.labels, result.index, name)
         if self._videos:
             picture = self._overlay(frame, result)
             if "overlay" in self._videos:

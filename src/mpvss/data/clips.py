@@ -5,10 +5,10 @@ values are checked when a label is loaded.
 """
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,13 +16,19 @@ import numpy as np
 from jaxtyping import Int32, UInt8, UInt16
 
 from mpvss.errors import DataError
-from mpvss.images import BROKEN_PICTURE, open_image
+from mpvss.images import (
+    BROKEN_PICTURE,
+    IMAGE_SUFFIXES,
+    common_full_scale,
+    image_size,
+    natural_order,
+    open_image,
+    read_rgb,
+)
 from mpvss.labels import ignore_id, label_dtype, palette_for
 from mpvss.untrusted import shown
 
 Protocol = Literal["semantic", "davis", "cityscapes"]
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,12 @@ class Clip:
             IndexError: There is no frame ``i``.
             DataError: The file cannot be read.
         """
-        return read_image(self.frames[i].image_path)
+        return read_image(self.frames[i].image_path, lambda: self._full_scale)
+
+    @cached_property
+    def _full_scale(self) -> float:
+        """What images of more than 8 bits a channel are scaled by, the same for all: see ``mpvss.images``."""
+        return common_full_scale([frame.image_path for frame in self.frames])
 
     def load_label(self, i: int) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"] | None:
         """The class ids of frame ``i``: 0..K-1 and ``ignore``; ``None`` where it has no label.
@@ -155,17 +166,18 @@ class Dataset:
 # Reading files
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture file as RGB.
+def read_image(path: Path, full_scale: Callable[[], float] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture file as RGB, upright, of 8 bits a channel; ``mpvss.images`` says how other depths become that.
+
+    Args:
+        path: The file.
+        full_scale: Of the images around it, for more than 8 bits a channel; ``None`` for the image's own.
 
     Raises:
-        DataError: The file cannot be read, or has more than 8 bits a channel.
+        DataError: The file cannot be read.
     """
     try:
-        with open_image(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path}: expected a picture of 8 bits a channel, found mode {image.mode}")
-            return np.array(image.convert("RGB"))
+        return read_rgb(path, full_scale)
     except BROKEN_PICTURE as error:
         raise DataError(f"{path}: cannot read the picture: {error}") from error
 
@@ -199,10 +211,9 @@ def read_label(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W
 
 
 def _image_size(path: Path) -> tuple[int, int]:
-    """Height and width, from the file's header alone."""
+    """Height and width of the upright picture, from the file's header alone."""
     try:
-        with open_image(path) as image:
-            return image.height, image.width
+        return image_size(path)
     except BROKEN_PICTURE as error:
         raise DataError(f"{path}: cannot read the picture: {error}") from error
 
@@ -246,19 +257,13 @@ def _ranges(values: list[int]) -> str:
 # Listing directories
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts ``frame 10`` after ``frame 9``."""
-    parts: list[str | int] = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.casefold())]
-    return parts, name
-
-
 def _entries(directory: Path) -> list[Path]:
     """What a directory holds, in natural order, without hidden files."""
     try:
         entries = [entry for entry in directory.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{directory}: cannot list the directory: {error}") from error
-    return sorted(entries, key=lambda entry: natural_key(entry.name))
+    return [directory / name for name in natural_order(entry.name for entry in entries)]
 
 
 def list_folders(directory: Path) -> list[Path]:
@@ -270,7 +275,7 @@ def list_folders(directory: Path) -> list[Path]:
     return [entry for entry in _entries(directory) if entry.is_dir()]
 
 
-def list_images(directory: Path, suffixes: tuple[str, ...] = _IMAGE_SUFFIXES) -> dict[str, Path]:
+def list_images(directory: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """The picture files in a directory by name without suffix, in natural order.
 
     Raises:

@@ -37,6 +37,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import MaskFormerForInstanceSegmentation
 
+from mpvss.data import read_image, read_label
 from mpvss.segmentors.compact import compact_config
 from mpvss.segmentors.efficientnet import convert_imagenet_state_dict
 
@@ -98,9 +99,7 @@ def load_images(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """Read every image and label of a folder with ``images/`` and ``labels/`` as RGB and ids, sorted by name."""
     pairs = []
     for path in sorted((folder / "images").iterdir()):
-        image: Any = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-        label: Any = cv2.imread(str(folder / "labels" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        pairs.append((image, label))
+        pairs.append((read_image(path), read_label(folder / "labels" / f"{path.stem}.png")))
     return pairs
 
 

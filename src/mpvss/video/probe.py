@@ -5,10 +5,13 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal, cast
 from urllib.parse import unquote, urlsplit
@@ -21,19 +24,28 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
 from mpvss.errors import SourceError
-from mpvss.images import BROKEN_PICTURE, open_image
+from mpvss.images import (
+    BROKEN_PICTURE,
+    IMAGE_SUFFIXES,
+    common_full_scale,
+    evenly,
+    image_size,
+    natural_order,
+    open_image,
+    pages,
+    read_page,
+    read_rgb,
+)
 from mpvss.types import IMAGE_RATE
 from mpvss.video.file import bound, limits, open_file
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NETWORK_TIMEOUT_SECONDS = 10.0
 _MOST_WARNINGS = 20
 _LONGEST_NAME = 200
+_SIZES_LOOKED_AT = 32
 
 Kind = Literal["video", "images", "camera", "stream"]
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -111,6 +123,19 @@ class Trouble:
     damaged: int = 0
     warnings: list[str] = field(default_factory=list)
 
+    _counted: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def count(self, what: str, example: str, damaged: int = 0) -> None:
+        """Count images of which the same is to be said, in one warning with the first of them."""
+        self.damaged += damaged
+        number, first = self._counted.get(what, (0, example))
+        self._counted[what] = number + 1, first
+        before, now = (f"{n} of the images {what} (first: {first})" for n in (number, number + 1))
+        if number:
+            self.warnings[self.warnings.index(before)] = now
+        else:
+            self.warnings.append(now)
+
     def note(self, warning: str, damaged: int = 0) -> None:
         """Count damage and keep the warning unless it is known already or there are many."""
         self.damaged += damaged
@@ -157,7 +182,8 @@ def open_media(source: str | Path) -> "VideoMedia | ImageMedia":
             return ImageMedia(_images_in(path), text, _output_name(path.resolve().name) or "images")
         if path.exists():
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                return ImageMedia([path], text, _output_name(path.stem))
+                kind = AnimationMedia if _is_animated(path) else ImageMedia
+                return kind([path], text, _output_name(path.stem))
             return VideoMedia(str(path), kind="video", source=text, name=_output_name(path.stem))
         if glob.has_magic(text):
             folder = path.parent.name
@@ -315,27 +341,29 @@ class VideoMedia:
 class ImageMedia:
     """Image files in order, as one source.
 
+    Its size is the one that most images have, of up to 32 that are looked at; images of another size are scaled to it,
+    and images that cannot be read are left out. Both are counted.
+
     Attributes:
         info: What it is.
         trouble: What went wrong so far.
+        names: What the outputs of each image are called: its stem, or a longer name where two would be the same.
     """
 
     def __init__(self, files: list[Path], source: str, name: str) -> None:
         self.trouble = Trouble()
+        self.names = unique_names(files)
         self._files = files
         self._begin = 0
-        try:
-            with open_image(files[0]) as image:
-                height, width = _upright_size(image)
-                codec, mode = (image.format or "image").lower(), image.mode
-        except BROKEN_PICTURE as error:
-            raise SourceError(f"expected an image in {files[0]}, found data that is none ({error})") from error
+        first, size = _most_common_size(files)
+        codec, mode = _format(first)
+        self._full_scale = lru_cache(1)(partial(common_full_scale, files))
         self.info = VideoInfo(
             source=source,
             name=name,
             kind="images",
-            height=height,
-            width=width,
+            height=size[0],
+            width=size[1],
             time_base=1 / IMAGE_RATE,
             frame_rate=IMAGE_RATE,
             frames=len(files),
@@ -358,26 +386,116 @@ class ImageMedia:
 
     def _picture(self, file: Path) -> Picture | None:
         try:
-            with open_image(file) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
-                    grey = np.asarray(upright, dtype=np.uint32) >> 8
-                    picture = np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-                else:
-                    picture = np.array(upright.convert("RGB"))
+            return self._of_size(read_rgb(file, self._full_scale, self._note), file)
         except BROKEN_PICTURE as error:
-            self.trouble.note(f"{file.name} cannot be read ({error}): left out", damaged=1)
+            self.trouble.count("cannot be read and are left out", f"{file.name}: {error}", damaged=1)
             return None
+
+    def _of_size(self, picture: UInt8[np.ndarray, "_ _ 3"], file: Path) -> Picture:
         size = (picture.shape[0], picture.shape[1])
-        if size != self.info.size:
-            raise SourceError(
-                f"expected every image at the size of the first, {_by(self.info.size)}, found {_by(size)} in {file}: "
-                "resize it, or give images of one size at a time"
-            )
-        return picture
+        if size == self.info.size:
+            return picture
+        import cv2
+
+        self.trouble.count(f"are scaled to {_by(self.info.size)}, the size of the others", f"{file.name}: {_by(size)}")
+        return np.asarray(cv2.resize(picture, self.info.size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+    def _note(self, what: str, file: Path) -> None:
+        self.trouble.count(what, file.name)
 
     def close(self) -> None:
         """Nothing stays open between images."""
+
+
+class AnimationMedia(ImageMedia):
+    """One file of several images (animated WebP, APNG, multi-page TIFF) as a video with the file's own times.
+
+    Times are exact to a millisecond in a WebP and to 1/90,000 s in an APNG; a TIFF has 25 pages a second.
+    """
+
+    def __init__(self, files: list[Path], source: str, name: str) -> None:
+        super().__init__(files, source, name)
+        (file,) = files
+        with open_image(file) as image:
+            self._pages = pages(image)
+            base = {"TIFF": 1 / IMAGE_RATE, "WEBP": Fraction(1, 1000)}.get(image.format or "", Fraction(1, 90000))
+            try:
+                _, delay = read_page(image, self._pages[0], file, self._full_scale, self._note)
+            except BROKEN_PICTURE as error:
+                raise SourceError(f"expected an image in {file}, found data that is none ({error})") from error
+        tiff = base == 1 / IMAGE_RATE
+        self.names = ()
+        self.info = replace(
+            self.info,
+            time_base=base,
+            frame_rate=1 / delay,
+            frames=len(self._pages),
+            duration=len(self._pages) / IMAGE_RATE if tiff else None,
+        )
+
+    def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
+        """All images, once, in order: time in seconds, and a function that gives the picture."""
+        (file,) = self._files
+        time, base = Fraction(0), self.info.time_base
+        with open_image(file) as image:
+            for done, page in enumerate(self._pages):
+                try:
+                    picture, delay = read_page(image, page, file, self._full_scale, self._note)
+                except BROKEN_PICTURE as error:
+                    lost = len(self._pages) - done
+                    self.trouble.note(f"the last {lost} images of {file.name} cannot be read ({error})", damaged=lost)
+                    return
+                yield round(time / base) * base, partial(self._of_size, picture, file)
+                time += delay
+
+    def seek(self, pts: Fraction) -> None:
+        """Begin at the first image, whatever the time: each is made from those before."""
+
+
+def _most_common_size(files: Sequence[Path]) -> tuple[Path, tuple[int, int]]:
+    """The size that most images of up to 32 have, the first of those as common, and the first file that has it."""
+    sizes: dict[tuple[int, int], list[Path]] = {}
+    reason: Exception | None = None
+    looked_at = evenly(files, _SIZES_LOOKED_AT)
+    for number, file in enumerate(chain(looked_at, files)):
+        if sizes and number >= len(looked_at):  # more are tried only where none of these could be read
+            break
+        try:
+            sizes.setdefault(image_size(file), []).append(file)
+        except BROKEN_PICTURE as error:
+            reason = reason or error
+    if not sizes:
+        raise SourceError(f"expected an image in {files[0]}, found data that is none ({reason})") from reason
+    size, members = max(sizes.items(), key=lambda item: len(item[1]))
+    return members[0], size
+
+
+def _format(file: Path) -> tuple[str, str]:
+    try:
+        with open_image(file) as image:
+            return (image.format or "image").lower(), image.mode
+    except BROKEN_PICTURE:  # which FFmpeg knows
+        return file.suffix[1:].lower(), "float"
+
+
+def unique_names(files: Sequence[Path]) -> tuple[str, ...]:
+    """A name for each file, other than all the others on every file system.
+
+    Its stem; where two have the same, the name with its suffix (``a.jpg``, ``a.png``); where that is not enough, as
+    with images of several folders, the position before the stem (``000012_a``).
+    """
+
+    def key(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    stems = [_output_name(file.stem) for file in files]
+    count = Counter(map(key, stems))
+    names = [
+        stem if count[key(stem)] == 1 else _output_name(file.name) for stem, file in zip(stems, files, strict=True)
+    ]
+    if len(set(map(key, names))) < len(names):
+        names = [f"{index:06d}_{stem}" for index, stem in enumerate(stems)]
+    return tuple(names)
 
 
 def decode(container: InputContainer, stream: VideoStream, trouble: Trouble) -> Iterator[av.VideoFrame]:
@@ -552,7 +670,7 @@ def _images_in(folder: Path) -> list[Path]:
             f"expected images ({', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}) in the folder {folder}, "
             f"found none among {len(entries)} entries: give the folder that holds the images itself"
         )
-    return sorted(files, key=_natural)
+    return _in_order(files)
 
 
 def _images_like(pattern: str) -> list[Path]:
@@ -562,22 +680,23 @@ def _images_like(pattern: str) -> list[Path]:
         raise SourceError(
             f"expected images that match {pattern}, found none among {len(entries)} matches: check the pattern"
         )
-    return sorted(files, key=_natural)
+    return _in_order(files)
 
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key by which 2.png comes before 10.png."""
-    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", str(path))]
+def _in_order(files: Iterable[Path]) -> list[Path]:
+    return [Path(name) for name in natural_order(map(str, files))]
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width after the orientation that a camera wrote into the file."""
-    width, height = image.size
-    return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+def _is_animated(path: Path) -> bool:
+    try:
+        with open_image(path) as image:
+            return len(pages(image)) > 1
+    except BROKEN_PICTURE:  # said when it is opened as an image
+        return False
 
 
 def _by(size: tuple[int, int]) -> str:

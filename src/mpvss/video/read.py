@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -129,6 +129,11 @@ class Reader:
     def warnings(self) -> list[str]:
         """What else was noticed so far, one line each; a bounded number."""
         return list(self._media.trouble.warnings)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What the outputs of each frame of a folder of images are called, by index; none for a video."""
+        return getattr(self._media, "names", ())
 
     @property
     def seconds(self) -> float:

@@ -123,19 +123,21 @@ class MetaWriter(Output):
             self._file = self._pending.temporary.open("w", encoding="utf-8")
         self._write(f'{text[:-1]}, "frames": [')
 
-    def add(self, index: int, pts: Fraction, key: bool) -> None:
+    def add(self, index: int, pts: Fraction, key: bool, name: str | None = None) -> None:
         """Append a frame.
 
         Args:
             index: Position in the source.
             pts: Time in seconds, a whole multiple of the time base.
             key: Whether the segmentor ran on it.
+            name: What the outputs of an image of a folder are called.
 
         Raises:
             OutputError: The file cannot be written.
             ValueError: The time is no multiple of the time base.
         """
-        frame = json.dumps({"index": index, "pts": _ticks(pts, self._time_base), "key": key})
+        entry = {"index": index, "pts": _ticks(pts, self._time_base), "key": key}
+        frame = json.dumps(entry if name is None else entry | {"name": name})
         self._write(f"{self._separator}{frame}")
         self._separator = ",\n"
 
@@ -152,7 +154,7 @@ class MetaWriter(Output):
 
 
 class PngWriter(Output):
-    """Writes one PNG per label map into a new folder, named by frame index.
+    """Writes one PNG per label map into a new folder, called as its image was, or by frame index.
 
     Up to 255 classes a PNG holds ids and palette (8 bits); above, ids as 16-bit grey.
 
@@ -170,8 +172,8 @@ class PngWriter(Output):
         self._palette = palette.tobytes().ljust(3 * 256, b"\0")
         super().__init__(folder, folder=True)
 
-    def write(self, labels: Labels, index: int) -> None:
-        """Write the label map of the frame at ``index``.
+    def write(self, labels: Labels, index: int, name: str | None = None) -> None:
+        """Write the label map of the frame at ``index``, or of the image of this name.
 
         Raises:
             OutputError: The file cannot be written.
@@ -183,7 +185,7 @@ class PngWriter(Output):
         if self._dtype is np.uint8:
             image.putpalette(self._palette)
         with output_errors(self._pending.path):
-            image.save(self._pending.temporary / f"{index:06d}.png")
+            image.save(self._pending.temporary / f"{f'{index:06d}' if name is None else name}.png")
 
     def _finish(self) -> None:
         pass
@@ -219,6 +221,7 @@ class LabelReader:
 
     Attributes:
         meta: What the JSON file says, without the list of frames.
+        names: What the images of a folder were called, frame by frame; empty for a video.
 
     Raises:
         DataError: A file is missing or is not what the other one says.
@@ -243,6 +246,8 @@ class LabelReader:
             self._index = np.array([frame["index"] for frame in frames], dtype=np.int64)
             self._pts = np.array([frame["pts"] for frame in frames], dtype=np.int64)
             self._key = np.array([frame["key"] for frame in frames], dtype=bool)
+            named = bool(frames) and all(isinstance(frame.get("name"), str) for frame in frames)
+            self.names: tuple[str, ...] = tuple(frame["name"] for frame in frames) if named else ()
         except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
             raise DataError(
                 f"expected schema {SCHEMA} of label descriptions in {self._json}, found an entry that does not fit: "
