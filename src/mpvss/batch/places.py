@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
+from mpvss.images import IMAGE_SUFFIXES
 from mpvss.sinks import ENDINGS
 from mpvss.untrusted import parse_json
-from mpvss.images import IMAGE_SUFFIXES
 from mpvss.video.write import output_errors
 
 VIDEO_SUFFIXES = (
