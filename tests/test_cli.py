@@ -1,11 +1,14 @@
 """What a person at the command line sees: results, one clear line for each mistake, and nothing half-written."""
 
+import functools
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -280,6 +283,36 @@ def test_sound_that_is_left_out_is_said_once(segment, clip, monkeypatch):
     code, _, err = segment(clip, "--compare")
     assert code == 0
     assert err.count("the sound of clip.mp4 is left out") == 1
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of a folder, on this machine, with a password and a signature in it."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    write_video(folder / "clip.mkv", pictures(), codec="ffv1", pixels="bgr0")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://me:SECRET@127.0.0.1:{server.server_port}/%s?X-Amz-Signature=SECRET&sig=SECRET"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "absent.mkv"])
+def test_the_secrets_of_an_address_stay_out_of_files_and_messages(command, colour, served, tmp_path, name):
+    said = command("inspect", served % name)
+    said += command("segment", served % name, "-o", tmp_path / "OUT", "--json", "--verbose")
+    said += command("segment", served % name, "-o", tmp_path / "OUT2")
+    assert [said[0], said[3], said[6]] == ([0, 0, 0] if name == "clip.mkv" else [2, 2, 2])
+    assert "127.0.0.1" in str(said)
+    assert "SECRET" not in str(said)
+    for path in (tmp_path / "OUT").glob("*.json"):
+        assert "SECRET" not in path.read_text()
 
 
 # --- models

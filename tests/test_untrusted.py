@@ -1,6 +1,7 @@
 """Laws of what reads files that others made: plain values in, errors of one kind out, nothing executed."""
 
 import ast
+import logging
 import sys
 import zipfile
 from fractions import Fraction
@@ -14,8 +15,19 @@ from PIL import Image
 import mpvss
 from mpvss.checkpoint import load_torch
 from mpvss.data import Clip, Dataset, read_image
-from mpvss.errors import DataError, ModelError, SourceError
-from mpvss.untrusted import demand, max_pixels, parse_json, parse_yaml, printable, shown
+from mpvss.errors import DataError, ModelError, MpvssError, SourceError
+from mpvss.untrusted import (
+    PublicFormatter,
+    demand,
+    max_pixels,
+    parse_json,
+    parse_yaml,
+    printable,
+    public,
+    shown,
+    shown_address,
+    without_secrets,
+)
 from mpvss.video import probe, read
 from test_video_read import noise, write_video
 
@@ -239,3 +251,57 @@ def test_clips_lead_nowhere(name):
     clip = Clip(name, [], ("a",), Fraction(1), np.zeros(1, np.int32))
     with pytest.raises(DataError, match="expected the name of a clip, found"):
         Dataset("folder", ("a",), [clip])
+
+
+# --- addresses
+
+_ADDRESSES = [
+    ("rtsp://u:SECRET@h:554/x?token=SECRET", "rtsp://h:554/x"),
+    ("rtsp://u:SE@CR/ET@h/x", "rtsp://h/x"),
+    ("rtsp://u:SEC/RET@h/x", "rtsp://h/x"),
+    ("rtsp://u:SEC#RET@h/x", "rtsp://h/x"),
+    ("rtsp://u:SEC?RET@[::1]:5/x", "rtsp://[::1]:5/x"),
+    ("HTTPS://h/a.mp4?X-Amz-Credential=SECRET&X-Amz-Signature=SECRET", "HTTPS://h/a.mp4"),
+    ("https://h/a.mp4#access_token=SECRET", "https://h/a.mp4"),
+    ("https://account.blob.core.windows.net/c/a.mp4?sv=1&sig=SECRET", "https://account.blob.core.windows.net/c/a.mp4"),
+    ("s3://key:SECRET@bucket/a b.mp4", "s3://bucket/a b.mp4"),
+    ("https://h/@me/v.mp4", "https://h/@me/v.mp4"),
+    ("rtsp://[::1]:554/x", "rtsp://[::1]:554/x"),
+    ("file:///tmp/what?.mp4", "file:///tmp/what?.mp4"),
+    ("a@b?c=d.mp4", "a@b?c=d.mp4"),
+]
+
+
+@pytest.mark.parametrize(("address", "right"), _ADDRESSES)
+def test_an_address_is_shown_without_its_secrets(address, right):
+    assert shown_address(address) == right
+    assert shown_address(right) == right
+    assert public({"videos": [{"source": address, "frames": 3}]}) == {"videos": [{"source": right, "frames": 3}]}
+
+
+@pytest.mark.parametrize(
+    "address", [address for address, _ in _ADDRESSES if "SECRET" in address and " " not in address]
+)
+def test_a_message_holds_no_secret_whoever_wrote_it(address):
+    for text in (
+        f"[Errno 5] Input/output error: '{address}'",
+        f"cannot open {address}: try {address}, or not",
+        address,
+    ):
+        assert "SECRET" not in without_secrets(text)
+        assert "SECRET" not in str(SourceError(text))
+        record = logging.LogRecord("mpvss", logging.WARNING, "", 0, "%s", (text,), None)
+        assert "SECRET" not in PublicFormatter().format(record)
+
+
+def test_a_secret_outside_an_address_is_left_out_and_other_words_are_not():
+    assert without_secrets("GET /a?X-Amz-Signature=SECRET&x=1: AccountKey=SECRET; design=3") == (
+        "GET /a?X-Amz-Signature=***&x=1: AccountKey=***; design=3"
+    )
+
+
+def test_a_message_has_at_most_600_characters():
+    text = str(MpvssError("x" * 5000 + ": check it"))
+    assert len(text) == 600
+    assert text.endswith("x: check it")
+    assert str(MpvssError("y" * 600)) == "y" * 600

@@ -28,6 +28,7 @@ from mpvss.session import Session
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.state import KeyState
 from mpvss.types import Frame, Geometry, Segmentation
+from mpvss.untrusted import shown_address
 from mpvss.video import read
 
 log = logging.getLogger(__name__)
@@ -328,7 +329,7 @@ def propagate(
                 if on_frame is not None:
                     on_frame(result)
         for message in reader.warnings:
-            log.warning("%s: %s", source, message)
+            log.warning("%s: %s", reader.info.source, message)
         if unlabelled:
             log.warning(
                 "%s: %d frames before the first mask have no label (%d); --direction both fills them",
@@ -337,7 +338,7 @@ def propagate(
                 ignore_id(classes),
             )
         return {
-            "source": str(source),
+            "source": shown_address(str(source)),
             "frames": sinks.frames,
             "key_frames": sinks.key_frames,
             "propagator": filler.propagator.name,

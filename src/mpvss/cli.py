@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError
-from mpvss.untrusted import printable
+from mpvss.untrusted import PublicFormatter, printable, public, without_secrets
 
 if TYPE_CHECKING:
     from mpvss.pipeline import VideoSegmenter
@@ -210,7 +210,7 @@ def segment(
         if not as_json:
             _print_video(videos[-1])
     if as_json:
-        print(json.dumps({"videos": videos}))
+        _print_json({"videos": videos})
 
 
 @app.command()
@@ -293,7 +293,7 @@ def batch(
         log.warning("--resume%s goes on from here", " instead of --overwrite" if overwrite else "")
         raise
     if as_json:
-        print(json.dumps(found))
+        _print_json(found)
     else:
         _print_batch(found)
     if found["failed"]:
@@ -406,7 +406,7 @@ def models(as_json: Json = False) -> None:
 
     found = list_models()
     if as_json:
-        print(json.dumps({"models": found}))
+        _print_json({"models": found})
         return
     rows = [(m["id"], str(m["classes"]), m["data"], f"{m['megabytes']:.0f} MB", m["licence"]) for m in found]
     _print_table(("model", "classes", "data", "size", "licence"), rows)
@@ -421,7 +421,7 @@ def inspect(
 
     info = probe(source)
     if as_json:
-        print(json.dumps(info.describe()))
+        _print_json(info.describe())
         return
     readable = {
         "size": f"{info.height}x{info.width}",
@@ -443,7 +443,7 @@ def doctor(as_json: Json = False) -> None:
 
     found = examine()
     if as_json:
-        print(json.dumps(found))
+        _print_json(found)
     else:
         for group, values in found.items():
             if isinstance(values, dict):
@@ -470,7 +470,7 @@ def cost(
 
         found = count(arch, (height, width), interval, classes)
     if as_json:
-        print(json.dumps(found))
+        _print_json(found)
         return
     for group, values in found.items():
         for name, value in values.items():
@@ -495,7 +495,7 @@ def export(
 
     found = export_model(model, chosen, out, overwrite=overwrite)
     if as_json:
-        print(json.dumps(found))
+        _print_json(found)
         return
     for name, megabytes in found["files"].items():
         print(f"{found['out']}/{name}  {megabytes:.1f} MB")
@@ -561,7 +561,7 @@ def bench(
     if plot is not None:
         benchmark.plot(found, plot)
     if as_json:
-        print(json.dumps(found))
+        _print_json(found)
     else:
         _print_bench(found)
 
@@ -641,7 +641,7 @@ def evaluate(
             page = write_report(run_directory, report, baseline=baseline)
             log.info("report: %s", page)
     if as_json:
-        print(json.dumps(result))
+        _print_json(result)
     else:
         _print_result(result)
 
@@ -659,7 +659,7 @@ def compare(
 
     found = compare_runs(run_a, run_b, seed=seed)
     if as_json:
-        print(json.dumps(found))
+        _print_json(found)
         return
     rows = []
     for name, words in FIGURES.items():
@@ -716,7 +716,7 @@ def propagate(
     with _progress(info, info.frames, quiet) as advance:
         found = fill(video, masks, out, filler, save=_split(save), overwrite=overwrite, on_frame=advance)
     if as_json:
-        print(json.dumps(found))
+        _print_json(found)
     else:
         _print_video(found)
 
@@ -789,7 +789,7 @@ def distill(
 
 def _print_training(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found))
+        _print_json(found)
         return
     print(f"{printable(found['out'])}: {found['steps']} steps, {found['seconds']:.0f} s")
     for name in ("miou", "oracle_miou"):
@@ -842,6 +842,10 @@ def _progress(info: "VideoInfo", total: int | None, quiet: bool) -> Iterator[Any
             bar.advance(task)
 
         yield advance
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(public(value)))
 
 
 def _print_video(video: dict[str, Any]) -> None:
@@ -944,12 +948,14 @@ class _Stderr(logging.Handler):
     """Prints to what is standard error at that moment, which a progress bar takes over to stay below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(printable(self.format(record)), file=sys.stderr)
+        print(self.format(record), file=sys.stderr)
 
 
 def _set_up(verbose: bool, quiet: bool) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Stderr()], force=True)
+    handler = _Stderr()
+    handler.setFormatter(PublicFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("mpvss").setLevel(level)
     # The library's own progress bars and advice are about training.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -983,6 +989,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="mpvss", standalone_mode=False)
     except _Misuse as error:
+        error.message = without_secrets(error.message)
         error.show()
         return 2
     except MpvssError as error:

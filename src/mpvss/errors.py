@@ -5,9 +5,24 @@ Misuse of the API raises ``ValueError`` or ``TypeError``. Files, videos, checkpo
 line and exits with 2.
 """
 
+from mpvss.untrusted import without_secrets
+
+_LONGEST = 600
+_KEPT_END = 200
+
 
 class MpvssError(Exception):
-    """Base of every error that a file, a video, a checkpoint or a data set can cause."""
+    """Base of every error that a file, a video, a checkpoint or a data set can cause.
+
+    Its message holds no password and no signature of an address, and at most 600 characters: the middle of a longer one
+    is left out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        text = without_secrets(message)
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST - _KEPT_END - 5]} ... {text[-_KEPT_END:]}"
+        super().__init__(text)
 
 
 class SourceError(MpvssError):

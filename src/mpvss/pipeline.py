@@ -32,6 +32,7 @@ from mpvss.session import Session
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.state import KeyState
 from mpvss.types import Frame, Geometry, Segmentation
+from mpvss.untrusted import shown_address
 from mpvss.video import read
 
 log = logging.getLogger(__name__)
@@ -406,12 +407,12 @@ class VideoSegmenter:
                     deliver(session.push(frame))
                 deliver(session.finish())
             for message in reader.warnings:
-                log.warning("%s: %s", source, message)
+                log.warning("%s: %s", reader.info.source, message)
             if reader.damaged:
-                log.warning("%s: %d frames or packets are damaged or lost", source, reader.damaged)
+                log.warning("%s: %d frames or packets are damaged or lost", reader.info.source, reader.damaged)
             stages = session.seconds
             summary: dict[str, Any] = {
-                "source": str(source),
+                "source": shown_address(str(source)),
                 "frames": sinks.frames,
                 "key_frames": sinks.key_frames,
                 "propagator": about["options"]["propagator"],

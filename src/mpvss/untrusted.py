@@ -4,6 +4,7 @@ Every reader of such files goes through here. docs/hardening.md says what is gua
 """
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -140,4 +141,56 @@ def printable(text: str) -> str:
 
 _HARMFUL = re.compile(
     r"\n(?!  )|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def shown_address(address: str) -> str:
+    """An address as it may be shown and kept: without user name, password, query and fragment.
+
+    Queries carry signatures and tokens under any name. Text that is no address is returned as it is.
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator or _SCHEME.fullmatch(scheme.strip()) is None or scheme.lower() == "file":
+        return address
+    authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        rest = rest[authority.rindex("@") + 1 :]
+        # A password with a slash: the host comes after the last such sign that begins no name of the path.
+        inside = [sign.end() for sign in re.finditer(r"(?<![/@])@", re.split(r"[?#]", rest, maxsplit=1)[0])]
+        rest = rest[inside[-1] :] if inside else rest
+    elif "@" in rest and _HOST.fullmatch(authority) is None:  # a password with a slash, and no such sign before it
+        rest = rest[rest.rindex("@") + 1 :]
+    return f"{scheme}://{re.split(r'[?#]', rest, maxsplit=1)[0]}"
+
+
+def without_secrets(text: str) -> str:
+    """A message without the secrets of the addresses in it, whoever wrote it: FFmpeg, fsspec, a server."""
+    text = _ADDRESS.sub(lambda match: shown_address(match[1]) + match[2], text)
+    return _SECRET.sub(lambda match: f"{match[1]}***", text)
+
+
+def public(value: Any) -> Any:
+    """Plain values with every address as ``shown_address`` shows it."""
+    if isinstance(value, str):
+        return shown_address(value)
+    if isinstance(value, dict):
+        return {key: public(inner) for key, inner in value.items()}
+    return [public(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+class PublicFormatter(logging.Formatter):
+    """Log lines that terminals and files may hold: without secrets and control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or several with a traceback."""
+        return "\n".join(printable(line) for line in without_secrets(super().format(record)).split("\n"))
+
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+?)([,;:.!)\]}]*(?=[\s\"'<>]|$))")
+_SECRET = re.compile(
+    r"\b((?:x-(?:amz|goog|ms)-[\w-]+|sig|signature|[\w-]*token|[\w-]*api[_-]?key|account_?key|shared_?access_?key|"
+    r"shared_?access_?signature|[\w-]*secret[\w-]*|key-pair-id|policy|passw(?:or)?d|pwd|credential)=)[^\s&\"'<>;,]+",
+    re.IGNORECASE,
 )

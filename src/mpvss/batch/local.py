@@ -177,9 +177,13 @@ def prepare(threads: int, level: int) -> None:
     import cv2
     import torch
 
+    from mpvss.untrusted import PublicFormatter
+
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PublicFormatter())
     logging.getLogger("mpvss").setLevel(max(level, logging.WARNING))
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")

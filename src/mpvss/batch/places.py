@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.images import IMAGE_SUFFIXES
 from mpvss.sinks import ENDINGS
-from mpvss.untrusted import parse_json
+from mpvss.untrusted import parse_json, shown_address
 from mpvss.video.write import output_errors
 
 VIDEO_SUFFIXES = (
@@ -42,7 +42,7 @@ class Job:
     Attributes:
         name: What its outputs are called, with the folders below the output, without an ending.
         source: What is opened: an absolute path, a pattern of images, or a URL.
-        shown: How the source was named, without user name and password.
+        shown: How the source was named; of an address without user name, password and query.
     """
 
     name: str
@@ -77,7 +77,7 @@ def _remote_errors(place: str, kind: type[MpvssError]) -> Iterator[None]:
         extra = f"pip install 'mpvss[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else "install it"
         raise ConfigError(f"{_shown(place)} needs a package that is not installed: {extra} ({error})") from error
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = (str(error) or type(error).__name__).replace(place, _shown(place))
         raise kind(f"{_shown(place)}: {reason}; check the address, the credentials and the network") from error
 
 
@@ -96,10 +96,7 @@ def _beating(beat: Callable[[], None]) -> Any:
 
 
 def _shown(place: str) -> str:
-    if not is_remote(place):
-        return place
-    parts = urlsplit(place)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    return shown_address(place) if is_remote(place) else place
 
 
 # --- reading

@@ -15,6 +15,7 @@ from mpvss.errors import ConfigError, OutputError, SourceError
 from mpvss.pipeline import VideoSegmenter
 from mpvss.sinks import ENDINGS, output_paths
 from mpvss.types import Segmentation
+from mpvss.untrusted import shown_address
 from mpvss.video import probe
 from mpvss.video.write import output_errors
 
@@ -58,7 +59,7 @@ def process_in_segments(
         raise SourceError(f"expected a recorded video, found {source}, which cannot be read again: leave --resume out")
     name = info.name
     folder = out / f".{name}.parts"
-    identity = {"source": source, "stamp": stamp(source), **settings.describe()}
+    identity = {"source": shown_address(source), "stamp": stamp(source), **settings.describe()}
     if not folder.exists():
         output_paths(name, out, settings.options)  # or the error that they exist
     with output_errors(folder):
@@ -111,4 +112,4 @@ def process_in_segments(
         lap("join")
         shutil.rmtree(folder)
     seconds["total"] = time.perf_counter() - began
-    return {"source": source, **summary, "outputs": outputs, "seconds": seconds}
+    return {"source": shown_address(source), **summary, "outputs": outputs, "seconds": seconds}

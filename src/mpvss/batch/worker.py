@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mpvss.batch.places import Job, below, digest, exists, fetch, is_remote, publish, remove, stamp
 from mpvss.errors import ConfigError, DataError, MpvssError, SourceError
 from mpvss.sinks import ENDINGS, ProcessOptions
+from mpvss.untrusted import without_secrets
 
 if TYPE_CHECKING:
     from mpvss.batch.segments import Plan
@@ -221,7 +222,7 @@ class Worker:
             outcome = Outcome(task, error=str(error), again=not final, anew=broken)
         except Exception as error:
             log.exception("%s", task.job.shown)
-            outcome = Outcome(task, error=f"{type(error).__name__}: {error}")
+            outcome = Outcome(task, error=without_secrets(f"{type(error).__name__}: {error}"))
         finally:
             faulthandler.cancel_dump_traceback_later()
             self._beaten = 0.0

@@ -27,7 +27,7 @@ from mpvss.data.simulate import LabelMap, SimulationConfig, simulate
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE
 from mpvss.schedule import CutDetector
-from mpvss.untrusted import demand, read_json
+from mpvss.untrusted import demand, read_json, shown_address
 from mpvss.video import read
 from mpvss.video.write import Pending, output_errors
 
@@ -293,7 +293,8 @@ def cache_video(
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, found {max_frames}")
     identity = json.dumps([_CACHE_VERSION, _identity(str(source)), short_side, stride, max_frames])
-    name = f"{Path(str(source)).stem[:48] or 'video'}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    stem = Path(shown_address(str(source))).stem[:48] or "video"
+    name = f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     frames, index = cache / f"{name}.jpegs", cache / f"{name}.json"
     found = _open_cache(frames, index, identity)
     if found is not None:
@@ -320,7 +321,7 @@ def _identity(source: str) -> list[str | int]:
     """What tells whether a source is still the same: its path, and size and time of the files in it."""
     path = Path(source)
     if not path.exists():
-        return [source]
+        return [hashlib.sha256(source.encode()).hexdigest()]  # an address, which may hold a password
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     facts: list[str | int] = [str(path.resolve())]
     for file in files:

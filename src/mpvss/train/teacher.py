@@ -18,7 +18,7 @@ from mpvss.schedule import CutDetector
 from mpvss.segmentors import HuggingFaceSegmentor, prepare
 from mpvss.train.checkpoints import whole_file, writing
 from mpvss.types import Frame
-from mpvss.untrusted import demand, read_json
+from mpvss.untrusted import demand, read_json, shown_address
 from mpvss.video import read
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _identity(video: str, segmentor: HuggingFaceSegmentor, confidence: float, st
 
 def _teach_one(video: str, segmentor: HuggingFaceSegmentor, root: Path, confidence: float, stride: int) -> list[str]:
     identity = hashlib.sha256(_identity(video, segmentor, confidence, stride).encode()).hexdigest()[:12]
-    name = f"{Path(video).stem[:48] or 'video'}-{identity}"
+    name = f"{Path(shown_address(video)).stem[:48] or 'video'}-{identity}"
     done = root / f"{name}.json"
     if done.is_file():
         try:

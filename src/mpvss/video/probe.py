@@ -39,6 +39,7 @@ from mpvss.images import (
     read_rgb,
 )
 from mpvss.types import IMAGE_RATE
+from mpvss.untrusted import shown_address
 from mpvss.video.file import bound, limits, open_file
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -56,7 +57,7 @@ class VideoInfo:
     """What is known of a source before its frames are read.
 
     Attributes:
-        source: The source as it was named, without user name and password.
+        source: The source as it was named; of an address without user name, password and query.
         name: A stem for output files.
         kind: A video file, image files, a camera, or a network stream.
         height: Height in pixels of the first frame as it is displayed (after rotation).
@@ -642,10 +643,9 @@ def _open_camera(source: str) -> VideoMedia:
 
 def _open_url(url: str) -> VideoMedia:
     parts = urlsplit(url)
-    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     name = safe_name("-".join(part for part in (parts.hostname, Path(unquote(parts.path)).stem) if part))
     options = {"rtsp_transport": "tcp"} if parts.scheme.lower().startswith("rtsp") else {}
-    return VideoMedia(url, kind="stream", source=shown, name=name, options=options)
+    return VideoMedia(url, kind="stream", source=shown_address(url), name=name, options=options)
 
 
 def _why_not_opened(source: str, kind: Kind, error: Exception) -> str:
