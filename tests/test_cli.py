@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -520,6 +521,8 @@ def test_options_reach_the_run(segment, clip, tmp_path):
     assert list(result["videos"][0]["outputs"]) == ["meta", "labels", "png"]
     assert names(tmp_path / "OUT") == ["clip.json", "clip.labels.mkv", "clip.png"]
     meta = json.loads((tmp_path / "OUT" / "clip.json").read_text())
+    assert meta["version"] == mpvss.__version__
+    assert meta["libraries"]["torch"] == metadata.version("torch")
     assert meta["options"] == {
         "propagator": "hold",
         "motion": "direct",
@@ -529,6 +532,17 @@ def test_options_reach_the_run(segment, clip, tmp_path):
         "short_side": 40,
         "classes": ["red", "BLUE"],
         "stride": 2,
+        "start": "0.04",
+        "end": "0.40",
+        "long_side": None,
+        "multiple": 32,
+        "tolerance": 1e-3,
+        "flow": {},
+        "backend": None,
+        "device": None,
+        "dtype": None,
+        "fast": None,
+        "threads": torch.get_num_threads(),
     }
     assert [frame["index"] for frame in meta["frames"]] == [1, 3, 5, 7, 9]
     assert [frame["key"] for frame in meta["frames"]] == [True, False, False, True, False]

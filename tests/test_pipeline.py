@@ -338,3 +338,13 @@ def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="device must be auto, cpu, cuda"):
         choose_device("cpu:x")
     assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16", "fast": False, "tolerance": 0.0}])
+def test_what_decides_the_labels_is_described(options):
+    segmenter = VideoSegmenter.from_pretrained("compact", device="cpu", **options)
+    described = segmenter.describe(ProcessOptions(start="1:02"), "both")["options"]
+    assert json.loads(json.dumps(described)) == described
+    said = {"dtype": "float32", "fast": True, "tolerance": 1e-3, "backend": "torch", "device": "cpu", "start": "1:02"}
+    assert described | said | options == described
+    assert described["flow"] == {"preset": "lean", "scale": 1.0, "finest_scale": None}

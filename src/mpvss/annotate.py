@@ -23,6 +23,7 @@ from mpvss.data.clips import list_images, read_label
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE, MAX_CLASSES, ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator
+from mpvss.pipeline import describe_propagator
 from mpvss.segmentors.protocol import InputRule, Segmentor
 from mpvss.session import Session
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
@@ -317,6 +318,8 @@ def propagate(
                 "propagator": filler.propagator.name,
                 "motion": filler.motion,
                 "direction": filler.direction,
+                "flow": describe_propagator(filler.propagator),
+                "threads": torch.get_num_threads(),
                 "masks": sorted(files),
             },
         }

@@ -40,6 +40,17 @@ def examine() -> dict[str, Any]:
     }
 
 
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries whose sums, flows and codecs decide results to the last bit."""
+    found = {}
+    for name in ("torch", "transformers", "opencv-python-headless", "av", "onnxruntime"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from mpvss import __version__
 from mpvss.annotate import oracle_rule, true_state
 from mpvss.data import Clip, Dataset, open_dataset, read_label
+from mpvss.doctor import library_versions
 from mpvss.errors import DataError, ModelError, OutputError
 from mpvss.labels import label_dtype, map_classes, short_list
 from mpvss.metrics import (
@@ -44,6 +46,7 @@ from mpvss.pipeline import (
     check_backend,
     choose_device,
     choose_dtype,
+    describe_propagator,
     make_propagator,
 )
 from mpvss.schedule import CutDetector, Schedule
@@ -657,6 +660,8 @@ class _Predictor:
                 size = (item.labels.shape[0], item.labels.shape[1])
                 if meta is None:
                     header = {
+                        "version": __version__,
+                        "libraries": library_versions(),
                         "source": clip.name,
                         "size": list(size),
                         "classes": list(clip.class_names),
@@ -665,8 +670,20 @@ class _Predictor:
                         "model": self._options.model or None,
                         "options": {
                             name: getattr(self._options, name)
-                            for name in ("propagator", "motion", "direction", "interval", "cuts", "oracle")
-                        },
+                            for name in (
+                                "propagator",
+                                "motion",
+                                "direction",
+                                "interval",
+                                "cuts",
+                                "oracle",
+                                "device",
+                                "dtype",
+                                "fast",
+                                "backend",
+                            )
+                        }
+                        | {"flow": describe_propagator(self._propagator)},
                     }
                     meta = stack.enter_context(MetaWriter(folder / f"{clip.name}.json", header, 1 / clip.fps))
                     path = folder / f"{clip.name}.labels.mkv"

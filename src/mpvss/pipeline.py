@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.resources import files
 from itertools import chain
@@ -103,6 +104,18 @@ def _find_motion(model: str | Path, propagator: str) -> tuple[str | Path, str, Q
     return segmentor, LearnedFlow(module).name if propagator == "auto" else wanted, module
 
 
+def describe_propagator(propagator: Propagator | None) -> dict[str, Any]:
+    """The settings of a propagator as plain values: those of its dataclass, or its motion module's configuration."""
+    settings = getattr(getattr(propagator, "module", None), "config", propagator)
+    if not is_dataclass(settings):
+        return {}
+    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.init}
+    return {name: value for name, value in values.items() if isinstance(value, _PLAIN)}
+
+
+_PLAIN = (bool, int, float, str, type(None), list, tuple)
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device of this name; ``auto`` takes CUDA, then MPS, then the CPU.
 
@@ -187,6 +200,8 @@ class VideoSegmenter:
         self.interval = interval
         self.cuts = cuts
         self.tolerance = tolerance
+        # What ``from_pretrained`` decided about the networks; of a segmentor that was made otherwise nobody knows.
+        self.runtime: dict[str, Any] = dict.fromkeys(("backend", "device", "dtype", "fast"))
         self.rule = segmentor.rule if short_side is None else segmentor.rule.with_short_side(short_side)
 
     @classmethod
@@ -233,10 +248,12 @@ class VideoSegmenter:
 
             exported, flow = load_exported(model, with_motion=propagator in _LEARNED)
             moved_by = flow if flow is not None and flow.name == propagator else make_propagator(propagator)
-            return cls(
+            segmenter = cls(
                 exported, moved_by, motion=motion, interval=interval, cuts=cuts, short_side=short_side,
                 tolerance=tolerance,
             )  # fmt: skip
+            segmenter.runtime = {"backend": backend, "device": "cpu", "dtype": dtype, "fast": None}
+            return segmenter
         if (Path(model) / "export.json").is_file():
             raise ModelError(f"{model}: made by mpvss export: give --backend onnx, or the model that was exported")
         place, precision = choose_device(device), choose_dtype(dtype)
@@ -249,9 +266,11 @@ class VideoSegmenter:
             fold_batch_norm(segmentor.model)
         if isinstance(chosen, LearnedFlow):
             check_fits(chosen.module, segmentor.query_width, segmentor.num_queries)
-        return cls(
+        segmenter = cls(
             segmentor, chosen, motion=motion, interval=interval, cuts=cuts, short_side=short_side, tolerance=tolerance
         )
+        segmenter.runtime = {"backend": backend, "device": str(place), "dtype": dtype, "fast": fast}
+        return segmenter
 
     def per_frame(self) -> "VideoSegmenter":
         """Return the same segmentor without propagation, at the same size: the baseline."""
@@ -331,9 +350,10 @@ class VideoSegmenter:
         yield from session.finish()
 
     def describe(self, options: ProcessOptions, direction: str) -> dict[str, Any]:
-        """Return what NAME.json says about how a source was segmented: the model and the options."""
+        """Return what NAME.json says about how a source was segmented: the model and all that decides the labels."""
         return {
             "model": self.segmentor.name,
+            "revision": getattr(getattr(getattr(self.segmentor, "model", None), "config", None), "_commit_hash", None),
             "options": {
                 "propagator": "none" if self.propagator is None else self.propagator.name,
                 "motion": self.motion,
@@ -341,8 +361,16 @@ class VideoSegmenter:
                 "interval": 1 if self.propagator is None else self.interval or DEFAULT_INTERVAL[direction],
                 "cuts": self.cuts and self.propagator is not None,
                 "short_side": self.rule.short_side,
+                "long_side": self.rule.long_side,
+                "multiple": self.rule.multiple,
                 "classes": options.classes,
+                "start": None if options.start is None else str(options.start),
+                "end": None if options.end is None else str(options.end),
                 "stride": options.stride,
+                "tolerance": self.tolerance,
+                "flow": describe_propagator(self.propagator),
+                **self.runtime,
+                "threads": torch.get_num_threads(),
             },
         }
 

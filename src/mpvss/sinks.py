@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from mpvss import __version__
+from mpvss.doctor import library_versions
 from mpvss.errors import OutputError
 from mpvss.labels import ignore_id, palette_for
 from mpvss.metrics import SMALLEST_FLOW, Flicker
@@ -136,6 +138,8 @@ class Sinks:
         """
         info, paths = self._reader.info, self._paths
         header = {
+            "version": __version__,
+            "libraries": library_versions(),
             "source": info.source,
             "size": list(info.size),
             "classes": list(self._names),
