@@ -1,14 +1,18 @@
 """Where videos come from and where results go: this machine's disks, or anything fsspec opens (s3, https and so on)."""
 
+import codecs
 import glob
 import hashlib
 import json
+import logging
+import mimetypes
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,18 +21,38 @@ from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, Source
 from mpvss.images import IMAGE_SUFFIXES
 from mpvss.sinks import ENDINGS
 from mpvss.untrusted import parse_json, shown_address
+from mpvss.video.probe import _is_animated, _output_name, probe
 from mpvss.video.write import output_errors
 
+log = logging.getLogger(__name__)
+
+# Taken without a look into them, so that a broken one is reported. Of other files on this machine FFmpeg is asked.
 VIDEO_SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
-    ".wmv", ".y4m",
+    ".264", ".265", ".266", ".3g2", ".3gp", ".apng", ".asf", ".avc", ".avi", ".divx", ".dv", ".evo", ".f4v", ".flv",
+    ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg",
+    ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv",
+    ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m",
 )  # fmt: skip
 
 # What this program writes, which may lie beside what it reads.
 _OUTPUTS = tuple(ENDINGS[kind] for kind in ("overlay", "compare", "labels"))
 _LISTS = (".txt", ".jsonl")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_LIVE = re.compile(r"(camera:|rtsp|rtmp|udp|rtp|srt)")
+# FFmpeg draws any text as a picture.
+_DRAWN_TEXT = {"ansi", "bintext", "idf", "xbin"}
+_LIVE = re.compile(
+    r"camera:|(mms|mmsh|mmst|rist|rtmp|rtmpe|rtmps|rtmpt|rtmpte|rtmpts|rtp|rtsp|rtsps|sctp|srt|srtp|tcp|udp|udplite)://",
+    re.IGNORECASE,
+)
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_LONGEST_NAME, _LONGEST_PART = 1024, 200
+_MOST_SHOWN = 5
 # A file of these appears at once, when all of it is there.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
@@ -43,11 +67,13 @@ class Job:
         name: What its outputs are called, with the folders below the output, without an ending.
         source: What is opened: an absolute path, a pattern of images, or a URL.
         shown: How the source was named; of an address without user name, password and query.
+        given: Whether a list gave the name, so that it stays as it is.
     """
 
     name: str
     source: str
     shown: str
+    given: bool = False
 
 
 def is_remote(place: str) -> bool:
@@ -114,20 +140,62 @@ def expand(sources: Sequence[str]) -> list[Job]:
         SourceError: A pattern, folder or list names no video.
         ConfigError: Two videos would be written under one name, or a source is live.
     """
+    unique = {(job.name, job.source): job for given in sources for job in _expand(given)}
     jobs: dict[str, Job] = {}
-    for given in sources:
-        for job in _expand(given):
-            known = jobs.setdefault(job.name, job)
-            if known.source != job.source:
-                raise ConfigError(
-                    f"expected sources with different names, found {known.shown} and {job.shown}, which would both be "
-                    f"written as {job.name}.*: name the folder above both, or give them names in a .jsonl list"
-                )
+    for job in _with_endings(list(unique.values())):
+        known = jobs.setdefault(job.name, job)
+        if known.source != job.source:
+            raise ConfigError(
+                f"expected sources with different names, found {known.shown} and {job.shown}, which would both be "
+                f"written as {job.name}.*: name the folder above both, or give them names in a .jsonl list"
+            )
+    for name in jobs:
+        for parent in map(str, PurePosixPath(name).parents):
+            for ending in ENDINGS.values():
+                if parent.endswith(ending) and parent.removesuffix(ending) in jobs:
+                    raise ConfigError(
+                        f"expected names that can stand beside each other, found {name}, which lies below an output "
+                        f"of {parent.removesuffix(ending)}: give them other names in a .jsonl list"
+                    )
     return [jobs[name] for name in sorted(jobs)]
 
 
+def _with_endings(jobs: list[Job]) -> list[Job]:
+    """Have files that differ in their endings only, like IMG_1.MOV and IMG_1.mp4, keep these in their names."""
+    changed: list[str] = []
+    while True:
+        users = Counter(job.name for job in jobs)
+        renamed = [
+            replace(job, name=_with_ending(job)) if users[job.name] > 1 and not job.given else job for job in jobs
+        ]
+        if renamed == jobs:
+            break
+        changed += [new.name for new, old in zip(renamed, jobs, strict=True) if new != old]
+        jobs = renamed
+    if changed:
+        log.warning(
+            "%d sources differ from another one in their ending only, and keep it in the names of their outputs: %s",
+            len(changed), _some(f"{name}.*" for name in changed),
+        )  # fmt: skip
+    return jobs
+
+
+def _with_ending(job: Job) -> str:
+    if not is_remote(job.source) and not Path(job.source).is_file():  # a folder or a pattern has no ending
+        return job.name
+    path = unquote(urlsplit(job.source).path) if is_remote(job.source) else job.source
+    return str(PurePosixPath(job.name).with_name(_output_name(PurePosixPath(path).name)))
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names, and how many there are beside them."""
+    shown = [name if len(name) <= 60 else f"{name[:57]}..." for name in names]
+    rest = len(shown) - _MOST_SHOWN
+    return ", ".join(shown[:_MOST_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _expand(given: str) -> Iterator[Job]:
-    if _LIVE.match(given):
+    if _LIVE.match(given) and not os.path.lexists(given):
         raise ConfigError(f"expected recorded videos, found the live source {_shown(given)}: use mpvss segment")
     if PurePosixPath(urlsplit(given).path if is_remote(given) else given).suffix.lower() in _LISTS:
         yield from _listed(given)
@@ -141,9 +209,9 @@ def _on_disk(given: str) -> Iterator[Job]:
     path = Path(given)
     try:
         if path.is_dir():
-            found = _videos_in(path)
+            found, left = _videos_in(path)
             if not found and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in path.iterdir()):
-                yield Job(path.resolve().name or "images", str(path.resolve()), given)
+                yield Job(_output_name(path.resolve().name) or "images", str(path.resolve()), given)
                 return
             root = path
         elif not path.exists() and glob.has_magic(given):
@@ -153,34 +221,68 @@ def _on_disk(given: str) -> Iterator[Job]:
                 yield Job(folder if folder and not glob.has_magic(folder) else "images", str(path.absolute()), given)
                 return
             root = Path(*_before_magic(path.parts))
-            found = []
+            found, left = [], []
             for match in map(Path, matches):
                 if match.name.endswith(_OUTPUTS):
                     continue
-                videos = _videos_in(match) if match.is_dir() else [match]
+                videos, others = _videos_in(match) if match.is_dir() else ([match], [])
                 found += videos or [match]
+                left += others
         else:
-            yield Job(path.stem, str(path.absolute()), given)
+            yield Job(_output_name(path.stem), str(path.absolute()), given)
             return
     except OSError as error:
         raise SourceError(f"expected sources that can be read, found {error.strerror}: {given}") from error
+    _say_left_out(given, [str(file.relative_to(root)) for file in left])
     if not found:
-        raise SourceError(f"expected videos in {given}, found none: check the path")
+        raise SourceError(f"expected videos in {given}, found none{_among(left)}: check the path")
     for file in found:
         relative = file.relative_to(root)
-        name = relative if file.is_dir() else relative.with_suffix("")
+        name = relative.with_name(_output_name(relative.name if file.is_dir() else relative.stem))
         yield Job(name.as_posix(), str(file.absolute()), str(file))
 
 
-def _videos_in(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in VIDEO_SUFFIXES
-        and not file.name.endswith(_OUTPUTS)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
+def _among(left: Sequence[Any]) -> str:
+    return f" among {len(left)} files" if left else ""
+
+
+def _say_left_out(given: str, names: list[str]) -> None:
+    if names:
+        log.warning("%s: %d files are no videos, and left out: %s", _shown(given), len(names), _some(names))
+
+
+def _videos_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The videos below a folder, and the other files, both without hidden ones and what this program wrote."""
+    videos: list[Path] = []
+    others: list[Path] = []
+    for file in sorted(folder.rglob("*")):
+        if _is_ours(file.relative_to(folder).parts) or not file.is_file():
+            continue
+        (videos if file.suffix.lower() in VIDEO_SUFFIXES or _is_video(file) else others).append(file)
+    return videos, others
+
+
+def _is_ours(parts: Sequence[str]) -> bool:
+    """Whether a file is hidden, or an output; a list of sources and a manifest are none either."""
+    return (
+        any(part.startswith(".") for part in parts)
+        or parts[-1].endswith((*_OUTPUTS, ENDINGS["meta"]))
+        or any(part.endswith(ENDINGS["png"]) for part in parts[:-1])
+        or PurePosixPath(parts[-1]).suffix.lower() in _LISTS
     )
+
+
+def _is_video(file: Path) -> bool:
+    """Whether FFmpeg finds frames in a file that is not called like a video, and ``mpvss segment`` would take it."""
+    if (mimetypes.guess_type(file.name)[0] or "").startswith("text/"):
+        return False
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        return _is_animated(file)
+    try:
+        info = probe(file)
+    except SourceError:
+        return False
+    return info.kind == "video" and info.codec not in _DRAWN_TEXT
 
 
 def _before_magic(parts: Sequence[str]) -> list[str]:
@@ -195,8 +297,9 @@ def _before_magic(parts: Sequence[str]) -> list[str]:
 def _remote(given: str) -> Iterator[Job]:
     scheme = given.partition("://")[0].lower()
     if scheme in {"http", "https"}:  # a folder or a pattern there is a page, not a list
-        yield Job(PurePosixPath(unquote(urlsplit(given).path)).stem or "video", given, _shown(given))
+        yield Job(_remote_name(unquote(urlsplit(given).path)), given, _shown(given))
         return
+    left: list[str] = []
     with _remote_errors(given, SourceError):
         fs, path = _open(given)
         if glob.has_magic(path):
@@ -204,17 +307,30 @@ def _remote(given: str) -> Iterator[Job]:
             found = [match for match in fs.glob(path) if not fs.isdir(match)]
         elif fs.isdir(path):
             root = path.rstrip("/")
-            found = [match for match in fs.find(path) if PurePosixPath(match).suffix.lower() in VIDEO_SUFFIXES]
+            files = [file for file in fs.find(path) if not _is_ours(PurePosixPath(file).relative_to(root).parts)]
+            found = [file for file in files if PurePosixPath(file).suffix.lower() in VIDEO_SUFFIXES]
+            left = sorted(set(files) - set(found))
         else:
-            yield Job(PurePosixPath(path).stem, given, _shown(given))
+            yield Job(_remote_name(path), given, _shown(given))
             return
-        found = [match for match in found if not match.endswith(_OUTPUTS)]
+        found = [
+            match
+            for match in found
+            if not match.endswith(_OUTPUTS)
+            and not any(part.startswith(".") for part in PurePosixPath(match).relative_to(root).parts)
+        ]
+        _say_left_out(given, [str(PurePosixPath(file).relative_to(root)) for file in left])
         if not found:
-            raise SourceError(f"expected videos at {_shown(given)}, found none: check the address")
+            raise SourceError(f"expected videos at {_shown(given)}, found none{_among(left)}: check the address")
         for match in found:
             url = fs.unstrip_protocol(match)
-            name = PurePosixPath(match).relative_to(root).with_suffix("")
-            yield Job(name.as_posix(), url, _shown(url))
+            name = PurePosixPath(match).relative_to(root)
+            yield Job(name.with_name(_output_name(name.stem)).as_posix(), url, _shown(url))
+
+
+def _remote_name(path: str) -> str:
+    stem = _output_name(PurePosixPath(path).stem.replace("\0", ""))
+    return stem if stem.strip(".") else "video"
 
 
 def _listed(given: str) -> Iterator[Job]:
@@ -223,49 +339,85 @@ def _listed(given: str) -> Iterator[Job]:
         if is_remote(given):
             with _remote_errors(given, SourceError):
                 fs, path = _open(given)
-                text = fs.cat_file(path).decode("utf-8")
+                data = fs.cat_file(path)
         else:
-            text = Path(local(given)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+            data = Path(local(given)).read_bytes()
+        text = _decoded(data)
+    except (OSError, UnicodeError) as error:
         raise SourceError(
             f"expected a list of sources in {_shown(given)}, found none that can be read: {error}"
         ) from error
-    folder = given.rpartition("/")[0] if is_remote(given) else Path(local(given)).parent
+    folder = given.rpartition("/")[0] if is_remote(given) else str(Path(local(given)).parent)
     empty = True
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        source, name = line.strip(), None
-        if given.lower().endswith(".jsonl"):
-            try:
-                entry = parse_json(line)
-                source, name = entry["source"], entry.get("name")
-                if not isinstance(source, str) or not isinstance(name, str | None):
-                    raise TypeError("source and name must be texts")
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(
-                    f'expected {{"source": ..., "name": ...}} in line {number} of {_shown(given)}, found '
-                    f"{line[:80]!r} ({error})"
-                ) from error
+        where = f"line {number} of {_shown(given)}"
+        source, name = _entry(line, where) if given.lower().endswith(".jsonl") else (line.strip(), None)
         empty = False
-        place = source if _URL.match(source) else f"{folder}/{source}" if is_remote(given) else str(folder / source)
+        place = source if _URL.match(source) else below(folder, source)
         if PurePosixPath(place).suffix.lower() in _LISTS:
             raise DataError(f"expected videos in {_shown(given)}, found another list in line {number}: name it itself")
         jobs = list(_expand(place))
         if name is None:
             yield from jobs
         elif len(jobs) > 1:
-            raise DataError(f"expected one video for the name {name!r} in line {number} of {_shown(given)}, found many")
+            raise DataError(f"expected one video for the name {name[:80]!r} in {where}, found many")
         else:
-            yield Job(_safe(name, f"line {number} of {_shown(given)}"), jobs[0].source, jobs[0].shown)
+            yield Job(_safe(name, where), jobs[0].source, jobs[0].shown, given=True)
     if empty:
         raise SourceError(f"expected sources in {_shown(given)}, found an empty list")
 
 
+def _decoded(data: bytes) -> str:
+    """The text of a list, which other programs begin with a byte order mark or write in UTF-16.
+
+    Names of files need not be text, so other bytes of a list in UTF-8 are kept as the system keeps them in names.
+    """
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return data.decode(encoding)
+    if b"\0" in data:
+        return data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le")
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _entry(line: str, where: str) -> tuple[str, str | None]:
+    """Source and name of a line of a ``.jsonl`` list."""
+    try:
+        entry = parse_json(line)
+        source, name = entry["source"], entry.get("name")
+        if not isinstance(source, str) or not isinstance(name, str | None):
+            raise TypeError("source and name must be texts")
+        if not source or b"\0" in os.fsencode(source):
+            raise ValueError("the source is empty or has a NUL")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f'expected {{"source": ..., "name": ...}} in {where}, found {line[:80]!r} ({error})') from error
+    return source, name
+
+
 def _safe(name: str, where: str) -> str:
-    parts = name.split("/")
+    """The name, if its outputs can lie below the output's folder without touching what is not theirs.
+
+    Names with a dot in front are the program's own: unfinished work, locks and temporary files.
+    """
+    parts = re.split(r"[/\\]", name)
     if "\0" in name or any(part in {"", ".", ".."} for part in parts):
-        raise DataError(f"expected a name relative to the output, without . and .., in {where}, found {name!r}")
+        raise DataError(f"expected a name relative to the output, without . and .., in {where}, found {name[:80]!r}")
+    if any(part.strip().startswith(".") for part in parts):
+        raise DataError(
+            f"expected a name without a dot in front of a part, which is reserved for unfinished work, in {where}, "
+            f"found {name[:80]!r}"
+        )
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeError as error:
+        raise DataError(f"expected a name that a file can have in {where}, found {name[:80]!r}") from error
+    if length > _LONGEST_NAME or any(_output_name(part) != part for part in parts):
+        raise DataError(
+            f"expected a name of at most {_LONGEST_NAME} bytes, and {_LONGEST_PART} between two slashes, in {where}, "
+            f"found {length} bytes: {name[:80]!r}"
+        )
     return name
 
 
@@ -282,7 +434,9 @@ def fetch(place: str, folder: Path, *, beat: Callable[[], None] = lambda: None) 
     """
     if not is_remote(place):
         return Path(place)
-    target = folder / (PurePosixPath(unquote(urlsplit(place).path)).name or "video")[-100:]
+    path_name = PurePosixPath(unquote(urlsplit(place).path).replace("\0", ""))
+    # With its suffix, which says what some files hold.
+    target = folder / f"{_output_name(path_name.stem) or 'video'}{path_name.suffix[:16]}"
     with _remote_errors(place, OutputError):
         fs, path = _open(place)
         size = fs.info(path).get("size")
