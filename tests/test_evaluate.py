@@ -24,6 +24,7 @@ from mpvss.metrics import (
 )
 from mpvss.pipeline import VideoSegmenter, make_propagator
 from mpvss.segmentors import Prediction
+from mpvss.sinks import ProcessOptions
 from mpvss.video import LabelReader
 
 SIZE = (48, 64)
@@ -363,6 +364,43 @@ def test_label_files_are_scored_anew_when_the_run_was_finished(colour_folder, tm
     assert evaluate(options, tmp_path / "run")["miou"] == 1
     save(tmp_path / "found" / "3.png", np.full(SIZE, 200, np.uint8))
     assert evaluate(options, tmp_path / "run")["miou"] < 1
+
+
+@pytest.mark.parametrize("names", [["cam_0100", "cam_0101", "cam_0102"], ["t10.25", "t10.4", "t11"], ["7", "8", "9"]])
+@pytest.mark.parametrize("kind", ["png", "labels", "out", "numbered"])
+def test_what_segment_wrote_of_a_folder_is_found_by_name_and_by_position(tmp_path, names, kind):
+    root = tmp_path / "data"
+    for name, frame in zip(names, moving_frames(3, SIZE), strict=True):
+        save(root / "images" / f"{name}.png", frame.rgb)
+    (root / "classes.txt").write_text("red\ngreen\nblue\n")
+    segmenter = VideoSegmenter(ColourSegmentor(), None)
+    segmenter.process(root / "images", tmp_path / "out", ProcessOptions(save=("png", "labels")))
+    for name in names:
+        save(root / "labels" / f"{name}.png", np.asarray(Image.open(tmp_path / "out" / "images.png" / f"{name}.png")))
+    if kind == "out":
+        (tmp_path / "out" / "images.labels.mkv").unlink()
+    if kind == "labels":  # of more images than are scored
+        (root / "images" / f"{names[1]}.png").unlink()
+        (root / "labels" / f"{names[1]}.png").unlink()
+    if kind == "numbered":
+        for index, name in enumerate(names):
+            (tmp_path / "out" / "images.png" / f"{name}.png").rename(
+                tmp_path / "out" / "images.png" / f"{index:06}.png"
+            )
+    given = tmp_path / "out" / "images.png" if kind in ("png", "numbered") else tmp_path / "out"
+    result = evaluate(EvalOptions(f"folder:{root}", predictions=str(given)), tmp_path / "run")
+    assert (result["wiou"], result["frames"]) == (1.0, 2 if kind == "labels" else 3)
+
+
+def test_a_prediction_that_is_missing_among_names_is_not_taken_by_position(tmp_path):
+    root = tmp_path / "data"
+    for index in (1, 2, 3):
+        save(root / "images" / f"{index:06}.png", moving_frames(1, SIZE)[0].rgb)
+        save(root / "labels" / f"{index:06}.png", labels_of(index))
+        save(tmp_path / "found" / f"{index - 1:06}.png", labels_of(index))
+    (root / "classes.txt").write_text("red\ngreen\nblue\n")
+    with pytest.raises(DataError, match=r"000003\.png: missing prediction"):
+        evaluate(EvalOptions(f"folder:{root}", predictions=str(tmp_path / "found")), tmp_path / "run")
 
 
 @pytest.mark.parametrize("more", [{}, {"save": True}, {"predictions": True}])

@@ -583,7 +583,7 @@ class _Predictor:
         )
 
     def _read(self, folder: Path, clip: Clip, indices: range, seconds: dict[str, float]) -> Iterator[_Found]:
-        """Label files of one clip: our label video, or a PNG for each labelled frame."""
+        """Label files of one clip: our label video, or a PNG for each labelled frame; by name, or else by position."""
         with _timed(seconds, "read"):
             found = self._label_video(folder, clip, indices) or self._label_pngs(folder, clip, indices)
         while True:
@@ -613,9 +613,12 @@ class _Predictor:
         if not path.is_file():
             return None
         reader = LabelReader(path)
+        ids = self._ids_of_video(path, reader.meta["classes"])
+        stems = [clip.frames[index].image_path.stem for index in indices]
+        if set(stems) <= set(reader.names):
+            return _by_name(path, reader, dict(zip(stems, indices, strict=True)), ids)
         if len(reader) != len(indices):
             raise DataError(f"{path}: expected a label map for each of {len(indices)} frames, found {len(reader)}")
-        ids = self._ids_of_video(path, reader.meta["classes"])
         return ((index, ids(labels), is_key) for index, (_, _, labels, is_key) in zip(indices, reader, strict=True))
 
     def _ids_of_video(self, path: Path, names: list[str]) -> Callable[[Labels], Labels]:
@@ -630,16 +633,22 @@ class _Predictor:
     def _label_pngs(self, folder: Path, clip: Clip, indices: range) -> Iterator[tuple[int, Labels, bool | None]]:
         place = folder / clip.name
         if not place.is_dir():
+            place = folder / f"{clip.name}.png"  # as mpvss segment writes them
+        if not place.is_dir():
             if len(self._dataset.clips) > 1 or not folder.is_dir():
                 raise DataError(
-                    f"{place}: no predictions for this clip; expected PNG files there, or {place}.labels.mkv"
+                    f"{folder / clip.name}: no predictions for this clip; expected PNG files there, or "
+                    f"{folder / clip.name}.labels.mkv"
                 )
-            place = folder
+            written = [entry for entry in folder.glob("*.png") if entry.is_dir()]
+            place = written[0] if len(written) == 1 else folder
         interval = self._options.interval
-        for index in indices:
-            if clip.frames[index].label_path is None:
-                continue
-            path = place / f"{clip.frames[index].image_path.stem}.png"
+        scored = [index for index in indices if clip.frames[index].label_path is not None]
+        paths = [place / f"{clip.frames[index].image_path.stem}.png" for index in scored]
+        if not any(path.is_file() for path in paths):
+            numbered = [place / f"{index:06d}.png" for index in scored]
+            paths = numbered if all(path.is_file() for path in numbered) else paths
+        for index, path in zip(scored, paths, strict=True):
             if not path.is_file():
                 raise DataError(f"{path}: missing prediction for {clip.frames[index].image_path}")
             yield index, read_label(path), None if interval is None else index % interval == 0
@@ -712,6 +721,18 @@ class _Predictor:
         # With both sides, flows to the neighbour before: each frame but the first, key frames included.
         searches = len(keys) - 1 if shared and sides == 2 else sides * between + after_last
         return sum(keys) * key + (sides * between + after_last) * view + searches * flow
+
+
+def _by_name(
+    path: Path, reader: LabelReader, indices: Mapping[str, int], ids: Callable[[Labels], Labels]
+) -> Iterator[tuple[int, Labels, bool | None]]:
+    """The frames of a label video that a clip has, whatever others there are."""
+    order = [indices[name] for name in reader.names if name in indices]
+    if order != sorted(set(order)):
+        raise DataError(f"{path}: expected its images in the order of the clip's, found another order")
+    for name, (_, _, labels, is_key) in zip(reader.names, reader, strict=True):
+        if name in indices:
+            yield indices[name], ids(labels), is_key
 
 
 def _of_one_size(clip: Clip, found: Iterable[_Found]) -> Iterator[_Found]:
