@@ -2,6 +2,7 @@
 
 import json
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -138,7 +139,13 @@ def test_each_segment_moves_with_the_query_that_overlaps_it_best(still, tmp_path
 
 @pytest.mark.parametrize(
     ("ids", "dtype"),
-    [([0, 1, 2], np.uint8), ([5, 254, 255], np.uint8), ([0, 256, 7], np.uint16), ([0, 255, 65535, 9], np.uint16)],
+    [
+        ([0, 1, 2], np.uint8),
+        ([5, 254, 255], np.uint16),
+        ([0, 7], np.uint8),
+        ([0, 256, 7], np.uint16),
+        ([0, 255, 65535, 9], np.uint16),
+    ],
 )
 @pytest.mark.parametrize("direction", ["both", "forward"])
 def test_given_masks_come_back_bit_for_bit(video, tmp_path, ids, dtype, direction):
@@ -212,17 +219,140 @@ def test_the_description_names_the_ids(video, tmp_path):
     assert [frame["key"] for frame in meta["frames"]] == [index == 1 for index in range(12)]
 
 
+# Forms of masks
+
+
+def overlay_of(out, index):
+    with av.open(str(next(out.glob("*.overlay.mp4")))) as container:
+        return next(f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(video=0)) if i == index)
+
+
+def stored_as(form, mask):
+    """A mask of 0 and 255 in one of the forms that programs write."""
+    if form == "1":
+        return Image.fromarray(mask > 0)
+    if form in ("RGB", "RGBA"):
+        return Image.fromarray(mask).convert(form)
+    image = Image.fromarray((mask > 0).astype(np.uint8) if form == "P" else mask)
+    if form == "P":
+        image.putpalette([0, 0, 0, 255, 255, 255])
+    return image
+
+
+@pytest.mark.parametrize("form", ["L", "1", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("direction", ["both", "forward"])
+def test_two_values_are_background_and_object(still, tmp_path, form, direction):
+    mask = flat(0)
+    mask[8:40, 8:40] = 255
+    (tmp_path / "masks").mkdir()
+    stored_as(form, mask).save(tmp_path / "masks" / "3.png")
+    filler = Filler(Hold(), direction=direction)
+    _, found, _ = filled(still, tmp_path / "masks", tmp_path / "out", filler, save=("labels", "png", "overlay"))
+    meta = json.loads((tmp_path / "out" / "still.json").read_text())
+    assert meta["classes"] == ["background", "object"]
+    unreached = range(3) if direction == "forward" else ()
+    plain = moving_frames(1, SIZE)[0].rgb.astype(int)
+    for index, labels in enumerate(found):
+        if index in unreached:
+            assert (labels == meta["ignore"]).all()
+        else:
+            np.testing.assert_array_equal(labels, mask > 0)
+        written = np.array(Image.open(tmp_path / "out" / "still.png" / f"{index:03}.png"))
+        np.testing.assert_array_equal(written, labels)
+        tinted = np.abs(overlay_of(tmp_path / "out", index).astype(int) - plain).mean(2)
+        assert tinted[:, 44:].mean() < 20
+        assert (tinted[12:36, 12:36].mean() > 40) == (index not in unreached)
+
+
+@pytest.mark.parametrize("values", [[0, 255], [255], [0, 1, 255], [254, 255], [1, 2], [0, 300], [0, 65534]])
+def test_the_id_for_no_label_is_never_one_in_use(still, tmp_path, values):
+    masks = given(tmp_path / "masks", {"5": noise(values)})
+    _, found, _ = filled(still, masks, tmp_path / "out", Filler(Hold(), direction="forward"))
+    ignore = json.loads((tmp_path / "out" / "still.json").read_text())["ignore"]
+    assert all((labels == ignore).all() for labels in found[:5])
+    assert not any((labels == ignore).any() for labels in found[5:])
+    assert ignore not in values or values in ([0, 255], [255])  # which become 0 and 1
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["frame_000002", "frame_000007"],
+        ["clip2_000002_mask", "clip2_000007_mask"],
+        ["2", "0007"],
+        ["seg-2", "seg-7"],
+        ["x_v3_f2", "f7"],
+    ],
+)
+def test_masks_are_named_by_frame_number_with_or_without_a_prefix(video, tmp_path, names):
+    masks = given(tmp_path / "masks", {names[0]: flat(1), names[1]: flat(2)})
+    _, _, keys = filled(video, masks, tmp_path / "out")
+    assert [index for index, key in enumerate(keys) if key] == [2, 7]
+
+
+def test_masks_are_named_as_the_images_of_a_folder(tmp_path, caplog):
+    for index, name in enumerate(["cam_0100", "cam_0101.5", "cam_0103", "cam_0104"]):
+        save(tmp_path / "cam" / f"{name}.png", moving_frames(4, SIZE)[index].rgb)
+        save(tmp_path / "numbers" / f"{index + 1}.jpg", moving_frames(4, SIZE)[index].rgb)
+    masks = given(tmp_path / "masks", {"cam_0101.5": flat(1), "cam_0104": flat(2)})
+    summary = propagate(tmp_path / "cam", masks, tmp_path / "out", Filler(Hold()))
+    assert [key for *_, key in LabelReader(summary["outputs"]["labels"])] == [False, True, False, True]
+    assert (tmp_path / "out" / "cam.png" / "cam_0103.png").is_file()
+    masks = given(tmp_path / "more", {"1": flat(1), "4": flat(2)})
+    summary = propagate(tmp_path / "numbers", masks, tmp_path / "out", Filler(Hold()))
+    assert [key for *_, key in LabelReader(summary["outputs"]["labels"])] == [True, False, False, True]
+    assert "masks belong to the images of their names: 1.png to frame 0" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["beside", "above", "cvat"])
+@pytest.mark.parametrize("form", ["RGB", "P"])
+def test_colours_are_read_by_a_labelmap(still, tmp_path, place, form):
+    export = tmp_path / "export"
+    folder = export / ("SegmentationClass" if place != "beside" else "")
+    colours = np.full((*SIZE, 3), 0, np.uint8)
+    colours[:, 20:40] = (128, 0, 0)
+    colours[:, 40:] = (0, 60, 100)
+    image = Image.fromarray(colours)
+    save(folder / "frame_000004.png", colours)
+    if form == "P":  # in an order of its own
+        image.quantize().save(folder / "frame_000004.png")
+    text = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbus: stop:0,60,100::\ncar:128,0,0:a,b:\n"
+    (export / "labelmap.txt").write_text(text)
+    given_folder = export if place == "cvat" else folder
+    _, found, _ = filled(still, given_folder, tmp_path / "out", save=("labels", "overlay"))
+    assert json.loads((tmp_path / "out" / "still.json").read_text())["classes"] == ["background", "bus: stop", "car"]
+    for labels in found:
+        assert [int(labels[0, x]) for x in (0, 30, 50)] == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a:0,0,0::", r"found 9,0,0 \(red,green,blue\); add a line name:red,green,blue:: for it"),
+        ("a:0,0,0::\nb 9,0,0", "line 2: expected name:red,green,blue::, found 'b 9,0,0'"),
+        ("a:0,0,300::", "line 1: expected name:red,green,blue::"),
+        ("a:9,0,0::\nb:9,0,0::", "line 2: the colour of 'b' is that of an earlier line"),
+        ("# nothing", "expected a line name:red,green,blue:: for each class, found none"),
+    ],
+)
+def test_a_labelmap_that_does_not_fit(still, tmp_path, text, message):
+    masks = given(tmp_path / "masks", {"0": np.full((*SIZE, 3), (9, 0, 0), np.uint8)})
+    (masks / "labelmap.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        propagate(still, masks, tmp_path / "out", Filler(Hold()))
+
+
 # Errors
 
 
 def test_masks_are_checked_before_anything_is_written(video, tmp_path):
-    colour = np.zeros((*SIZE, 3), np.uint8)
+    colour = np.full((*SIZE, 3), (9, 0, 0), np.uint8)
     wrong = {
         "no masks": {},
         "found 8x8": {"1": np.zeros((8, 8), np.uint8)},
         "colours are not class ids": {"1": colour},
         "second mask for frame 1": {"1": flat(0), "01": flat(0)},
-        "named by its frame number": {"first": flat(0)},
+        "by its frame number": {"first": flat(0)},
     }
     for number, (message, masks) in enumerate(wrong.items()):
         folder = tmp_path / f"masks-{number}"

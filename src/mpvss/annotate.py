@@ -5,6 +5,7 @@ first mask are filled backward from it.
 """
 
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8, UInt16
 from torch import Tensor
 
-from mpvss.data.clips import list_images, read_label
+from mpvss.data.clips import list_images, read_label, read_lines
 from mpvss.errors import DataError
+from mpvss.images import BROKEN_PICTURE, open_image
 from mpvss.labels import IGNORE, MAX_CLASSES, ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator
 from mpvss.pipeline import describe_propagator
@@ -29,12 +31,15 @@ from mpvss.session import Session
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.state import KeyState
 from mpvss.types import Frame, Geometry, Segmentation
-from mpvss.untrusted import shown_address
+from mpvss.untrusted import shown, shown_address
 from mpvss.video import read
 
 log = logging.getLogger(__name__)
 
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
+
+_Colour = tuple[int, int, int]
+_BACKGROUND = "background"
 
 # True masks are one-hot: a finite logit, so that its average at a border is a number, and a small one, so that the
 # sigmoid keeps every such average apart in 32 bits.
@@ -121,6 +126,38 @@ class _Told:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Masks of a video, checked.
+
+    Attributes:
+        files: By frame index.
+        names: Of the ids, which are 0 and up.
+        labelmap: Id of each colour that ``labelmap.txt`` lists, or ``None``.
+        binary: Whether the only values are 0 and 255, which become background (0) and object (1).
+    """
+
+    files: dict[int, Path]
+    names: tuple[str, ...]
+    labelmap: dict[_Colour, int] | None
+    binary: bool
+
+    def read(self, index: int) -> Labels:
+        """The ids of the mask at a frame.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        values = _read_mask(self.files[index], self.labelmap)
+        return (values != 0).astype(np.uint8) if self.binary else values
+
+    @property
+    def drawn(self) -> list[int] | None:
+        """The ids that an overlay tints: all but one that is called background; ``None`` for all."""
+        ids = [id_ for id_, name in enumerate(self.names) if name.lower() != _BACKGROUND]
+        return ids if 0 < len(ids) < len(self.names) else None
+
+
+@dataclass(frozen=True)
 class Filler:
     """How the frames between masks are filled.
 
@@ -137,25 +174,25 @@ class Filler:
     segmentor: Segmentor | None = None
 
     def fill(
-        self, frames: Iterable[Frame], masks: Mapping[int, Path], dtype: type[np.uint8] | type[np.uint16]
+        self, frames: Iterable[Frame], masks: Masks, dtype: type[np.uint8] | type[np.uint16]
     ) -> Iterator[tuple[Frame, Segmentation]]:
         """Label every frame, in order. Memory is bounded by the longest gap between masks.
 
         Args:
             frames: The video.
-            masks: Mask files by frame index, at least one.
+            masks: At least one.
             dtype: Type of the labels; it holds every id.
 
         Raises:
             DataError: A mask belongs to a frame that does not come, or cannot be read.
         """
-        after = dict(pairwise(sorted(masks)))
-        expected: int | None = min(masks)
+        after = dict(pairwise(sorted(masks.files)))
+        expected: int | None = min(masks.files)
         lead: list[Frame] = []
         waiting: deque[Frame] = deque()
         session: Session | None = None
         schedule, ids = _Told(), np.zeros(0, np.int64)
-        mask = read_label(masks[min(masks)])
+        mask = masks.read(expected)
         last = -1
 
         def ready(results: Sequence[Segmentation]) -> Iterator[tuple[Frame, Segmentation]]:
@@ -166,7 +203,7 @@ class Filler:
         for frame in frames:
             last = frame.index
             if expected is not None and frame.index > expected:
-                raise DataError(f"{masks[expected]}: frame {expected} cannot be read from the video")
+                raise DataError(f"{masks.files[expected]}: frame {expected} cannot be read from the video")
             if frame.index != expected:
                 if session is not None:
                     waiting.append(frame)
@@ -187,7 +224,7 @@ class Filler:
 
             # Every gap is a session of its own, with only the ids around it as classes.
             expected = after.get(frame.index)
-            coming = mask if expected is None else read_label(masks[expected])
+            coming = mask if expected is None else masks.read(expected)
             ids = _ids(mask, coming)
             schedule = _Told()
             direction = "forward" if expected is None else self.direction
@@ -197,7 +234,7 @@ class Filler:
             mask = coming
         if expected is not None:
             raise DataError(
-                f"{masks[expected]}: frame {expected} is beyond the end of the video, whose last frame is {last} "
+                f"{masks.files[expected]}: frame {expected} is beyond the end of the video, whose last frame is {last} "
                 "(frames are counted from 0)"
             )
 
@@ -235,39 +272,151 @@ def _ids(*masks: Labels) -> Int64[np.ndarray, " K"]:
     return ids
 
 
-def find_masks(folder: Path, size: tuple[int, int]) -> tuple[dict[int, Path], int]:
+def find_masks(folder: Path, size: tuple[int, int], images: Sequence[str] = ()) -> Masks:
     """Find and check the masks of a video.
 
     Args:
-        folder: PNG files named by frame number, counted from 0, zero-padded or not; other files are left alone.
+        folder: PNG files, and perhaps ``labelmap.txt``; other files are left alone. See ``_by_frame`` for their names.
         size: Height and width of the video in pixels.
-
-    Returns:
-        The files by frame number, and the largest id in them.
+        images: What the images of a folder are called, by index; empty for a video.
 
     Raises:
-        DataError: There is none, a name is no number or comes twice, or a file is no mask of this size.
+        DataError: There is none, a name says no frame or comes twice, or a file is no mask of this size.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of masks, PNG files named by frame number, found none")
+    labelmap = _read_labelmap(folder)
+    files = list_images(folder, (".png",))
+    if not files and (folder / "SegmentationClass").is_dir():  # where CVAT and VOC keep them
+        files = list_images(folder / "SegmentationClass", (".png",))
+    if not files:
+        raise DataError(f"{folder}: no masks; expected PNG files named by frame number, such as 000120.png")
     masks: dict[int, Path] = {}
-    largest = 0
-    for name, path in list_images(folder, (".png",)).items():
-        if not (name.isascii() and name.isdecimal()):
-            raise DataError(f"{path}: expected a mask named by its frame number, such as 120.png or 000120.png")
-        if int(name) in masks:
-            raise DataError(f"{path}: a second mask for frame {int(name)}, beside {masks[int(name)].name}; keep one")
-        mask = read_label(path)
+    values: set[int] = set()
+    for index, path in _by_frame(files, images):
+        if index in masks:
+            raise DataError(f"{path}: a second mask for frame {index}, beside {masks[index].name}; keep one")
+        mask = _read_mask(path, labelmap and {colour: id_ for id_, (_, colour) in enumerate(labelmap)})
         if mask.shape != size:
             raise DataError(
                 f"{path}: expected a mask of the video's size {size[0]}x{size[1]} (height x width), found "
                 f"{mask.shape[0]}x{mask.shape[1]}"
             )
-        masks[int(name)] = path
-        largest = max(largest, int(mask.max()))
-    if not masks:
-        raise DataError(f"{folder}: no masks; expected PNG files named by frame number, such as 000120.png")
-    return masks, largest
+        masks[index] = path
+        values.update(np.unique(mask).tolist())
+    return _named(masks, values, labelmap)
+
+
+def _named(masks: dict[int, Path], values: set[int], labelmap: list[tuple[str, _Colour]] | None) -> Masks:
+    largest = max(values)
+    if labelmap is not None:
+        names = [name for name, _ in labelmap]
+        names += [str(id_) for id_ in range(len(names), largest + 1) if id_ < MAX_CLASSES]
+        return Masks(masks, tuple(names), {colour: id_ for id_, (_, colour) in enumerate(labelmap)}, binary=False)
+    if 255 in values and values <= {0, 255}:
+        return Masks(masks, (_BACKGROUND, "object"), None, binary=True)
+    # One more than the largest, so that the id of "no label" is free: 255, or 65535 where there are more than 255.
+    names = [str(id_) for id_ in range(min(largest + 1, MAX_CLASSES))]
+    if len(values) == 2 and 0 in values and largest < MAX_CLASSES:
+        names[0], names[largest] = _BACKGROUND, "object"
+    return Masks(masks, tuple(names), None, binary=False)
+
+
+def _by_frame(files: Mapping[str, Path], images: Sequence[str]) -> Iterator[tuple[int, Path]]:
+    """Pair masks with frame indices: by the names of a folder's images where all are such names, or by number.
+
+    The number of a frame is the only one in the names of the masks that differs between them, or the last:
+    ``frame_000123.png`` is frame 123, and so is ``clip2_000123_mask.png`` beside ``clip2_000124_mask.png``.
+
+    Raises:
+        DataError: A name has no number.
+    """
+    positions = {name: index for index, name in enumerate(images)}
+    by_name = {name: positions[name] for name in files if name in positions}
+    if len(by_name) == len(files):
+        other = next((name for name, index in by_name.items() if name.isdecimal() and int(name) != index), None)
+        if other is not None:
+            log.warning("masks belong to the images of their names: %s.png to frame %d", other, by_name[other])
+        yield from ((by_name[name], path) for name, path in files.items())
+        return
+    numbers = {name: re.findall(r"\d+", name, re.ASCII) for name in files}
+    column = _frame_column(numbers)
+    for name, path in files.items():
+        if not numbers[name]:
+            what = "by its frame number, such as 120.png or frame_000120.png"
+            raise DataError(f"{path}: expected a mask named {what if not images else f'as its image, or {what}'}")
+        yield int(numbers[name][column]), path
+
+
+def _frame_column(numbers: Mapping[str, Sequence[str]]) -> int:
+    """Which number of a name is the frame's: the only one that differs where all have equally many, or the last."""
+    rows = list(numbers.values())
+    if len({len(row) for row in rows}) > 1:
+        return -1
+    differing = [column for column, values in enumerate(zip(*rows, strict=True)) if len(set(values)) > 1]
+    return differing[0] if len(differing) == 1 else -1
+
+
+def _read_mask(path: Path, labelmap: Mapping[_Colour, int] | None) -> Labels:
+    """The ids of a mask file: as stored, grey stored as RGB, or the colours of a label map.
+
+    Raises:
+        DataError: It cannot be read, or has colours that the label map does not list.
+    """
+    try:
+        with open_image(path) as image:
+            coloured = image.mode in ("RGB", "RGBA") or (image.mode == "P" and labelmap is not None)
+            rgb = np.array(image.convert("RGB")) if coloured else np.zeros((0, 0, 3), np.uint8)
+    except BROKEN_PICTURE as error:
+        raise DataError(f"{path}: cannot read the label file: {error}") from error
+    if not coloured:
+        return read_label(path)
+    packed = (rgb.astype(np.int32) << (16, 8, 0)).sum(2, dtype=np.int32)
+    colours, inverse = np.unique(packed, return_inverse=True)
+    listed = [(int(colour) >> 16, int(colour) >> 8 & 255, int(colour) & 255) for colour in colours]
+    if labelmap is None:
+        if any(len(set(colour)) > 1 for colour in listed):
+            return read_label(path)  # which refuses colours
+        ids = [colour[0] for colour in listed]
+    else:
+        unknown = [colour for colour in listed if colour not in labelmap]
+        if unknown:
+            raise DataError(
+                f"{path}: expected colours that labelmap.txt lists, found {','.join(map(str, unknown[0]))} (red,green,"
+                "blue); add a line name:red,green,blue:: for it"
+            )
+        ids = [labelmap[colour] for colour in listed]
+    labels: Labels = np.array(ids, np.uint8 if max(ids) <= IGNORE else np.uint16)[inverse].reshape(packed.shape)
+    return labels
+
+
+def _read_labelmap(folder: Path) -> list[tuple[str, _Colour]] | None:
+    """Names and colours of ``labelmap.txt``, in the masks' folder or the one above, as CVAT and VOC write it.
+
+    A line is ``name:red,green,blue:parts:actions``; the first line is id 0. Lines that begin with ``#`` are comments.
+
+    Raises:
+        DataError: A line has another form, or two have one colour.
+    """
+    path = next(
+        (place / "labelmap.txt" for place in (folder, folder.parent) if (place / "labelmap.txt").is_file()), None
+    )
+    if path is None:
+        return None
+    entries: list[tuple[str, _Colour]] = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"(.+?):\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*(:.*)?", line, re.ASCII)
+        colour = tuple(int(part) for part in match.groups()[1:4]) if match else (256,)
+        if match is None or max(colour) > 255:
+            raise DataError(f"{path}: line {number}: expected name:red,green,blue::, found {shown(line)}")
+        if colour in [known for _, known in entries]:
+            raise DataError(f"{path}: line {number}: the colour of {shown(match[1])} is that of an earlier line")
+        entries.append((match[1].strip(), (colour[0], colour[1], colour[2])))
+    if not entries:
+        raise DataError(f"{path}: expected a line name:red,green,blue:: for each class, found none")
+    return entries
 
 
 def propagate(
@@ -282,12 +431,13 @@ def propagate(
 ) -> dict[str, Any]:
     """Fill a video from masks at some of its frames, into files under ``out``.
 
-    Ids are arbitrary, 0 to 65535, and kept exactly; frames with a mask get it back bit for bit. Going forward only, the
-    frames before the first mask have no label: 255, or 65535 where any id is above 255.
+    Ids are arbitrary, 0 to 65534, and kept exactly; frames with a mask get it back bit for bit. Where the only values
+    are 0 and 255 they become background, id 0, and object, id 1. Going forward only, the frames before the first mask
+    have no label: 255, or 65535 where any id is above 254. A pixel of 65535 has no label.
 
     Args:
         source: A video file, or a folder or glob of images.
-        masks: Folder of PNG masks named by frame number; see ``find_masks``.
+        masks: Folder of PNG masks named as the images or by frame number; see ``find_masks``.
         out: Directory; made if missing.
         filler: How the frames between are filled.
         save: Any of ``labels``, ``png`` and ``overlay``; NAME.json is always written.
@@ -307,10 +457,9 @@ def propagate(
     began = time.perf_counter()
     options = ProcessOptions(save=save, overwrite=overwrite)
     with read(source) as reader:
-        files, largest = find_masks(Path(masks), reader.info.size)
-        # 255 and 65535 are ids like others to a file, but never classes with a name and a colour.
-        classes = min(largest + 1, IGNORE if largest <= IGNORE else MAX_CLASSES)
-        names = tuple(str(id_) for id_ in range(classes))
+        given = find_masks(Path(masks), reader.info.size, reader.names)
+        files, names = given.files, given.names
+        classes = len(names)
         paths = output_paths(reader.info.name, Path(out), options)
         about = {
             "model": None if filler.segmentor is None else filler.segmentor.name,
@@ -321,12 +470,13 @@ def propagate(
                 "flow": describe_propagator(filler.propagator),
                 "threads": torch.get_num_threads(),
                 "masks": sorted(files),
+                **({"values": {"0": 0, "255": 1}} if given.binary else {}),
             },
         }
         first = next(reader)
         unlabelled = 0
-        with Sinks(reader, paths, options, names, about, None) as sinks:
-            for frame, result in filler.fill(chain([first], reader), files, label_dtype(classes)):
+        with Sinks(reader, paths, options, names, about, given.drawn) as sinks:
+            for frame, result in filler.fill(chain([first], reader), given, label_dtype(classes)):
                 sinks.write(frame, None, result, (0.0, 0.0))
                 unlabelled += filler.direction == "forward" and result.index < min(files)
                 if on_frame is not None:
