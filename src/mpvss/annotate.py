@@ -192,7 +192,7 @@ class Filler:
         waiting: deque[Frame] = deque()
         session: Session | None = None
         schedule, ids = _Told(), np.zeros(0, np.int64)
-        mask = masks.read(expected)
+        mask = masks.read(min(masks.files))
         last = -1
 
         def ready(results: Sequence[Segmentation]) -> Iterator[tuple[Frame, Segmentation]]:
@@ -286,6 +286,7 @@ def find_masks(folder: Path, size: tuple[int, int], images: Sequence[str] = ()) 
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of masks, PNG files named by frame number, found none")
     labelmap = _read_labelmap(folder)
+    ids = None if labelmap is None else {colour: id_ for id_, (_, colour) in enumerate(labelmap)}
     files = list_images(folder, (".png",))
     if not files and (folder / "SegmentationClass").is_dir():  # where CVAT and VOC keep them
         files = list_images(folder / "SegmentationClass", (".png",))
@@ -296,7 +297,7 @@ def find_masks(folder: Path, size: tuple[int, int], images: Sequence[str] = ()) 
     for index, path in _by_frame(files, images):
         if index in masks:
             raise DataError(f"{path}: a second mask for frame {index}, beside {masks[index].name}; keep one")
-        mask = _read_mask(path, labelmap and {colour: id_ for id_, (_, colour) in enumerate(labelmap)})
+        mask = _read_mask(path, ids)
         if mask.shape != size:
             raise DataError(
                 f"{path}: expected a mask of the video's size {size[0]}x{size[1]} (height x width), found "

@@ -678,7 +678,9 @@ def compare(
 @app.command()
 def propagate(
     video: Annotated[str, typer.Argument(help="A video file, or a folder or glob of images.")],
-    masks: Annotated[Path, typer.Option(help="Folder of PNG masks named as the images, or by frame number counted from 0.")],
+    masks: Annotated[
+        Path, typer.Option(help="Folder of PNG masks named as the images, or by frame number counted from 0.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")],
     direction: Annotated[
         DirectionName, typer.Option(help="both fills a gap from the masks on both sides.")
