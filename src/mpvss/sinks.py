@@ -142,6 +142,7 @@ class Sinks:
             "libraries": library_versions(),
             "source": info.source,
             "size": list(info.size),
+            "start": [info.start.numerator, info.start.denominator],
             "classes": list(self._names),
             "palette": self._palette.tolist(),
             "ignore": ignore_id(len(self._names)),
@@ -174,6 +175,7 @@ class Sinks:
             audio_from=info.source if info.kind == "video" and info.has_audio else None,
             origin=self._reader.origin,
             end=None if options.end is None else parse_time(options.end),
+            clock=self._reader.clock,
         )
 
     def __exit__(
@@ -182,6 +184,8 @@ class Sinks:
         began = time.perf_counter()
         try:
             if kind is None:
+                for video in self._videos.values():
+                    video.until = self._reader.end
                 for output in (self._labels, self._png, *self._videos.values(), self._meta):
                     if output is not None:
                         output.finish()  # all of them are whole before the first gets its name

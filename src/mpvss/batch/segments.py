@@ -329,6 +329,8 @@ def join(
                     result = Segmentation(index, pts, labels, key)
                     sinks.write(following, None, result, (0.0, 0.0))
                     on_frame(result)
+            if next(reader, None) is not None:
+                raise SourceError(f"expected {plan.frames} frames in {source}, got more: it has changed; start anew")
             if sinks.frames != plan.frames:
                 raise DataError(f"expected {plan.frames} frames in the segments of {source}, found {sinks.frames}")
     return {

@@ -123,7 +123,11 @@ class Clock(Generic[Item]):
     def finish(self) -> list[tuple[Fraction, Item]]:
         """Return the frames that were still waiting; nothing follows them."""
         self.finished = True
-        return self._settle(final=True)
+        return self.settle()
+
+    def settle(self) -> list[tuple[Fraction, Item]]:
+        """Return the frames that can be settled by now; needed only after ``waiting``."""
+        return self._settle(final=self.finished)
 
     @property
     def _step(self) -> int:

@@ -11,21 +11,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache, partial
+from heapq import heappop, heappush
 from itertools import chain
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 import av
 import numpy as np
 from av.buffer import Buffer
+from av.codec import CodecContext
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-from mpvss.errors import SourceError
+from mpvss.errors import ConfigError, SourceError
 from mpvss.images import (
     BROKEN_PICTURE,
     IMAGE_SUFFIXES,
@@ -40,6 +43,7 @@ from mpvss.images import (
 )
 from mpvss.types import IMAGE_RATE
 from mpvss.untrusted import shown_address
+from mpvss.video.clock import Clock
 from mpvss.video.file import bound, limits, open_file
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -47,6 +51,18 @@ _NETWORK_TIMEOUT_SECONDS = 10.0
 _MOST_WARNINGS = 20
 _LONGEST_NAME = 200
 _SIZES_LOOKED_AT = 32
+_MOST_BEFORE_KEY = 300
+# H.264's own limit.
+_MOST_REORDERED = 16
+_HEADER_BYTES = 4096
+_OWN_TIMES = "expected --fps for raw streams and images only, which have no times of their own: {} has; leave --fps out"
+# FFmpeg's flags of a container format.
+_NO_TIMESTAMPS, _DISCONTINUOUS = 0x80, 0x200
+
+if TYPE_CHECKING:  # generic only in its type stubs
+    _PicturePacket = Packet[VideoStream]
+else:
+    _PicturePacket = Packet
 
 Kind = Literal["video", "images", "camera", "stream"]
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -70,6 +86,10 @@ class VideoInfo:
         pixel_format: Name of the pixel format as stored.
         rotation: Degrees counter-clockwise that the stored pictures are turned for display: 0, 90, 180 or 270.
         has_audio: Whether there is a sound track.
+        start: The source's own time of the first frame, in seconds. All times count from there.
+        assumed_rate: Whether nothing says how fast the frames follow each other, so that ``frame_rate`` is assumed.
+        video_streams: Each video stream of the source: codec, size in pixels and frame rate, for ``video_stream``.
+        video_stream: Which of them this is, from 0.
         live: Whether frames arrive as they happen (a camera, a live stream), so that there is no end to look ahead to.
     """
 
@@ -87,6 +107,10 @@ class VideoInfo:
     rotation: int
     has_audio: bool
     live: bool
+    start: Fraction = Fraction(0)
+    assumed_rate: bool = False
+    video_streams: tuple[str, ...] = ()
+    video_stream: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -109,6 +133,10 @@ class VideoInfo:
             "rotation": self.rotation,
             "has_audio": self.has_audio,
             "live": self.live,
+            "start": _pair(self.start),
+            "assumed_rate": self.assumed_rate,
+            "video_streams": list(self.video_streams),
+            "video_stream": self.video_stream,
         }
 
 
@@ -144,51 +172,61 @@ class Trouble:
             self.warnings.append(warning)
 
 
-def probe(source: str | Path) -> VideoInfo:
-    """Describe a source without reading more than its first frame.
+def probe(source: str | Path, *, fps: Fraction | None = None, video_stream: int | None = None) -> VideoInfo:
+    """Describe a source without reading more than its first frames.
 
     Args:
         source: A video or image file, a folder of images, a glob pattern, ``camera:0``, or a URL.
+        fps: Frames per second of a raw stream or of images, which have no times of their own.
+        video_stream: Which video stream of several, from 0; ``None`` for the best one.
 
     Raises:
         SourceError: There is no such source, or no frame in it can be decoded.
+        ConfigError: The source has times of its own, or no such stream.
     """
-    media = open_media(source)
+    media = open_media(source, fps=fps, video_stream=video_stream)
     media.close()
     return media.info
 
 
-def open_media(source: str | Path) -> "VideoMedia | ImageMedia":
+def open_media(
+    source: str | Path, *, fps: Fraction | None = None, video_stream: int | None = None
+) -> "VideoMedia | ImageMedia":
     """Open a source and find out what it is.
 
     Args:
-        source: As for ``probe``.
+        source: As for ``probe``, like the others.
+        fps: Of a source without times.
+        video_stream: Which of several.
 
     Returns:
         An open source with ``info``, ``trouble``, ``pictures()`` and ``close()``.
 
     Raises:
         SourceError: There is no such source, or no frame in it can be decoded.
+        ConfigError: The source has times of its own, or no such stream.
     """
     text = str(source)
+    open_video = partial(VideoMedia, fps=fps, video_stream=video_stream)
     if text.startswith("camera:"):
-        return _open_camera(text)
+        return _open_camera(text, open_video)
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     elif _URL.match(text):
-        return _open_url(text)
+        return _open_url(text, open_video)
     try:
         path = Path(text)
         if path.is_dir():
-            return ImageMedia(_images_in(path), text, _output_name(path.resolve().name) or "images")
+            return ImageMedia(_images_in(path), text, _output_name(path.resolve().name) or "images", fps)
         if path.exists():
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 kind = AnimationMedia if _is_animated(path) else ImageMedia
-                return kind([path], text, _output_name(path.stem))
-            return VideoMedia(str(path), kind="video", source=text, name=_output_name(path.stem))
+                return kind([path], text, _output_name(path.stem), fps)
+            return open_video(str(path), kind="video", source=text, name=_output_name(path.stem))
         if glob.has_magic(text):
             folder = path.parent.name
-            return ImageMedia(_images_like(text), text, folder if folder and not glob.has_magic(folder) else "images")
+            name = folder if folder and not glob.has_magic(folder) else "images"
+            return ImageMedia(_images_like(text), text, name, fps)
     except (OSError, ValueError) as error:  # a name too long or with a NUL, a folder that may not be read
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SourceError(f"expected a source that can be read, found {reason}: {text}") from error
@@ -204,6 +242,8 @@ class VideoMedia:
     Attributes:
         info: What it is.
         trouble: What went wrong so far.
+        clock: What its times are made with; also for its sound, as ``clock.follower``.
+        end: When the last frame ends, in seconds; ``None`` before it was read, and where nothing says.
     """
 
     def __init__(
@@ -215,8 +255,11 @@ class VideoMedia:
         name: str,
         demuxer: str | None = None,
         options: dict[str, str] | None = None,
+        fps: Fraction | None = None,
+        video_stream: int | None = None,
     ) -> None:
         self.trouble = Trouble()
+        self.end: Fraction | None = None
         self._reformatter = VideoReformatter()
         timeout = _NETWORK_TIMEOUT_SECONDS if kind == "stream" else None
         try:
@@ -235,84 +278,143 @@ class VideoMedia:
         except (av.FFmpegError, ValueError, OSError) as error:
             raise SourceError(_why_not_opened(source, kind, error)) from error
         try:
-            self._stream = _video_stream(self._container, source)
+            self._stream = _video_stream(self._container, source, video_stream)
             # Frame threads lose the last frames of a file that was cut off: 21 instead of 23 of a 24-packet H.264 file.
             self._stream.thread_type = "SLICE"
             try:
                 bound(self._stream)
             except ValueError as error:
                 raise SourceError(f"expected a video that can be decoded in {source}, found that {error}") from error
+            if not self._stream.time_base:
+                raise SourceError(f"expected a video with times in {source}, found a clock that does not count")
+            self._time_base: Fraction = self._stream.time_base
             self._frames = decode(self._container, self._stream, self.trouble)
             first = next(self._frames, None)
             if first is None:
                 reason = f" ({self.trouble.warnings[-1]})" if self.trouble.warnings else ""
                 raise SourceError(f"expected a video with frames, found none that can be decoded in {source}{reason}")
-            self._first: av.VideoFrame | None = first
+            self._frames = chain([first], self._frames)
             self._turn = _orientation(first)
-            self.info = self._describe(first, kind, source, name)
+            rate, assumed = self._rate(fps, source)
+            self._live = kind == "camera" or (kind == "stream" and self._declared_duration() is None)
+            self.clock: Clock[av.VideoFrame] = self._new_clock(rate)
+            # The first time needs those that follow it, to be known from a wrong one.
+            self._timed = self._count(rate) if self._has_no_times else self._times(self.clock)
+            timed = next(self._timed)
+            self._timed = chain([timed], self._timed)
+            self.info = self._describe(first, kind, source, name, rate, assumed)
         except BaseException:
             self._container.close()
             raise
 
-    def _describe(self, first: av.VideoFrame, kind: Kind, source: str, name: str) -> VideoInfo:
+    @property
+    def _has_no_times(self) -> bool:
+        """Whether the container is a mere stream of pictures, whose times FFmpeg makes up at 25 a second."""
+        return bool(self._container.format.flags & _NO_TIMESTAMPS)
+
+    def _rate(self, fps: Fraction | None, source: str) -> tuple[Fraction | None, bool]:
+        """Frames a second, where known, and whether that is a mere assumption."""
+        stream = self._stream
+        if not self._has_no_times:
+            if fps is not None:
+                raise ConfigError(_OWN_TIMES.format(source))
+            return stream.average_rate or stream.guessed_rate or None, False
+        # The decoder has it from the stream itself; the container would only say FFmpeg's assumption.
+        own = stream.codec_context.framerate
+        if fps is not None or own:
+            return fps or own, False
+        self.trouble.note(f"nothing says how many frames a second there are: {IMAGE_RATE} assumed; --fps sets it")
+        return IMAGE_RATE, True
+
+    def _new_clock(self, rate: Fraction | None, start: int | None = None) -> Clock[av.VideoFrame]:
+        jumps = bool(self._container.format.flags & _DISCONTINUOUS)
+        return Clock(self._time_base, rate, jumps=jumps, live=self._live, start=start)
+
+    def _times(self, clock: Clock[av.VideoFrame]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """Decoded frames with the times that the clock makes of theirs."""
+        for frame in self._frames:
+            yield from clock.push(frame.pts, frame)
+        yield from clock.finish()
+
+    def _count(self, rate: Fraction | None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """Decoded frames at a constant rate, for streams without times."""
+        for number, frame in enumerate(self._frames):
+            yield number / (rate or IMAGE_RATE), frame
+
+    def _declared_duration(self) -> Fraction | None:
+        if self._stream.duration is not None:
+            return self._stream.duration * self._time_base
+        if self._container.duration is not None:
+            return Fraction(self._container.duration, 1_000_000)
+        return None
+
+    def _describe(
+        self, first: av.VideoFrame, kind: Kind, source: str, name: str, rate: Fraction | None, assumed: bool
+    ) -> VideoInfo:
         stream, container = self._stream, self._container
         transpose = self._turn[0]
-        if not stream.time_base:
-            raise SourceError(f"expected a video with times in {source}, found a clock that does not count")
-        rate = stream.average_rate or stream.guessed_rate or None
-        duration: Fraction | None = None
-        if stream.duration is not None:
-            duration = stream.duration * stream.time_base
-        elif container.duration is not None:
-            duration = Fraction(container.duration, 1_000_000)
-        live = kind == "camera" or (kind == "stream" and duration is None)
-        frames = stream.frames or (round(duration * rate) if duration is not None and rate else None)
+        duration = None if self._has_no_times else self._declared_duration()
+        # AVI declares how many slots there are, not how many of them have a frame.
+        declared = len(stream.index_entries) if container.format.name == "avi" else stream.frames
+        frames = declared or (round(duration * rate) if duration is not None and rate else None)
         return VideoInfo(
             source=source,
             name=name,
             kind=kind,
             height=first.width if transpose else first.height,
             width=first.height if transpose else first.width,
-            time_base=stream.time_base,
+            time_base=1 / (rate or IMAGE_RATE) if self._has_no_times else self._time_base,
             frame_rate=rate,
-            frames=None if live else frames,
-            duration=None if live else duration,
+            frames=None if self._live else frames,
+            duration=None if self._live else duration,
             codec=stream.codec_context.name,
             pixel_format=first.format.name,
             rotation=first.rotation % 360,
             has_audio=bool(container.streams.audio),
-            live=live,
+            live=self._live,
+            start=self.clock.start or Fraction(0),
+            assumed_rate=assumed,
+            video_streams=tuple(_stream_line(one) for one in _video_streams(container)),
+            video_stream=_video_streams(container).index(stream),
         )
 
     def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
-        """All frames, once: time in seconds, and a function that makes the picture.
+        """All frames, once: time in seconds from the first frame, and a function that makes the picture.
 
-        Times are the source's own, made strictly increasing: a frame without a time comes one average frame after the
-        one before; one that does not come after the one before is moved to one tick after it; where the clock jumps
-        back by more than a second it is taken to have started anew, and goes on from there. A live source counts from
-        its first frame.
+        Times are the source's own less that of its first frame, as ``Clock`` makes them strictly increasing.
         """
-        clock = _Clock(self.info.time_base, self.info.frame_rate, self.trouble, from_zero=self.info.live)
-        if self._first is not None:
-            yield clock.time(self._first.pts), partial(self._picture, self._first)
-            self._first = None
-        for frame in self._frames:
-            yield clock.time(frame.pts), partial(self._picture, frame)
+        time, last = Fraction(0), None
+        for time, last in self._timed:
+            yield time, partial(self._picture, last)
+        if last is not None:
+            self.end = self._end_of(time, last)
+
+    def _end_of(self, time: Fraction, last: av.VideoFrame) -> Fraction | None:
+        """When the last frame ends, in seconds from the first frame; ``None`` where the stream does not say."""
+        if self._has_no_times:
+            return time + self.info.time_base
+        if last.duration:
+            return time + last.duration * self._time_base
+        declared = self._declared_duration()
+        return declared if declared is not None and declared > time and not self.trouble.damaged else None
 
     def seek(self, pts: Fraction) -> None:
         """Have ``pictures`` begin at a frame that decodes on its own, before this time or at it.
 
-        A file's index may be wrong about that. Afterwards, times that needed the whole stream to be made increasing are
-        others, and the count of damage means nothing.
+        A file's index may be wrong about that. Afterwards, the times of a clock that has started anew are others, and
+        the count of damage means nothing.
 
         Args:
-            pts: In seconds.
+            pts: In seconds from the first frame.
 
         Raises:
             av.FFmpegError: The file cannot be entered there.
         """
-        self._container.seek(int(pts / self.info.time_base), stream=self._stream)
-        self._frames, self._first = decode(self._container, self._stream, self.trouble), None
+        if self._has_no_times:  # which frame one comes to would be unknown
+            return
+        self._container.seek(int((pts + self.info.start) / self._time_base), stream=self._stream)
+        self._frames = decode(self._container, self._stream, self.trouble)
+        self._timed = self._times(self._new_clock(self.info.frame_rate, int(self.info.start / self._time_base)))
 
     def _picture(self, frame: av.VideoFrame) -> Picture | None:
         try:
@@ -351,8 +453,11 @@ class ImageMedia:
         names: What the outputs of each image are called: its stem, or a longer name where two would be the same.
     """
 
-    def __init__(self, files: list[Path], source: str, name: str) -> None:
+    clock = None
+
+    def __init__(self, files: list[Path], source: str, name: str, fps: Fraction | None = None) -> None:
         self.trouble = Trouble()
+        self._rate = rate = fps or IMAGE_RATE
         self.names = unique_names(files)
         self._files = files
         self._begin = 0
@@ -365,25 +470,31 @@ class ImageMedia:
             kind="images",
             height=size[0],
             width=size[1],
-            time_base=1 / IMAGE_RATE,
-            frame_rate=IMAGE_RATE,
+            time_base=1 / rate,
+            frame_rate=rate,
             frames=len(files),
-            duration=len(files) / IMAGE_RATE,
+            duration=len(files) / rate,
             codec=codec,
             pixel_format=mode,
             rotation=0,
             has_audio=False,
             live=False,
+            assumed_rate=fps is None,
         )
+
+    @property
+    def end(self) -> Fraction | None:
+        """When the last image ends, in seconds."""
+        return self.info.duration
 
     def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
         """All images, once: time in seconds, and a function that reads the picture, ``None`` where it is damaged."""
         for index, file in enumerate(self._files[self._begin :], self._begin):
-            yield index / IMAGE_RATE, partial(self._picture, file)
+            yield index / self._rate, partial(self._picture, file)
 
     def seek(self, pts: Fraction) -> None:
         """Have ``pictures`` begin at this time, in seconds."""
-        self._begin = int(pts * IMAGE_RATE)
+        self._begin = int(pts * self._rate)
 
     def _picture(self, file: Path) -> Picture | None:
         try:
@@ -414,24 +525,29 @@ class AnimationMedia(ImageMedia):
     Times are exact to a millisecond in a WebP and to 1/90,000 s in an APNG; a TIFF has 25 pages a second.
     """
 
-    def __init__(self, files: list[Path], source: str, name: str) -> None:
-        super().__init__(files, source, name)
+    def __init__(self, files: list[Path], source: str, name: str, fps: Fraction | None = None) -> None:
+        super().__init__(files, source, name, fps)
         (file,) = files
         with open_image(file) as image:
             self._pages = pages(image)
-            base = {"TIFF": 1 / IMAGE_RATE, "WEBP": Fraction(1, 1000)}.get(image.format or "", Fraction(1, 90000))
+            base = {"TIFF": 1 / self._rate, "WEBP": Fraction(1, 1000)}.get(image.format or "", Fraction(1, 90000))
             try:
                 _, delay = read_page(image, self._pages[0], file, self._full_scale, self._note)
             except BROKEN_PICTURE as error:
                 raise SourceError(f"expected an image in {file}, found data that is none ({error})") from error
-        tiff = base == 1 / IMAGE_RATE
+            tiff = image.format == "TIFF"
+        if fps is not None and not tiff:
+            raise ConfigError(_OWN_TIMES.format(source))
+        self._tiff = tiff
+        self._last_end: Fraction | None = None
         self.names = ()
         self.info = replace(
             self.info,
             time_base=base,
-            frame_rate=1 / delay,
+            frame_rate=self._rate if tiff else 1 / delay,
             frames=len(self._pages),
-            duration=len(self._pages) / IMAGE_RATE if tiff else None,
+            duration=len(self._pages) / self._rate if tiff else None,
+            assumed_rate=tiff and fps is None,
         )
 
     def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
@@ -447,7 +563,13 @@ class AnimationMedia(ImageMedia):
                     self.trouble.note(f"the last {lost} images of {file.name} cannot be read ({error})", damaged=lost)
                     return
                 yield round(time / base) * base, partial(self._of_size, picture, file)
-                time += delay
+                time += base if self._tiff else delay
+        self._last_end = round(time / base) * base
+
+    @property
+    def end(self) -> Fraction | None:
+        """When the last image ends, in seconds."""
+        return self._last_end
 
     def seek(self, pts: Fraction) -> None:
         """Begin at the first image, whatever the time: each is made from those before."""
@@ -500,17 +622,18 @@ def unique_names(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def decode(container: InputContainer, stream: VideoStream, trouble: Trouble) -> Iterator[av.VideoFrame]:
-    """Every frame that can be decoded; damage is counted, not raised.
+    """Every frame that can be decoded, in display order; damage is counted, not raised.
 
     Args:
         container: An open container.
         stream: One of its video streams.
-        trouble: Where damage is counted: packets that do not decode, frames decoded with errors, and frames that the
-            file declares but does not hold because it was cut off.
+        trouble: Where damage is counted: packets that do not decode, frames decoded with errors, those before the first
+            key frame, and what the file itself proves to be cut off.
     """
-    packets = container.demux(stream)
+    packets = _demux(container, stream)
+    slots = _Slots(stream) if container.format.name == "avi" else None
+    before = _BeforeKey(trouble)
     seen = 0
-    end = 0
     while True:
         try:
             packet = next(packets)
@@ -521,73 +644,157 @@ def decode(container: InputContainer, stream: VideoStream, trouble: Trouble) -> 
             break
         if packet.dts is not None or packet.size:
             seen += 1
-            end = max(end, (packet.pts or 0) + (packet.duration or 0))
+            if slots is not None:
+                slots.packet(packet)
+            before.packet(packet)
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
             trouble.note(f"some frames do not decode: {error.strerror}", damaged=1)
             continue
         for frame in frames:
+            before.frame(frame)
+            if slots is not None:
+                slots.frame(frame)
             if frame.is_corrupt:
                 trouble.note("some frames were decoded with errors", damaged=1)
             yield frame
-    missing = _declared(container, stream, end) - seen if seen else 0
-    if missing > 0:
-        trouble.note(f"the file is cut off: {missing} of {missing + seen} frames are missing", damaged=missing)
+    before.settle()
+    if seen:
+        _note_cut_off(container, stream, seen, trouble)
 
 
-def _declared(container: InputContainer, stream: VideoStream, end: int) -> int:
-    """Number of packets the file says it has; 0 where it says nothing.
+def _demux(container: InputContainer, stream: VideoStream) -> Iterator[_PicturePacket]:
+    return container.demux(stream)
+
+
+class _BeforeKey:
+    """Counts the frames at the beginning of a stream that refer to frames before it, which decoders drop unsaid."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        self._trouble = trouble
+        self._missing: list[int | None] = []
+        self._first: int | None = None
+        self._packets = 0
+        self._any_key = self._any_frame = self._settled = False
+
+    def packet(self, packet: _PicturePacket) -> None:
+        """Take a packet before it is decoded."""
+        self._packets += 1
+        if self._packets > _MOST_BEFORE_KEY and self._any_frame:
+            self.settle()
+        elif packet.is_discard:
+            return
+        elif packet.pts is None:
+            self._any_key = self._any_key or packet.is_keyframe
+            if not self._any_key:
+                self._missing.append(None)
+        elif self._first is None or packet.pts < self._first:
+            self._missing.append(packet.pts)
+
+    def frame(self, frame: av.VideoFrame) -> None:
+        """Take a frame that was decoded."""
+        if self._settled:
+            return
+        if not self._any_frame and not self._any_key:
+            self._missing = [pts for pts in self._missing if pts is not None]  # these decode without a key frame
+        self._any_frame = True
+        if self._first is None and frame.pts is not None:
+            first = self._first = frame.pts
+            self._missing = [pts for pts in self._missing if pts is None or pts < first]
+        elif frame.pts in self._missing and frame.pts is not None:
+            self._missing.remove(frame.pts)
+
+    def settle(self) -> None:
+        """Say how many there were, once."""
+        if not self._settled and self._any_frame and self._missing:
+            lost = len(self._missing)
+            self._trouble.note(f"{lost} frames before the first key frame cannot be decoded: left out", damaged=lost)
+        self._settled = True
+
+
+class _Slots:
+    """The times of AVI, which has one slot for each packet in decoding order, and no display times.
+
+    What FFmpeg makes up instead is wrong where frames are reordered. The frame that is shown n-th has the n-th slot of
+    those whose packets become a frame.
+    """
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._stream = stream
+        self._slots: list[int] = []
+        self._hidden: set[int] = set()
+        self._packets = 0
+        self._newest = -1
+
+    def packet(self, packet: _PicturePacket) -> None:
+        """Take a packet before it is decoded; its times become its number, by which its frame is known."""
+        heappush(self._slots, self._packets if packet.dts is None else packet.dts)
+        self._hidden.add(self._packets)
+        packet.pts = packet.dts = self._packets
+        self._packets += 1
+
+    def frame(self, frame: av.VideoFrame) -> None:
+        """Give a frame its time; packets that are too old to become a frame give up one slot each."""
+        if frame.pts is None or not self._slots:
+            return
+        self._newest = max(self._newest, frame.pts)
+        self._hidden.discard(frame.pts)
+        context = self._stream.codec_context
+        longest = _MOST_REORDERED if context.has_b_frames else 0
+        for number in [number for number in self._hidden if number < self._newest - longest]:
+            self._hidden.discard(number)
+            if len(self._slots) > 1:
+                heappop(self._slots)
+        frame.pts = heappop(self._slots)
+
+
+def _note_cut_off(container: InputContainer, stream: VideoStream, seen: int, trouble: Trouble) -> None:
+    """Say that a file is cut off, where it proves so itself: an index of all frames, or a length that is not there.
 
     Args:
         container: The container, read to its end.
         stream: The stream.
-        end: End of the last packet that was read, in the stream's time base.
+        seen: Number of its packets that were read.
+        trouble: Where it is said.
     """
-    container_format = container.format.name
-    if "mp4" in container_format:
-        return len(stream.index_entries)  # unlike stream.frames, without what an edit list leaves out
-    if "matroska" in container_format and stream.time_base is not None and stream.average_rate:
-        written = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)\s*", stream.metadata.get("DURATION", "").replace("\0", ""))
-        if written is None:
-            return 0
-        hours, minutes, seconds = (Fraction(part) for part in written.groups())
-        missing = (hours * 60 + minutes) * 60 + seconds - end * stream.time_base
-        seen = round(end * stream.time_base * stream.average_rate)
-        return seen + int(missing * stream.average_rate)
-    return stream.frames
+    if "mp4" in container.format.name:
+        missing = len(stream.index_entries) - seen  # unlike stream.frames, without what an edit list leaves out
+        if missing > 0:
+            trouble.note(f"the file is cut off: {missing} of {missing + seen} frames are missing", damaged=missing)
+        return
+    path = Path(container.name.removeprefix("file:"))
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        declared = _declared_bytes(file.read(_HEADER_BYTES))
+    missing = declared - path.stat().st_size
+    if missing > 0:
+        written = next((stream.metadata[key] for key in stream.metadata if key.startswith("NUMBER_OF_FRAMES")), "")
+        lost = max(1, int(written) - seen) if written.isdecimal() else 1
+        trouble.note(f"the file is cut off: {missing} of {declared} bytes are missing", damaged=lost)
 
 
-class _Clock:
-    """Turns a stream's timestamps into strictly increasing times in seconds; see ``VideoMedia.pictures``."""
+def _declared_bytes(header: bytes) -> int:
+    """The length that a Matroska or RIFF file says it has, in bytes; 0 where it says nothing."""
+    if header[:4] == b"RIFF":
+        size = int.from_bytes(header[4:8], "little")
+        return size + 8 if size < 0xFFFF_FFFF else 0
+    if header[:4] != bytes.fromhex("1A45DFA3"):
+        return 0
+    begin, head = _vint(header, 4)
+    if head is None or header[begin + head : begin + head + 4] != bytes.fromhex("18538067"):
+        return 0
+    begin, length = _vint(header, begin + head + 4)
+    return 0 if length is None else begin + length
 
-    def __init__(self, time_base: Fraction, rate: Fraction | None, trouble: Trouble, *, from_zero: bool) -> None:
-        self._time_base = time_base
-        self._step = max(1, round(1 / ((rate or IMAGE_RATE) * time_base)))
-        self._second = max(1, round(1 / time_base))
-        self._trouble = trouble
-        self._from_zero = from_zero
-        self._offset = 0
-        self._last: int | None = None
 
-    def time(self, pts: int | None) -> Fraction:
-        if self._last is None:
-            ticks = pts or 0
-            if self._from_zero:
-                self._offset, ticks = -ticks, 0
-        elif pts is None:
-            ticks = self._last + self._step
-        else:
-            ticks = pts + self._offset
-            if ticks < self._last - self._second:
-                self._offset += self._last + self._step - ticks
-                ticks = self._last + self._step
-                self._trouble.note("timestamps start anew in the middle: counted on from there")
-            elif ticks <= self._last:
-                ticks = self._last + 1
-                self._trouble.note("some timestamps do not increase: moved by the least that makes them")
-        self._last = ticks
-        return ticks * self._time_base
+def _vint(data: bytes, at: int) -> tuple[int, int | None]:
+    """Where a length of Matroska ends, and its value; ``None`` where it is unknown."""
+    first = data[at] if at < len(data) else 0
+    length = 9 - first.bit_length()
+    value = int.from_bytes(data[at : at + length]) & ((1 << 7 * length) - 1)
+    return at + length, None if first == 0 or value == (1 << 7 * length) - 1 else value
 
 
 def _output_name(stem: str) -> str:
@@ -618,34 +825,56 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return False, d < 0, a < 0
 
 
-def _video_stream(container: InputContainer, source: str) -> VideoStream:
-    """The best video stream that is not a cover picture."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+def _video_streams(container: InputContainer) -> list[VideoStream]:
+    """The video streams that are no cover picture."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
+def _video_stream(container: InputContainer, source: str, number: int | None) -> VideoStream:
+    """The video stream of this number, or the best one."""
+    streams = _video_streams(container)
     if not streams:
-        found = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-        raise SourceError(f"expected a video stream with frames in {source}, found {found}: give a video")
+        types = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+        raise SourceError(f"expected a video stream with frames in {source}, found {types}: give a video")
+    if number is not None:
+        if not 0 <= number < len(streams):
+            raise ConfigError(
+                f"expected --video-stream below {len(streams)}, the number of video streams of {source}, got {number}: "
+                "mpvss inspect lists them"
+            )
+        return streams[number]
     best = container.streams.best("video")
     return next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
 
 
-def _open_camera(source: str) -> VideoMedia:
+def _stream_line(stream: VideoStream) -> str:
+    """One video stream in words: codec, size and frame rate."""
+    context: CodecContext | None = stream.codec_context
+    if context is None:
+        return "unknown codec"
+    rate = stream.average_rate or stream.guessed_rate
+    pace = f", {float(rate):.6g} frames a second" if rate else ""
+    return f"{context.name} {stream.codec_context.width}x{stream.codec_context.height} (width x height){pace}"
+
+
+def _open_camera(source: str, open_video: Callable[..., VideoMedia]) -> VideoMedia:
     which = source.removeprefix("camera:")
     name = safe_name(source.replace(":", ""))
     if sys.platform == "darwin":
         options = {"framerate": "30"}
-        return VideoMedia(which, kind="camera", source=source, name=name, demuxer="avfoundation", options=options)
+        return open_video(which, kind="camera", source=source, name=name, demuxer="avfoundation", options=options)
     if sys.platform == "win32":
-        return VideoMedia(f"video={which}", kind="camera", source=source, name=name, demuxer="dshow")
+        return open_video(f"video={which}", kind="camera", source=source, name=name, demuxer="dshow")
     if not which.isdecimal():
         raise SourceError(f"expected camera:N with the camera's number, such as camera:0, found {source}")
-    return VideoMedia(f"/dev/video{which}", kind="camera", source=source, name=name, demuxer="v4l2")
+    return open_video(f"/dev/video{which}", kind="camera", source=source, name=name, demuxer="v4l2")
 
 
-def _open_url(url: str) -> VideoMedia:
+def _open_url(url: str, open_video: Callable[..., VideoMedia]) -> VideoMedia:
     parts = urlsplit(url)
     name = safe_name("-".join(part for part in (parts.hostname, Path(unquote(parts.path)).stem) if part))
     options = {"rtsp_transport": "tcp"} if parts.scheme.lower().startswith("rtsp") else {}
-    return VideoMedia(url, kind="stream", source=shown_address(url), name=name, options=options)
+    return open_video(url, kind="stream", source=shown_address(url), name=name, options=options)
 
 
 def _why_not_opened(source: str, kind: Kind, error: Exception) -> str:

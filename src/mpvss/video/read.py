@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mpvss.errors import SourceError
 from mpvss.types import Frame
+from mpvss.video.clock import Clock
 from mpvss.video.probe import ImageMedia, VideoInfo, VideoMedia, open_media
 
 Seconds = Fraction | float | int | str
@@ -46,6 +48,8 @@ def read(
     end: Seconds | None = None,
     stride: int = 1,
     read_ahead: int = 8,
+    fps: Seconds | None = None,
+    video_stream: int | None = None,
 ) -> "Reader":
     """Read the frames of a source, in order.
 
@@ -55,10 +59,12 @@ def read(
 
     Args:
         source: A video file, a folder or glob pattern of images (natural order, 25 a second), ``camera:0``, or a URL.
-        start: First time to read, in seconds on the source's own clock; included.
-        end: Time to stop at, in seconds; not included.
+        start: First time to read, in seconds from the first frame; included.
+        end: Time to stop at, in seconds from the first frame; not included.
         stride: Take every n-th frame, beginning with the first selected one.
         read_ahead: Number of frames that may wait decoded; fewer where they would take more than 256 MiB.
+        fps: Frames per second of a raw stream or of images, which have no times of their own.
+        video_stream: Which video stream of several, from 0; ``None`` for the best one.
 
     Returns:
         An iterator of ``Frame`` and a context manager. Leaving it, exhausting it or dropping it ends the thread.
@@ -66,7 +72,8 @@ def read(
     Raises:
         SourceError: There is no such source, or nothing in it can be decoded. Raised while iterating: no frame is
             selected, or an image has another size than the first.
-        ValueError: A time, the stride or the read-ahead is out of range.
+        ConfigError: ``fps`` was given and the source has times of its own, or it has no such video stream.
+        ValueError: A time, the stride, the rate or the read-ahead is out of range.
     """
     first = None if start is None else parse_time(start)
     last = None if end is None else parse_time(end)
@@ -76,7 +83,29 @@ def read(
         raise ValueError(f"expected a stride of 1 or more, found {stride}")
     if read_ahead < 1:
         raise ValueError(f"expected a read-ahead of 1 frame or more, found {read_ahead}")
-    return Reader(open_media(source), first, last, stride, read_ahead)
+    media = open_media(source, fps=parse_rate(fps), video_stream=video_stream)
+    return Reader(media, first, last, stride, read_ahead)
+
+
+def parse_rate(value: Seconds | None) -> Fraction | None:
+    """Frames per second as an exact rational; a decimal within 0.01 % of an NTSC rate is that rate.
+
+    Args:
+        value: A number, or text such as "25", "29.97" or "30000/1001"; ``None`` stays.
+
+    Raises:
+        ValueError: It is no rate, or not between 0.001 and 1000.
+    """
+    if value is None:
+        return None
+    try:
+        rate = Fraction(value)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        rate = Fraction(0)
+    if not Fraction(1, 1000) <= rate <= 1000:
+        raise ValueError(f"expected a frame rate such as 25, 29.97 or 30000/1001, up to 1000, got {value!r}")
+    ntsc = Fraction(round(rate * Fraction(1001, 1000)) * 1000, 1001)
+    return ntsc if rate.denominator > 1 and ntsc and abs(rate / ntsc - 1) < Fraction(1, 10_000) else rate
 
 
 class _Progress:
@@ -84,6 +113,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.end: Fraction | None = None
 
 
 class Reader:
@@ -114,7 +144,7 @@ class Reader:
         # The thread holds no reference to the reader, so that dropping the reader ends the thread.
         self._thread = threading.Thread(
             target=_pump,
-            args=(media, _select(media, start, end, stride), self._queue, self._stop, self._progress),
+            args=(media, _select(media, start, end, stride, self._progress), self._queue, self._stop, self._progress),
             name=f"mpvss-read-{media.info.name}",
             daemon=True,
         )
@@ -128,7 +158,18 @@ class Reader:
     @property
     def warnings(self) -> list[str]:
         """What else was noticed so far, one line each; a bounded number."""
-        return list(self._media.trouble.warnings)
+        clock = self._media.clock
+        return [*self._media.trouble.warnings, *(() if clock is None else clock.warnings)]
+
+    @property
+    def clock(self) -> Clock[Any] | None:
+        """What the times are made with, whose ``follower`` gives those of the sound; ``None`` for images."""
+        return self._media.clock
+
+    @property
+    def end(self) -> Fraction | None:
+        """When the last selected frame ends, in seconds; known after the last frame, where the source says."""
+        return self._progress.end
 
     @property
     def names(self) -> Sequence[str]:
@@ -142,10 +183,9 @@ class Reader:
 
     @property
     def origin(self) -> Fraction:
-        """The source's time that should be the zero of a video made from these frames; known after the first frame.
+        """The time that should be the zero of a video made from these frames; known after the first frame.
 
-        Zero keeps the source's timestamps. It is the first frame's time where ``start`` left out what came before, and
-        where the source's clock starts before zero or more than a second after (broadcast recordings).
+        It is the first selected frame's time where ``start`` left out what came before, and zero otherwise.
         """
         if self._origin is None:
             raise ValueError("expected the origin to be asked for after the first frame was read")
@@ -169,7 +209,7 @@ class Reader:
             self.close()
             raise item
         if self._origin is None:
-            self._origin = item.pts if self._moved or not 0 <= item.pts <= 1 else Fraction(0)
+            self._origin = item.pts if self._moved else Fraction(0)
         return item
 
     def close(self) -> None:
@@ -195,7 +235,11 @@ class Reader:
 
 
 def _select(
-    media: VideoMedia | ImageMedia, start: Fraction | None, end: Fraction | None, stride: int
+    media: VideoMedia | ImageMedia,
+    start: Fraction | None,
+    end: Fraction | None,
+    stride: int,
+    progress: _Progress,
 ) -> Iterator[Frame]:
     """The frames of a range, every stride-th, with their positions in the source."""
     in_range = 0
@@ -206,6 +250,7 @@ def _select(
         if start is not None and pts < start:
             continue
         if end is not None and pts >= end:
+            progress.end = end
             break
         if in_range % stride == 0:
             picture = make_picture()
@@ -213,6 +258,8 @@ def _select(
                 found = True
                 yield Frame(index, pts, picture)
         in_range += 1
+    else:
+        progress.end = media.end if end is None or media.end is None else min(end, media.end)
     if not found:
         if in_range:
             raise SourceError(f"expected readable frames in {media.info.source}: {media.trouble.warnings[-1]}")

@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from math import lcm
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import av
 import numpy as np
@@ -20,6 +21,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from mpvss.errors import OutputError
+from mpvss.video.clock import Clock
 from mpvss.video.file import open_file
 
 if TYPE_CHECKING:  # generic only in its type stubs
@@ -31,6 +33,7 @@ else:
 _AnyOutput = TypeVar("_AnyOutput", bound="Output")
 
 _FINEST_TICKS = 1_000_000
+_OVERLAP_SECONDS = Fraction(1, 200)
 _BT709 = 1  # colour matrix, primaries and transfer have the same number in FFmpeg
 _LIMITED_RANGE = 1
 _AUDIO_IN_MP4 = {"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac"}
@@ -196,8 +199,10 @@ class OverlayWriter(Output):
         origin: The source's time that becomes zero here, for pictures and sound; ``Reader.origin``.
         end: The source's time at which the sound ends; ``None`` for all of it.
         crf: Quality of x264, 0 to 51, less is better.
+        clock: What the times of the pictures were made with; ``None`` if the sound's own times count.
 
     Attributes:
+        until: When the last picture ends; ``None`` to show it for as long as the one before. To be set before the end.
         warnings: What happened to the sound, one line each.
 
     Raises:
@@ -215,6 +220,7 @@ class OverlayWriter(Output):
         origin: Fraction = Fraction(0),
         end: Fraction | None = None,
         crf: int = 20,
+        clock: Clock[Any] | None = None,
     ) -> None:
         if min(size) < 1:
             raise ValueError(f"expected a size of at least 1x1, found {size[0]}x{size[1]}")
@@ -230,6 +236,7 @@ class OverlayWriter(Output):
             self._ticks = lcm(self._ticks, 1000)
         self._last: int | None = None
         self._last_duration = 0
+        self.until: Fraction | None = None
         self._reformatter = VideoReformatter()
         super().__init__(path)
         try:
@@ -249,7 +256,7 @@ class OverlayWriter(Output):
                 context.colorspace = context.color_primaries = context.color_trc = _BT709
                 context.color_range = _LIMITED_RANGE
                 if audio_from is not None:
-                    self._sound = _Sound(Path(audio_from), self._container, origin, end, self.warnings)
+                    self._sound = _Sound(Path(audio_from), self._container, origin, end, self.warnings, clock)
         except BaseException:
             self.abort()
             raise
@@ -293,6 +300,8 @@ class OverlayWriter(Output):
             raise ValueError("expected at least one picture before the overlay is closed")
         if self._sound is not None:
             self._sound.finish()
+        if self.until is not None:
+            self._last_duration = max(1, round((self.until - self._origin) * self._ticks) - self._last)
         self._mux(self._stream.encode(None))
         self._container.close()
 
@@ -304,7 +313,7 @@ class OverlayWriter(Output):
     def _mux(self, packets: list[_AnyPacket]) -> None:
         for packet in packets:
             if packet.pts == self._last and self._last_duration:
-                packet.duration = self._last_duration  # the last picture stays as long as the one before
+                packet.duration = self._last_duration
             self._container.mux(packet)
 
 
@@ -315,15 +324,23 @@ class _Sound:
     """
 
     def __init__(
-        self, source: Path, target: OutputContainer, origin: Fraction, end: Fraction | None, warnings: list[str]
+        self,
+        source: Path,
+        target: OutputContainer,
+        origin: Fraction,
+        end: Fraction | None,
+        warnings: list[str],
+        clock: Clock[Any] | None,
     ) -> None:
+        self._clock = clock
+        self._all_pictures_written = False
         self._target = target
         self._origin = origin
         self._end = end
         self._warnings = warnings
         self._container: InputContainer | None = None
         self._encoder: AudioStream | None = None
-        self._packets: Iterator[tuple[Fraction, list[_SoundPacket]]] = iter(())
+        self._packets: Iterator[tuple[Fraction, list[_SoundPacket]] | None] = iter(())
         self._waiting: tuple[Fraction, list[_SoundPacket]] | None = None
         try:
             self._container = container = open_file(source)
@@ -357,6 +374,7 @@ class _Sound:
 
     def finish(self) -> None:
         """Write what is left, and close the source."""
+        self._all_pictures_written = True
         self.copy(until=None)
         if self._encoder is not None:
             try:
@@ -373,8 +391,11 @@ class _Sound:
 
     def _copied(
         self, container: InputContainer, stream: AudioStream, copy: AudioStream
-    ) -> Iterator[tuple[Fraction, list[_SoundPacket]]]:
-        for packet in self._demuxed(container, stream):
+    ) -> Iterator[tuple[Fraction, list[_SoundPacket]] | None]:
+        for packet in self._timed(container, stream):
+            if packet is None:
+                yield None
+                continue
             time_base = packet.time_base
             pts = packet.pts if packet.pts is not None else packet.dts
             if pts is None or (pts + (packet.duration or 0)) * time_base < self._origin:
@@ -387,8 +408,11 @@ class _Sound:
 
     def _encoded(
         self, container: InputContainer, stream: AudioStream, encoder: AudioStream
-    ) -> Iterator[tuple[Fraction, list[_SoundPacket]]]:
-        for packet in self._demuxed(container, stream):
+    ) -> Iterator[tuple[Fraction, list[_SoundPacket]] | None]:
+        for packet in self._timed(container, stream):
+            if packet is None:
+                yield None
+                continue
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
@@ -402,6 +426,30 @@ class _Sound:
                     continue
                 frame.pts -= round(self._origin / frame.time_base)
                 yield time, encoder.encode(frame)
+
+    def _timed(self, container: InputContainer, stream: AudioStream) -> Iterator[_SoundPacket | None]:
+        """Packets with the times that belong to the pictures'; ``None`` where the pictures have to go on first."""
+        if self._clock is None or stream.time_base is None:
+            yield from self._demuxed(container, stream)
+            return
+        time_base = stream.time_base
+        clock = self._clock.follower(time_base, Fraction(stream.rate or 48000, stream.codec_context.frame_size or 1024))
+        end: int | None = None
+        for packet in chain(self._demuxed(container, stream), (None,)):
+            if packet is None:
+                settled = clock.finish()
+            else:
+                settled = clock.push(packet.pts if packet.pts is not None else packet.dts, packet)
+            while clock.waiting and not self._all_pictures_written:
+                yield None
+                settled += clock.settle()
+            for time, one in settled:
+                ticks = round(time / time_base)
+                if end is not None and ticks < end - round(_OVERLAP_SECONDS / time_base):
+                    continue  # sound that was longer than its pictures, before the clock started anew
+                one.pts = one.dts = ticks if end is None else max(end, ticks)
+                end = ticks + (one.duration or 0)
+                yield one
 
     def _demuxed(self, container: InputContainer, stream: AudioStream) -> Iterator[_SoundPacket]:
         try:
