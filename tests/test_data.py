@@ -382,14 +382,59 @@ def test_folder_without_class_names(folder):
 # What every layout checks
 
 
-def test_missing_and_extra_labels(folder):
+def test_missing_and_extra_labels(folder, caplog):
     (folder / "labels/frame 9.png").rename(folder / "labels/other.png")
-    (folder / "labels/frame 10.png").unlink()
-    with pytest.raises(DataError, match=r"labels/frame 9\.png: missing label for .*images/frame 9\.jpg \(and 1 more\)"):
-        open_dataset(f"folder:{folder}")
-    for stem in ("frame 9", "frame 10"):
-        write_label(folder / "labels" / f"{stem}.png")
     with pytest.raises(DataError, match=r"labels/other\.png: extra label"):
+        open_dataset(f"folder:{folder}")
+    (folder / "labels/other.png").unlink()
+    (clip,) = open_dataset(f"folder:{folder}").clips
+    labelled = [frame.image_path.stem for frame in clip.frames if frame.label_path is not None]
+    assert "frame 9" not in labelled
+    assert clip.load_label(next(i for i, frame in enumerate(clip.frames) if frame.image_path.stem == "frame 9")) is None
+    assert f"1 of {len(clip)} images have no label" in caplog.text
+    for path in (folder / "labels").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="expected PNG labels of the names of images, found none"):
+        open_dataset(f"folder:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "stored"),
+    [
+        ("ignore: 0\nroad\ncar", ("road", "car"), {0: 255, 1: 0, 2: 1}),
+        ("ignore: void\nroad\ncar", ("road", "car"), {0: 255, 1: 0, 2: 1}),
+        ("void\nroad\ncar\nignore: 0", ("road", "car"), {0: 255, 1: 0, 2: 1}),
+        ("void\nroad\ncar\nIgnore: void", ("road", "car"), {0: 255, 1: 0, 2: 1}),
+        ("road\nvoid\ncar\nignore: void, 7", ("road", "car"), {0: 0, 1: 255, 2: 1, 7: 255}),
+        ("road\nignore: 1\ncar", ("road", "car"), {0: 0, 1: 255, 2: 1}),
+        ("road\ncar\nignore: 2", ("road", "car"), {0: 0, 1: 1, 2: 255}),
+        ("ignore: 254\nroad\ncar", ("road", "car"), {0: 0, 1: 1, 254: 255, 255: 255}),
+        ("ignore: 0, 254\nroad\ncar", ("road", "car"), {0: 255, 1: 0, 2: 1, 254: 255}),
+        ("road\ncar", ("road", "car"), {0: 0, 1: 1, 255: 255}),
+    ],
+)
+def test_any_id_may_be_no_class(folder, text, names, stored):
+    write_text(folder / "classes.txt", text)
+    label = np.resize(np.array(list(stored), np.uint8), SIZE)
+    write(folder / "labels/frame 9.png", label)
+    dataset = open_dataset(f"folder:{folder}")
+    assert dataset.class_names == names
+    (clip,) = dataset.clips
+    index = next(i for i, frame in enumerate(clip.frames) if frame.image_path.stem == "frame 9")
+    np.testing.assert_array_equal(clip.load_label(index), np.vectorize(stored.get)(label))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ignore: 0\nvoid\nroad", "found ignore: and then 'void': put the line ignore: at the end"),
+        ("road\nignore: road", "expected 1 to 65535 class names, one a line, found 0"),
+        ("road\nignore: 7, cra", "line 2: expected ids or names of other lines to ignore, found 'cra'"),
+    ],
+)
+def test_ids_to_ignore_that_are_not_clear(folder, text, message):
+    write_text(folder / "classes.txt", text)
+    with pytest.raises(DataError, match=rf"classes\.txt: .*{message}"):
         open_dataset(f"folder:{folder}")
 
 

@@ -3,23 +3,27 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from helpers import moving_frames
 from mpvss.checkpoint import load_motion
+from mpvss.data import Clip
 from mpvss.errors import ConfigError, DataError, ModelError, OutputError
 from mpvss.pipeline import VideoSegmenter
 from mpvss.train.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from mpvss.train.config import make_config
 from mpvss.train.loop import TrainingError, rate, train
-from mpvss.train.samples import batches, open_samples
+from mpvss.train.samples import batches, check_labels, open_samples
 from train_world import make_folder, make_segmentor, make_values
 
 HERE = Path(__file__).parent
@@ -139,6 +143,61 @@ def test_samples_do_not_depend_on_workers_or_processes(world: Path, tmp_path: Pa
     shared = [pictures(0, rank, 2, optim__batch=1) for rank in (0, 1)]
     for one, first, second in zip(alone, *shared, strict=True):
         assert torch.equal(one, torch.cat([first, second]))
+
+
+def spoil(path: Path, value: int = 77) -> None:
+    label = np.asarray(Image.open(path)).copy()
+    label[3, 4] = value
+    Image.fromarray(label).save(path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_wrong_label_in_a_worker_is_one_line(world: Path, tmp_path: Path, workers: int) -> None:
+    copied = shutil.copytree(world, tmp_path / "world")
+    config = make_config(make_values(copied, tmp_path / "run", run__workers=workers))
+    for path in (copied / "data" / "labels").rglob("*.png"):
+        spoil(path)
+    with pytest.raises(DataError, match=r"^\S+\.png: label 77 at row 3, column 4 is out of range; [^\n]*$"):
+        list(batches(open_samples(config)[0], config, 0))
+
+
+def test_all_labels_are_checked_before_the_first_step_and_once(world: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    copied = shutil.copytree(world, tmp_path / "world")
+    files = sorted((copied / "data" / "labels").rglob("*.png"))
+    spoil(files[-1])
+    spoil(files[2])
+    config = make_config(make_values(copied, tmp_path / "run"))
+    with pytest.raises(DataError, match=rf"{files[2].name}: label 77 .*; 2 of {len(files)} labels are wrong"):
+        train(config, quiet=True)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    read = []
+    original = Clip.load_label
+    monkeypatch.setattr(Clip, "load_label", lambda clip, i: read.append(clip.frames[i].label_path) or original(clip, i))
+    samples, _ = open_samples(config)
+    cache = tmp_path / "run" / "labels-checked.json"
+    with pytest.raises(DataError, match="label 77"):
+        check_labels(samples.clips, cache)
+    assert sorted(read) == [files[2], files[-1]]
+    spoil(files[2], 0)
+    spoil(files[-1], 0)
+    check_labels(samples.clips, cache)
+    read.clear()
+    check_labels(samples.clips, cache)
+    assert read == []
+    cache.write_text("[1")
+    check_labels(samples.clips, cache)
+    assert sorted(read) == files
+    spoil(files[0], 50)
+    with pytest.raises(DataError, match="label 50"):
+        check_labels(samples.clips, cache)
+
+
+def test_training_goes_on_labels_at_some_frames_and_a_void_id(world: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(world, tmp_path / "world")
+    for path in sorted((copied / "data" / "labels").rglob("*.png"))[::2]:
+        path.unlink()
+    values = make_values(copied, tmp_path / "run")
+    assert train(make_config(values), quiet=True)["steps"] == values["optim"]["steps"]
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

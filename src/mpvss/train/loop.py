@@ -31,7 +31,7 @@ from mpvss.train.checkpoints import (
 )
 from mpvss.train.config import OptimConfig, TrainConfig
 from mpvss.train.journal import Journal, draw_sample
-from mpvss.train.samples import batches, open_samples
+from mpvss.train.samples import batches, check_labels, open_samples
 from mpvss.train.tasks import make_task
 from mpvss.train.validate import validate
 
@@ -69,6 +69,9 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
 
     accelerator = _accelerator(config)
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
+    if main:
+        validated = clips.clips[: config.data.validation_clips] if clips is not None else []
+        check_labels([*samples.clips, *validated], out / "labels-checked.json")
 
     _seed(config.seed, 0, 0)
     task = make_task(config, class_names, accelerator.device)

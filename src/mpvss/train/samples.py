@@ -1,7 +1,12 @@
 """Samples by number, and batches of them: the same ones whatever the number of workers, processes or restarts."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import logging
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,10 +25,15 @@ from mpvss.data.pairs import (
     init_worker,
 )
 from mpvss.data.simulate import SimulationConfig
-from mpvss.errors import DataError
+from mpvss.doctor import cores
+from mpvss.errors import DataError, MpvssError
 from mpvss.labels import IGNORE
 from mpvss.train.config import TrainConfig
 from mpvss.train.losses import dis_flow
+from mpvss.untrusted import read_json
+from mpvss.video import write_meta
+
+log = logging.getLogger(__name__)
 
 
 class LabelledFrames:
@@ -60,27 +70,36 @@ class LabelledFrames:
         )
 
 
-class Samples(data.Dataset[Pair]):
+class Samples(data.Dataset["Pair | MpvssError"]):
     """The samples of a run by their number, without end, complete: unknown labels and flows are marked as such.
 
     Attributes:
         epoch: Number of samples after which the sources begin anew.
+        clips: Where they come from.
     """
 
-    def __init__(self, source: PairSource, seed: int, *, pseudo_flow: int | None) -> None:
+    def __init__(self, source: PairSource, seed: int, *, pseudo_flow: int | None, clips: Sequence[Clip] = ()) -> None:
         """Take a source.
 
         Args:
             source: Where pairs come from.
             seed: Of their order.
             pseudo_flow: Pyramid level at which DIS stops for pairs without a flow; ``None`` leaves them without.
+            clips: Where they come from.
         """
+        self.clips = clips
         self.epoch = len(source)
         self._ordered = PairDataset(source, seed, 2**62)
         self._pseudo_flow = pseudo_flow
 
-    def __getitem__(self, number: int) -> Pair:
-        pair = self._ordered[number]
+    def __getitem__(self, number: int) -> "Pair | MpvssError":
+        """The sample, or what is wrong with it: torch would make a traceback of an error raised in a worker."""
+        try:
+            return self._complete(self._ordered[number])
+        except MpvssError as error:
+            return error
+
+    def _complete(self, pair: Pair) -> Pair:
         size = pair.current.shape[-2:]
         flow, visible = pair.flow, pair.visible
         if flow is None and self._pseudo_flow is not None:
@@ -111,9 +130,11 @@ def open_samples(config: TrainConfig) -> tuple[Samples, tuple[str, ...]]:
     simulation = SimulationConfig(frames=(1, data_config.max_distance))
     sources: list[tuple[PairSource, float]] = []
     names: dict[str, tuple[str, ...]] = {}
+    clips: list[Clip] = []
     for number, wanted in enumerate(data_config.sources):
         dataset = open_dataset(wanted.data, wanted.split)
         names[wanted.data] = dataset.class_names
+        clips += dataset.clips
         seed = config.seed + 1000 * (number + 1)
         source: PairSource
         if config.stage == "segmentor":
@@ -130,7 +151,63 @@ def open_samples(config: TrainConfig) -> tuple[Samples, tuple[str, ...]]:
                 f"sources of one run share their classes: {first[0]} has {len(first[1])}, {name} has {len(classes)}"
             )
     mixed = sources[0][0] if len(sources) == 1 else MixedPairs(sources, config.seed)
-    return Samples(mixed, config.seed, pseudo_flow=data_config.pseudo_flow), first[1]
+    return Samples(mixed, config.seed, pseudo_flow=data_config.pseudo_flow, clips=clips), first[1]
+
+
+def check_labels(clips: Iterable[Clip], cache: Path) -> None:
+    """Read every label once, so that a wrong one is found before the first step and not in the middle of a run.
+
+    Args:
+        clips: Whose labels are checked.
+        cache: JSON file of what was checked and right: not read again while size and time of label and image stay.
+
+    Raises:
+        DataError: Labels are wrong: the first one, and the number of them.
+    """
+    try:
+        right = dict(read_json(cache))
+    except (OSError, ValueError, TypeError):
+        right = {}
+    now: dict[str, list[int]] = {}
+    todo: dict[str, tuple[Clip, int]] = {}
+    for clip in clips:
+        table = zlib.crc32(clip.label_table.tobytes())
+        for frame in clip.frames:
+            if frame.label_path is not None:
+                name = f"{frame.label_path.resolve()} {table:08x}"
+                now[name] = [*_facts(frame.label_path), *_facts(frame.image_path)]
+                if right.get(name) != now[name]:
+                    todo[name] = clip, frame.index
+    if not todo:
+        return
+    log.info("checking %d labels", len(todo))
+    with ThreadPoolExecutor(cores()) as pool:
+        errors = dict(zip(todo, pool.map(_wrong, todo.values()), strict=True))
+    wrong = [error for error in errors.values() if error is not None]
+    now = {name: facts for name, facts in now.items() if errors.get(name) is None}
+    with contextlib.suppress(MpvssError, OSError):  # then they are read again the next time
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_meta(cache, now)
+    if wrong:
+        more = f"; {len(wrong)} of {len(todo)} labels are wrong" if len(wrong) > 1 else ""
+        raise DataError(f"{wrong[0]}{more}")
+
+
+def _facts(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the file: {error.strerror}") from error
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _wrong(label: tuple[Clip, int]) -> DataError | None:
+    clip, index = label
+    try:
+        clip.load_label(index)
+    except DataError as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True)
@@ -165,6 +242,9 @@ def batches(
         start: Step to begin at.
         rank: Number of the process.
         world: Number of processes.
+
+    Raises:
+        MpvssError: A sample cannot be made: a file is missing or damaged.
     """
     optim, workers = config.optim, config.run.workers
     numbers = _Numbers(start * optim.accumulate, optim.steps * optim.accumulate, optim.batch, rank, world)
@@ -172,10 +252,18 @@ def batches(
         samples,
         batch_sampler=numbers,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         worker_init_fn=init_worker,
         pin_memory=torch.cuda.is_available(),
         # The loader draws a seed for its workers; not from the global generator, which belongs to the step.
         generator=torch.Generator().manual_seed(config.seed),
     )
-    yield from zip(loader, numbers, strict=True)
+    for batch, drawn in zip(loader, numbers, strict=True):
+        if isinstance(batch, MpvssError):
+            raise batch
+        yield batch, drawn
+
+
+def _collate(samples: Sequence["Pair | MpvssError"]) -> "Batch | MpvssError":
+    error = next((sample for sample in samples if isinstance(sample, MpvssError)), None)
+    return error or collate([sample for sample in samples if isinstance(sample, Pair)])

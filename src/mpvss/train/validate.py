@@ -44,7 +44,7 @@ def validate(task: Task, dataset: Dataset, config: DataConfig) -> dict[str, Any]
         if real:
             segmenter = VideoSegmenter(segmentor, propagator, motion=config.motion, interval=interval, cuts=False)
             _score(segmenter.session("forward"), clip, config, found)
-        if propagator is not None and clip.frames[0].label_path is not None and dataset.protocol != "cityscapes":
+        if propagator is not None and _has_keys(clip, interval, config) and dataset.protocol != "cityscapes":
             queries_from = segmentor if propagator.name == "query" else None
 
             def segment(
@@ -64,6 +64,12 @@ def validate(task: Task, dataset: Dataset, config: DataConfig) -> dict[str, Any]
                 by_distance = metric.miou
                 result[f"{prefix}miou_by_distance"] = [None if math.isnan(x) else x for x in by_distance]
     return result
+
+
+def _has_keys(clip: Clip, interval: int, config: DataConfig) -> bool:
+    """Whether every key frame has its true label."""
+    keys = range(0, min(len(clip), config.validation_frames), interval)
+    return all(clip.frames[index].label_path is not None for index in keys)
 
 
 def _score(session: Session, clip: Clip, config: DataConfig, metric: MiouByDistance) -> None:
