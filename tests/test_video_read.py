@@ -575,6 +575,7 @@ def test_probe_describes_without_reading(ramp):
         "assumed_rate": False,
         "video_streams": ["h264 64x48 (width x height), 25 frames a second"],
         "video_stream": 0,
+        "sample_aspect_ratio": [1, 1],
     }
     assert info.size == SIZE
 

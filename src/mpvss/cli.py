@@ -76,6 +76,13 @@ class DirectionName(StrEnum):
     forward = "forward"
 
 
+class DeinterlaceName(StrEnum):
+    """Whether frames that are flagged as interlaced are deinterlaced."""
+
+    auto = "auto"
+    off = "off"
+
+
 class EngineName(StrEnum):
     """What runs the workers of a batch."""
 
@@ -112,6 +119,9 @@ Compare = Annotated[bool, typer.Option("--compare", help="Also write per frame b
 Start = Annotated[str | None, typer.Option(help="First moment: seconds, or m:ss.")]
 End = Annotated[str | None, typer.Option(help="Moment to stop before.")]
 Stride = Annotated[int, typer.Option(min=1, help="Take every so many frames.")]
+Deinterlace = Annotated[
+    DeinterlaceName, typer.Option(help="auto: frames that are flagged as interlaced are deinterlaced; off: never.")
+]
 
 
 def _print_version(wanted: bool) -> bool:
@@ -154,6 +164,7 @@ def segment(
     start: Start = None,
     end: End = None,
     stride: Stride = 1,
+    deinterlace: Deinterlace = DeinterlaceName.auto,
     device: Device = "auto",
     dtype: Dtype = "float32",
     fast: Fast = True,
@@ -177,6 +188,7 @@ def segment(
         options = ProcessOptions(
             save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
             compare=compare, overwrite=overwrite, start=start, end=end, stride=stride,
+            deinterlace=deinterlace.value,
         )  # fmt: skip
     if resume:
         with _option_errors():
@@ -257,6 +269,7 @@ def batch(
     start: Start = None,
     end: End = None,
     stride: Stride = 1,
+    deinterlace: Deinterlace = DeinterlaceName.auto,
     device: Device = "auto",
     dtype: Dtype = "float32",
     overwrite: Overwrite = False,
@@ -274,6 +287,7 @@ def batch(
         options = ProcessOptions(
             save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
             compare=compare, start=start, end=end, stride=stride,
+            deinterlace=deinterlace.value,
         )  # fmt: skip
         settings = Settings(
             model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
@@ -431,9 +445,10 @@ def inspect(
         "frames": "unknown" if info.frames is None else str(info.frames),
         "has_audio": "yes" if info.has_audio else "no",
         "live": "yes" if info.live else "no",
+        "sample_aspect_ratio": f"{info.sample_aspect_ratio.numerator}:{info.sample_aspect_ratio.denominator}",
     }
     for name, value in info.describe().items():
-        print(f"{name:>13}  {printable(str(readable.get(name, value)))}")
+        print(f"{name:>19}  {printable(str(readable.get(name, value)))}")
 
 
 @app.command()

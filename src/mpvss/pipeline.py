@@ -324,6 +324,7 @@ class VideoSegmenter:
         direction: str | None = None,
         classes: Sequence[int] | None = None,
         confidence: bool = False,
+        deinterlace: str = "auto",
     ) -> Iterator[Segmentation]:
         """Segment a source frame by frame, in order, with memory that does not grow with its length.
 
@@ -332,12 +333,14 @@ class VideoSegmenter:
             direction: ``None`` for both on files, forward on live sources.
             classes: Only these class ids are kept; other pixels get the ignore id.
             confidence: Whether results carry the winner's share of the scores.
+            deinterlace: ``auto`` deinterlaces the frames of a file that are flagged as interlaced, ``off`` leaves them.
 
         Raises:
             SourceError: The source cannot be read.
+            ValueError: ``deinterlace`` is neither.
         """
         if isinstance(source, str | Path):
-            with read(source) as reader:
+            with read(source, deinterlace=deinterlace) as reader:
                 direction = direction or ("forward" if reader.info.live else "both")
                 yield from self._run(reader, self.session(direction, classes=classes, confidence=confidence))
         else:
@@ -371,6 +374,7 @@ class VideoSegmenter:
                 "flow": describe_propagator(self.propagator),
                 **self.runtime,
                 "threads": torch.get_num_threads(),
+                "deinterlace": options.deinterlace,
             },
         }
 
@@ -407,7 +411,9 @@ class VideoSegmenter:
         began = time.perf_counter()
         names = self.segmentor.class_names
         wanted = None if options.classes is None else resolve_classes(options.classes, names)
-        with read(source, start=options.start, end=options.end, stride=options.stride) as reader:
+        with read(
+            source, start=options.start, end=options.end, stride=options.stride, deinterlace=options.deinterlace
+        ) as reader:
             paths = output_paths(reader.info.name, Path(out), options)
             direction = direction or ("forward" if reader.info.live else "both")
             session = self.session(direction, classes=wanted)

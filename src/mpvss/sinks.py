@@ -23,6 +23,7 @@ from mpvss.labels import ignore_id, palette_for
 from mpvss.metrics import SMALLEST_FLOW, Flicker
 from mpvss.types import Frame, Segmentation
 from mpvss.video import LabelWriter, MetaWriter, OverlayWriter, PngWriter, Reader, draw, parse_time
+from mpvss.video.deinterlace import check_deinterlace
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class ProcessOptions:
         start: First moment, in seconds or as m:ss; ``None`` for the beginning.
         end: Moment to stop before.
         stride: Take every so many frames of the source.
+        deinterlace: ``auto`` deinterlaces the frames that are flagged as interlaced, ``off`` leaves them.
     """
 
     save: tuple[str, ...] = ("overlay", "labels")
@@ -54,6 +56,7 @@ class ProcessOptions:
     start: str | float | Fraction | None = None
     end: str | float | Fraction | None = None
     stride: int = 1
+    deinterlace: str = "auto"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.save if name not in SAVEABLE]
@@ -65,6 +68,7 @@ class ProcessOptions:
             raise ValueError(f"alpha must be in 0..1, found {self.alpha}")
         if self.stride < 1:
             raise ValueError(f"stride must be at least 1, found {self.stride}")
+        check_deinterlace(self.deinterlace)
         first = parse_time(0 if self.start is None else self.start)
         if self.end is not None and parse_time(self.end) <= first:
             raise ValueError(f"end must be after start, found start {self.start or 0} and end {self.end}")
@@ -143,6 +147,7 @@ class Sinks:
             "source": info.source,
             "size": list(info.size),
             "start": [info.start.numerator, info.start.denominator],
+            "sample_aspect_ratio": list(info.sample_aspect_ratio.as_integer_ratio()),
             "classes": list(self._names),
             "palette": self._palette.tolist(),
             "ignore": ignore_id(len(self._names)),
@@ -176,6 +181,7 @@ class Sinks:
             origin=self._reader.origin,
             end=None if options.end is None else parse_time(options.end),
             clock=self._reader.clock,
+            sample_aspect_ratio=info.sample_aspect_ratio,
         )
 
     def __exit__(

@@ -176,7 +176,7 @@ def list_frames(
     Args:
         segmenter: Says which frames are key frames; no network runs.
         source: A file, or a folder or pattern of images.
-        options: Of which start, end and stride count.
+        options: Of which start, end, stride and deinterlace count.
         folder: Where the files go.
         direction: ``None`` for both.
         at_most: Frames of a segment.
@@ -189,7 +189,9 @@ def list_frames(
     # 26 bytes a frame, 2.3 MB an hour: the one thing that grows with the length of a video.
     index, ticks, prints = array("q"), array("q"), array("Q")
     keys, cuts = bytearray(), bytearray()
-    with read(source, start=options.start, end=options.end, stride=options.stride) as reader:
+    with read(
+        source, start=options.start, end=options.end, stride=options.stride, deinterlace=options.deinterlace
+    ) as reader:
         if reader.info.live:
             raise SourceError(f"expected a recorded video, found the live source {source}: it has no end to divide")
         direction = direction or "both"
@@ -241,7 +243,7 @@ def segment_part(
     Args:
         segmenter: As for the listing.
         source: What was listed.
-        options: Of which ``classes`` count.
+        options: Of which ``classes`` and ``deinterlace`` count.
         plan: Of the video.
         listing: Of the video.
         number: Which segment, from 0.
@@ -275,7 +277,7 @@ def segment_part(
                     meta.add(result.index, result.pts, result.is_key)
                     beat()
 
-        for frame in read_listed(source, listing.frames[rows]):
+        for frame in read_listed(source, listing.frames[rows], deinterlace=options.deinterlace):
             keep(session.push(frame))
         keep(session.finish())
 
@@ -315,7 +317,9 @@ def join(
     wanted = None if options.classes is None else resolve_classes(options.classes, names)
     about = segmenter.describe(options, plan.direction) | ({} if named is None else {"source": named})
     paths = output_paths("video", folder, options)
-    with read(source, start=options.start, end=options.end, stride=options.stride) as reader:
+    with read(
+        source, start=options.start, end=options.end, stride=options.stride, deinterlace=options.deinterlace
+    ) as reader:
         frame = next(reader)
         with Sinks(reader, paths, options, names, about, wanted) as sinks:
             for file in parts:

@@ -50,7 +50,7 @@ class FrameList:
         return int(self.ticks[row]) * self.time_base
 
 
-def read_listed(source: str | Path, frames: FrameList) -> Iterator[Frame]:
+def read_listed(source: str | Path, frames: FrameList, *, deinterlace: str = "auto") -> Iterator[Frame]:
     """Read these frames of a source, exactly as the reading that listed them did.
 
     A file is entered at its last key frame before the first of them, and every picture's time and fingerprint is
@@ -60,13 +60,14 @@ def read_listed(source: str | Path, frames: FrameList) -> Iterator[Frame]:
     Args:
         source: What was listed.
         frames: Some rows of its list, in order; not necessarily all between the first and the last.
+        deinterlace: As when it was listed; see ``read``.
 
     Raises:
         SourceError: The source holds other frames than were listed.
     """
     done = 0
     for seconds in (*_SECONDS_BEFORE, None):
-        for frame in _try(source, frames[done:], seconds):
+        for frame in _try(source, frames[done:], seconds, deinterlace):
             yield frame
             done += 1
         if done == len(frames):
@@ -77,10 +78,12 @@ def read_listed(source: str | Path, frames: FrameList) -> Iterator[Frame]:
     )
 
 
-def _try(source: str | Path, frames: FrameList, seconds: int | None) -> Iterator[Frame]:
+def _try(source: str | Path, frames: FrameList, seconds: int | None, deinterlace: str) -> Iterator[Frame]:
     """The frames up to the first that is not as listed, entered so many seconds before the first of them."""
     media: VideoMedia | ImageMedia = open_media(source)
     try:
+        if isinstance(media, VideoMedia):
+            media.deinterlace = deinterlace == "auto"
         if seconds is not None:
             media.seek(max(Fraction(0), frames.pts(0) - seconds))
         row = 0

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -44,11 +44,14 @@ from mpvss.images import (
 from mpvss.types import IMAGE_RATE
 from mpvss.untrusted import shown_address
 from mpvss.video.clock import Clock
+from mpvss.video.colour import to_rgb
+from mpvss.video.deinterlace import FRAMES_BEFORE, deinterlaced
 from mpvss.video.file import bound, limits, open_file
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NETWORK_TIMEOUT_SECONDS = 10.0
 _MOST_WARNINGS = 20
+_MOST_ANAMORPHIC = 10
 _LONGEST_NAME = 200
 _SIZES_LOOKED_AT = 32
 _MOST_BEFORE_KEY = 300
@@ -91,6 +94,7 @@ class VideoInfo:
         video_streams: Each video stream of the source: codec, size in pixels and frame rate, for ``video_stream``.
         video_stream: Which of them this is, from 0.
         live: Whether frames arrive as they happen (a camera, a live stream), so that there is no end to look ahead to.
+        sample_aspect_ratio: Width of a pixel by its height on a display, after rotation; 1 where unknown.
     """
 
     source: str
@@ -111,6 +115,7 @@ class VideoInfo:
     assumed_rate: bool = False
     video_streams: tuple[str, ...] = ()
     video_stream: int = 0
+    sample_aspect_ratio: Fraction = Fraction(1)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -137,6 +142,7 @@ class VideoInfo:
             "assumed_rate": self.assumed_rate,
             "video_streams": list(self.video_streams),
             "video_stream": self.video_stream,
+            "sample_aspect_ratio": _pair(self.sample_aspect_ratio),
         }
 
 
@@ -244,6 +250,7 @@ class VideoMedia:
         trouble: What went wrong so far.
         clock: What its times are made with; also for its sound, as ``clock.follower``.
         end: When the last frame ends, in seconds; ``None`` before it was read, and where nothing says.
+        deinterlace: Whether frames that are flagged as interlaced are deinterlaced.
     """
 
     def __init__(
@@ -258,6 +265,7 @@ class VideoMedia:
         fps: Fraction | None = None,
         video_stream: int | None = None,
     ) -> None:
+        self.deinterlace = True
         self.trouble = Trouble()
         self.end: Fraction | None = None
         self._reformatter = VideoReformatter()
@@ -376,6 +384,7 @@ class VideoMedia:
             assumed_rate=assumed,
             video_streams=tuple(_stream_line(one) for one in _video_streams(container)),
             video_stream=_video_streams(container).index(stream),
+            sample_aspect_ratio=_sample_aspect_ratio(stream, transposed=transpose),
         )
 
     def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
@@ -384,10 +393,22 @@ class VideoMedia:
         Times are the source's own less that of its first frame, as ``Clock`` makes them strictly increasing.
         """
         time, last = Fraction(0), None
-        for time, last in self._timed:
+        for time, last in self._whole(self._timed) if self.deinterlace else self._timed:
             yield time, partial(self._picture, last)
         if last is not None:
             self.end = self._end_of(time, last)
+
+    def _whole(self, timed: Iterator[tuple[Fraction, av.VideoFrame]]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """Frames with their times, deinterlaced."""
+        times: deque[Fraction] = deque()
+
+        def frames() -> Iterator[av.VideoFrame]:
+            for time, frame in timed:
+                times.append(time)
+                yield frame
+
+        for frame in deinterlaced(frames(), self.trouble.note):
+            yield times.popleft(), frame
 
     def _end_of(self, time: Fraction, last: av.VideoFrame) -> Fraction | None:
         """When the last frame ends, in seconds from the first frame; ``None`` where the stream does not say."""
@@ -412,13 +433,15 @@ class VideoMedia:
         """
         if self._has_no_times:  # which frame one comes to would be unknown
             return
+        if self.deinterlace:
+            pts = max(Fraction(0), pts - FRAMES_BEFORE / (self.info.frame_rate or IMAGE_RATE))
         self._container.seek(int((pts + self.info.start) / self._time_base), stream=self._stream)
         self._frames = decode(self._container, self._stream, self.trouble)
         self._timed = self._times(self._new_clock(self.info.frame_rate, int(self.info.start / self._time_base)))
 
     def _picture(self, frame: av.VideoFrame) -> Picture | None:
         try:
-            picture = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+            picture = to_rgb(frame, self._reformatter, self.trouble.note)
         except (av.FFmpegError, ValueError, OSError) as error:
             self.trouble.note(f"some frames have no colours that can be shown: {error}", damaged=1)
             return None
@@ -812,6 +835,14 @@ def _output_name(stem: str) -> str:
 def safe_name(name: str) -> str:
     """The name with only letters, digits, dot, dash and underscore, never empty."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
+
+
+def _sample_aspect_ratio(stream: VideoStream, *, transposed: bool) -> Fraction:
+    """Width of a pixel by its height as displayed; 1 where it is unknown or out of all proportion."""
+    ratio = stream.sample_aspect_ratio or Fraction(1)
+    if not 1 / _MOST_ANAMORPHIC <= ratio <= _MOST_ANAMORPHIC:
+        return Fraction(1)
+    return 1 / ratio if transposed else ratio
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:

@@ -12,6 +12,7 @@ from typing import Any
 from mpvss.errors import SourceError
 from mpvss.types import Frame
 from mpvss.video.clock import Clock
+from mpvss.video.deinterlace import check_deinterlace
 from mpvss.video.probe import ImageMedia, VideoInfo, VideoMedia, open_media
 
 Seconds = Fraction | float | int | str
@@ -50,6 +51,7 @@ def read(
     read_ahead: int = 8,
     fps: Seconds | None = None,
     video_stream: int | None = None,
+    deinterlace: str = "auto",
 ) -> "Reader":
     """Read the frames of a source, in order.
 
@@ -65,6 +67,7 @@ def read(
         read_ahead: Number of frames that may wait decoded; fewer where they would take more than 256 MiB.
         fps: Frames per second of a raw stream or of images, which have no times of their own.
         video_stream: Which video stream of several, from 0; ``None`` for the best one.
+        deinterlace: ``auto`` deinterlaces the frames that are flagged as interlaced, ``off`` leaves them.
 
     Returns:
         An iterator of ``Frame`` and a context manager. Leaving it, exhausting it or dropping it ends the thread.
@@ -73,7 +76,7 @@ def read(
         SourceError: There is no such source, or nothing in it can be decoded. Raised while iterating: no frame is
             selected, or an image has another size than the first.
         ConfigError: ``fps`` was given and the source has times of its own, or it has no such video stream.
-        ValueError: A time, the stride, the rate or the read-ahead is out of range.
+        ValueError: A time, the stride, the rate, the read-ahead or ``deinterlace`` is out of range.
     """
     first = None if start is None else parse_time(start)
     last = None if end is None else parse_time(end)
@@ -83,7 +86,10 @@ def read(
         raise ValueError(f"expected a stride of 1 or more, found {stride}")
     if read_ahead < 1:
         raise ValueError(f"expected a read-ahead of 1 frame or more, found {read_ahead}")
+    check_deinterlace(deinterlace)
     media = open_media(source, fps=parse_rate(fps), video_stream=video_stream)
+    if isinstance(media, VideoMedia):
+        media.deinterlace = deinterlace == "auto"
     return Reader(media, first, last, stride, read_ahead)
 
 

@@ -34,6 +34,7 @@ _AnyOutput = TypeVar("_AnyOutput", bound="Output")
 
 _FINEST_TICKS = 1_000_000
 _OVERLAP_SECONDS = Fraction(1, 200)
+_FINEST_ASPECT = 255  # of the two 16-bit numbers that H.264 has, far below a pixel
 _BT709 = 1  # colour matrix, primaries and transfer have the same number in FFmpeg
 _LIMITED_RANGE = 1
 _AUDIO_IN_MP4 = {"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac"}
@@ -200,6 +201,7 @@ class OverlayWriter(Output):
         end: The source's time at which the sound ends; ``None`` for all of it.
         crf: Quality of x264, 0 to 51, less is better.
         clock: What the times of the pictures were made with; ``None`` if the sound's own times count.
+        sample_aspect_ratio: Width of a pixel by its height on a display.
 
     Attributes:
         until: When the last picture ends; ``None`` to show it for as long as the one before. To be set before the end.
@@ -221,6 +223,7 @@ class OverlayWriter(Output):
         end: Fraction | None = None,
         crf: int = 20,
         clock: Clock[Any] | None = None,
+        sample_aspect_ratio: Fraction = Fraction(1),
     ) -> None:
         if min(size) < 1:
             raise ValueError(f"expected a size of at least 1x1, found {size[0]}x{size[1]}")
@@ -255,6 +258,8 @@ class OverlayWriter(Output):
                 context.time_base = Fraction(1, self._ticks)
                 context.colorspace = context.color_primaries = context.color_trc = _BT709
                 context.color_range = _LIMITED_RANGE
+                if sample_aspect_ratio != 1:  # an output of square pixels says nothing of them
+                    context.sample_aspect_ratio = sample_aspect_ratio.limit_denominator(_FINEST_ASPECT)
                 if audio_from is not None:
                     self._sound = _Sound(Path(audio_from), self._container, origin, end, self.warnings, clock)
         except BaseException:
