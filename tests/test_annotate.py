@@ -15,6 +15,7 @@ from mpvss.decode import decode
 from mpvss.errors import DataError, OutputError
 from mpvss.motion.classical import Dis, Hold
 from mpvss.segmentors.protocol import InputRule, Prediction, prepare
+from mpvss.spill import Spill
 from mpvss.state import View
 from mpvss.video import LabelReader
 
@@ -201,6 +202,35 @@ def test_labels_follow_the_picture_in_both_directions_of_time(video, tmp_path, d
     _, held, _ = filled(video, masks, tmp_path / "held", Filler(Hold(), motion, direction))
     for index in [*range(5, 9), *(range(4) if direction == "both" else ())]:
         assert overlap(moved[index], stripe(index)) > max(0.75, overlap(held[index], stripe(index)))
+
+
+@pytest.mark.parametrize("motion", ["chain", "direct"])
+def test_a_wide_gap_holds_a_bounded_number_of_bytes_and_fills_it_alike(video, tmp_path, motion, monkeypatch, caplog):
+    masks = given(tmp_path / "masks", {"5": noise([1, 2]), "11": noise([2, 300], 1)})
+    _, expected, _ = filled(video, masks, tmp_path / "out", Filler(Dis(), motion))
+    held = []
+
+    class Held(Spill):
+        def keep(self, array):
+            kept = super().keep(array)
+            held.append((self.held, kept is array))
+            return kept
+
+    limit = 2 * 3 * SIZE[0] * SIZE[1]
+    monkeypatch.setattr("mpvss.spill.MOST_HELD", limit)
+    for module in ("annotate", "session"):
+        monkeypatch.setattr(f"mpvss.{module}.Spill", Held)
+    _, found, _ = filled(video, masks, tmp_path / "spilled", Filler(Dis(), motion))
+    assert max(held)[0] <= limit and sum(not kept for _, kept in held) > 20
+    assert "frames that wait for the next mask take more than" in caplog.text
+    for labels, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(labels, wanted)
+
+
+@pytest.mark.parametrize("wrong", [{"motion": "chian"}, {"direction": "backward"}])
+def test_a_filler_that_there_is_not_is_refused_at_once(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be one of"):
+        Filler(Hold(), **wrong)
 
 
 def test_a_gap_knows_only_the_ids_around_it(video, tmp_path):

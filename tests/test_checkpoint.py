@@ -454,3 +454,36 @@ def test_a_tensor_of_more_values_than_the_file_holds_is_refused(tmp_path):
     torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "a.pth")
     with pytest.raises(ModelError, match="'a' has more values than the file holds"):
         convert_reference(tmp_path / "a.pth", tmp_path / "out")
+
+
+def _pointing(folder, segmentor):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "query_flow", "segmentor": segmentor}))
+    return folder
+
+
+def test_a_motion_module_points_below_its_own_directory_or_to_the_hub_or_where_the_user_says(tmp_path, monkeypatch):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "motion"
+    for inside in ("segmentor", "a/b"):
+        (folder / inside).mkdir(parents=True)
+        assert segmentor_of(_pointing(folder, inside)) == str(folder / inside)
+    for known in ("compact", "someone/something", None):
+        assert segmentor_of(_pointing(folder, known)) == known
+    (folder / "link").symlink_to(tmp_path / "outside")
+    for wrong in (
+        str(tmp_path / "outside"),
+        "../outside",
+        "outside",
+        "owner/name",
+        "link",
+        "./outside",
+        "~/x",
+        "a/b/c",
+    ):
+        with pytest.raises(ModelError, match="expected a segmentor below this directory or a hub id"):
+            segmentor_of(_pointing(folder, wrong))
+    monkeypatch.setenv("MPVSS_SEGMENTOR", str(tmp_path / "outside"))
+    assert segmentor_of(folder) == str(tmp_path / "outside")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpvss.decode import class_scores, decode, possible_classes
+from mpvss.decode import averaged, class_scores, decode, label_map, possible_classes, score
 from mpvss.state import View
 from mpvss.types import Geometry
 
@@ -272,3 +272,31 @@ def test_no_view_is_refused():
     for call in (class_scores, decode):
         with pytest.raises(ValueError, match="at least one view"):
             call([], GEOMETRIES["plain"])
+
+
+@pytest.mark.parametrize("classes", [3, 150])
+def test_queries_of_which_none_says_anything_give_some_class_and_no_error(classes):
+    """Every class is a tie with every other, and below any threshold."""
+    logits = torch.full((4, classes + 1), -60.0)
+    logits[:, -1] = 60.0
+    view = View(logits, torch.randn(4, 8, 12))
+    geometry = Geometry((32, 48), (32, 48), (32, 48))
+    labels, share = decode([view], geometry, confidence=True)
+    assert labels.shape == (32, 48) and labels.max() < classes
+    assert share.min() >= 0 and share.max() <= 1
+    labels, _ = decode([view], geometry)
+    assert labels.max() < classes
+    weighted = [View(logits, view.mask_logits, torch.rand(8, 12)) for _ in range(2)]
+    assert decode(weighted, geometry)[0].max() < classes
+    assert set(np.unique(label_map(score([view], geometry), geometry, min_score=1e-3)[0])) == {255}
+
+
+def test_the_mean_of_two_views_has_the_scale_of_one():
+    views = [
+        View(torch.tensor([[9.0, 0, 0]]), torch.full((1, 8, 8), 9.0), torch.full((8, 8), w)) for w in (1e-20, 3e-20)
+    ]
+    geometry = Geometry((32, 32), (32, 32), (32, 32))
+    one = score([View(views[0].class_logits, views[0].mask_logits)], geometry)
+    two = averaged(score(views, geometry), views, geometry)
+    torch.testing.assert_close(two.planes, one.planes)
+    assert averaged(one, [View(views[0].class_logits, views[0].mask_logits)], geometry) is one

@@ -183,3 +183,11 @@ def test_a_flow_that_is_no_number_is_said(name):
             parameter.fill_(torch.nan)
     with pytest.raises(ModelError, match="the motion module's flow is not finite; its weights are damaged"):
         run(LearnedFlow(module), moving_frames(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_of_another_precision_runs_on_a_cpu(dtype):
+    module = trained_looking(PixelFlow(TINY)).to(dtype)
+    pictures = images(1)
+    flow = LearnedFlow(module).estimate_flow(pictures, pictures, None, (64, 96), (16, 24))
+    assert flow.dtype == torch.float32 and flow.isfinite().all()

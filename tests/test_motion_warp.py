@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpvss.motion.warp import compose, fit_flow, invert, resize_flow, warp
+from mpvss.motion.warp import compose, fit_flow, invert, resize_flow, sample, warp
 
 
 def _random(*shape, seed=0, scale=1.0):
@@ -136,3 +136,29 @@ def test_another_grid_is_refused():
     unchecked = inspect.unwrap(warp)  # below the shape checks that only tests have
     with pytest.raises(ValueError, match=r"found flow \(2, 3\) and values \(4, 6\); use resize_flow first"):
         unchecked(torch.zeros(1, 1, 4, 6), torch.zeros(1, 2, 2, 3))
+
+
+class _Apple(torch.Tensor):
+    """A tensor that says it is on Apple's device, where torch has no border padding."""
+
+    @property
+    def device(self):
+        return torch.device("mps")
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_sampling_on_a_device_without_border_padding_is_the_same(align_corners, monkeypatch):
+    values = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    grid = torch.rand(2, 5, 6, 2, generator=torch.Generator().manual_seed(1)) * 4 - 2
+    expected = torch.nn.functional.grid_sample(values, grid, padding_mode="border", align_corners=align_corners)
+    torch.testing.assert_close(sample(values, grid, align_corners=align_corners), expected)
+    real, paddings = torch.nn.functional.grid_sample, []
+
+    def without_border(values, grid, *, padding_mode, **options):
+        paddings.append(padding_mode)
+        return real(values.as_subclass(torch.Tensor), grid, padding_mode=padding_mode, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", without_border)
+    found = sample(values.as_subclass(_Apple), grid, align_corners=align_corners)
+    assert paddings == ["zeros"]
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)

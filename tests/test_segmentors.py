@@ -7,6 +7,7 @@ import socket
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import numpy as np
@@ -27,12 +28,14 @@ from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SwinConfig,
+    image_processing_base,
+    image_processing_utils,
 )
 
 from mpvss.decode import class_scores, decode
 from mpvss.errors import ModelError
 from mpvss.segmentors import InputRule, Segmentor, load_segmentor, prepare
-from mpvss.segmentors.huggingface import HuggingFaceSegmentor, crop_starts, input_rule
+from mpvss.segmentors.huggingface import HuggingFaceSegmentor, _has_preprocessor, crop_starts, input_rule
 from mpvss.state import View
 from mpvss.types import Frame, Geometry
 
@@ -519,11 +522,75 @@ def test_a_model_of_another_family_is_refused(tmp_path):
         HuggingFaceSegmentor(SegformerForSemanticSegmentation(config), InputRule())
 
 
-def test_class_ids_with_gaps_are_refused(copied):
-    place = copied()
-    edit(place / "config.json", id2label={"0": "a", "2": "b", "5": "c"})
-    with pytest.raises(ModelError, match=r"expected class ids 0 to 2 in id2label, found \[0, 2, 5\]"):
-        load_segmentor(place)
+@pytest.mark.parametrize(
+    ("ids", "names"),
+    [
+        ((0, 1, 255), ("a0", "a1", "LABEL_2")),
+        ((1, 2, 3), ("LABEL_0", "a1", "a2")),
+        ((0, 2, 5), ("a0", "LABEL_1", "a2")),
+        ((2, 0, 1), ("a0", "a1", "a2")),
+    ],
+)
+def test_class_ids_are_places_among_the_logits_as_in_the_library(ids, names, caplog):
+    model = tiny_named({id_: f"a{id_}" for id_ in ids})
+    segmentor = HuggingFaceSegmentor(model, InputRule())
+    assert segmentor.class_names == names
+    library = model.config.id2label
+    assert all(library.get(place, f"LABEL_{place}") == name for place, name in enumerate(segmentor.class_names))
+    assert ("belong to none of them" in caplog.text) == (max(ids) > 2)
+
+
+def tiny_named(id2label):
+    """What the wrapper reads of a model, without its network."""
+    config = SimpleNamespace(
+        model_type="maskformer", id2label=id2label, decoder_config=SimpleNamespace(d_model=8, num_queries=4)
+    )
+    model = torch.nn.Linear(1, 1)
+    model.config = config
+    return model
+
+
+@pytest.mark.parametrize(
+    ("size", "max_size", "expected"),
+    [
+        (96, None, (96, None)),
+        (96, 200, (96, 200)),
+        ([96, 128], None, (96, None)),
+        ((128, 96), None, (96, None)),
+        ({"height": 96, "width": 128}, None, (96, None)),
+        ({"shortest_edge": 96, "longest_edge": 200}, None, (96, 200)),
+        ({"shortest_edge": 96}, None, (96, None)),
+        ({"longest_edge": 128}, None, (None, 128)),
+        ({"max_height": 96, "max_width": 128}, None, (None, 96)),
+    ],
+)
+def test_each_form_of_a_size_is_what_the_library_makes_of_it(size, max_size, expected):
+    settings = {"size": size} if max_size is None else {"size": size, "max_size": max_size}
+    rule = input_rule(settings, "mask2former")
+    assert (rule.short_side, rule.long_side) == expected
+    if isinstance(size, list | tuple):
+        library = image_processing_utils.get_size_dict(tuple(size))
+        assert min(library["height"], library["width"]) == rule.short_side
+
+
+def test_one_number_for_mean_and_deviation_stands_for_all_channels():
+    one = input_rule({"image_mean": 0.5, "image_std": 0.25}, "mask2former")
+    assert one == input_rule({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, "mask2former")
+    with pytest.raises(ValueError, match="must have 3 values"):
+        input_rule({"image_mean": [0.5]}, "mask2former")
+    with pytest.raises(ValueError, match="one number, or height and width"):
+        input_rule({"size": [1, 2, 3]}, "mask2former")
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_processor_file_of_transformers_5_is_read(nested, tmp_path):
+    settings = {"size": {"shortest_edge": 77}}
+    whole = {"image_processor": settings} if nested else {"processor_class": "Other"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+    assert _has_preprocessor(tmp_path) == nested
+    if nested:
+        found, _ = image_processing_base.ImageProcessingMixin.get_image_processor_dict(str(tmp_path))
+        assert input_rule(found, "mask2former").short_side == 77
 
 
 def test_missing_weights_are_refused(copied):

@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from jaxtyping import TypeCheckError
 
 from helpers import ColourSegmentor, moving_frames
 from mpvss.decode import ClassScores
+from mpvss.errors import ModelError, OutputError
 from mpvss.motion.classical import Dis, Hold
 from mpvss.pipeline import VideoSegmenter
 from mpvss.schedule import Schedule
+from mpvss.segmentors.protocol import Prediction
 from mpvss.session import Session
+from mpvss.spill import Spill
 from mpvss.types import Frame
 
 DIRECTIONS = ("forward", "both")
@@ -288,42 +292,332 @@ def test_what_is_no_picture_is_refused(wrong):
 
 
 _FORKED = """
-import os, sys, traceback
-import torch
-sys.path.insert(0, {tests!r})
-from helpers import ColourSegmentor
-from mpvss.motion.classical import Dis
-from mpvss.pipeline import VideoSegmenter
+import os, signal, torch
+import mpvss.session
 
-torch.set_num_threads(1)
-sys.setswitchinterval(1e-6)
-picture = torch.zeros(1, 2, 256, 256)
-broken = 0
-for attempt in range(60):
-    child = os.fork()
-    if child == 0:
-        begun = []
-
-        def work(place):
-            begun.append(place)
-            while len(begun) < 2:  # both threads use torch at the same moment
-                pass
-            torch.nn.functional.interpolate(picture, size=(16, 16), mode="bilinear")
-
-        try:
-            VideoSegmenter(ColourSegmentor(), Dis()).session()._beside(work, range(2))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    broken += os.waitpid(child, 0)[1] != 0
-print(broken)
+torch.set_num_threads(2)
+matrix = torch.rand(600, 600)
+expected = matrix @ matrix
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # ends it where it hangs
+    os._exit(not torch.allclose(matrix @ matrix, expected))
+print(os.waitpid(child, 0)[1])
 """
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two threads at once need two cores")
-def test_frames_are_finished_side_by_side_in_a_forked_process_too():
-    """There, torch makes its own threads anew at their first use: without care, one in four of these fails."""
-    script = _FORKED.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_forked_off_two_torch_threads_goes_on():
+    """OpenMP's threads are not in the child, which would wait for them for ever."""
+    done = subprocess.run([sys.executable, "-c", _FORKED], capture_output=True, text=True, check=False)
     assert done.stdout == "0\n", done.stderr[-2000:]
+
+
+# What is pushed
+
+PICTURE = moving_frames(1, (48, 64))[0].rgb
+
+
+@pytest.mark.parametrize(
+    "wrong", [PICTURE / 255, PICTURE[..., 0], np.dstack([PICTURE, PICTURE[..., 0]]), PICTURE.astype(np.int16), [[1]]]
+)
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_frame_is_validated_as_a_bare_picture_is(wrong, framed):
+    session = VideoSegmenter(ColourSegmentor(), Hold()).session()
+    frame = Frame(0, Fraction(0), PICTURE)
+    object.__setattr__(frame, "rgb", wrong)  # without the checks that only tests have
+    push = getattr(Session.push, "__wrapped__", Session.push)
+    with pytest.raises((ValueError, TypeCheckError), match=r"expected an RGB picture|ype-check"):
+        push(session, frame if framed else wrong)
+
+
+def _read_only(rgb):
+    rgb = rgb.copy()
+    rgb.flags.writeable = False
+    return rgb
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("motion", ["chain", "direct"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda rgb: np.ascontiguousarray(rgb[..., ::-1])[..., ::-1],
+        lambda rgb: np.ascontiguousarray(rgb[::-1])[::-1],
+        lambda rgb: np.repeat(rgb, 2, 1)[:, ::2],
+        lambda rgb: np.asfortranarray(rgb),
+        _read_only,
+    ],
+)
+def test_every_layout_of_an_array_gives_the_same_labels(layout, motion, direction):
+    frames = moving_frames(6, (48, 64))
+    for short_side in (None, 40):
+        segmenter = VideoSegmenter(ColourSegmentor(short_side), Dis(), interval=4, motion=motion)
+        laid_out = [Frame(frame.index, frame.pts, layout(frame.rgb)) for frame in frames]
+        for a, b in zip(run(segmenter, frames, direction), run(segmenter, laid_out, direction), strict=True):
+            np.testing.assert_array_equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("motion", ["chain", "direct"])
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_buffer_may_be_written_over_after_each_push(framed, motion, direction):
+    frames = moving_frames(9, (48, 64), speed=3)
+    segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=4, motion=motion, cuts=False)
+    buffer, session, results = np.empty_like(frames[0].rgb), segmenter.session(direction), []
+    for frame in frames:
+        buffer[:] = frame.rgb
+        results += session.push(Frame(frame.index, frame.pts, buffer) if framed else buffer)
+    buffer[:] = 0
+    results += session.finish()
+    for a, b in zip(results, run(segmenter, frames, direction), strict=True):
+        np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_a_finished_session_and_a_time_that_goes_backward_are_refused():
+    frames = moving_frames(4)
+    session = VideoSegmenter(ColourSegmentor(), Hold()).session()
+    session.push(frames[2])
+    with pytest.raises(ValueError, match="order of their times, found frame 1 at 0.0666667 s after one at 0.133333 s"):
+        session.push(frames[1])
+    session.push(frames[2])  # equal times are a matter of rounding
+    session.push(frames[3])
+    session.finish()
+    with pytest.raises(ValueError, match="this session is finished; begin another"):
+        session.push(frames[3])
+    assert session.finish() == []
+
+
+# What segmentors and propagators answer
+
+
+class Raw(ColourSegmentor):
+    """Answers with gradients, in another precision, on request."""
+
+    def __init__(self, dtype, grad):
+        super().__init__()
+        self.dtype, self.grad = dtype, grad
+
+    def __call__(self, images):
+        found = super().__call__(images)
+        values = (x.to(self.dtype).requires_grad_(self.grad) for x in (found.class_logits, found.mask_logits))
+        return Prediction(*values, found.queries.to(self.dtype).requires_grad_(self.grad))
+
+
+class RawFlow(Dis):
+    """A flow with a gradient and another precision."""
+
+    def __init__(self, dtype, per_query):
+        super().__init__()
+        self.dtype, self.per_query = dtype, per_query
+
+    def estimate_flow(self, current, other, queries, padded, grid, active=None):
+        flow = torch.zeros(len(current), 1, 2, *grid, dtype=self.dtype, requires_grad=True)
+        return flow * 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_answers_with_gradients_and_of_any_precision_are_taken(dtype, per_query, direction):
+    frames = moving_frames(5, (48, 64))
+    segmenter = VideoSegmenter(Raw(dtype, True), RawFlow(dtype, per_query), interval=4, cuts=False)
+    exact = VideoSegmenter(ColourSegmentor(), RawFlow(torch.float32, per_query), interval=4, cuts=False)
+    for a, b in zip(run(segmenter, frames, direction), run(exact, frames, direction), strict=True):
+        assert (a.labels == b.labels).mean() > (0.999 if dtype in (torch.float32, torch.float64) else 0.97)
+
+
+def test_a_propagator_is_called_by_one_thread_unless_it_says_otherwise(monkeypatch):
+    threads = set()
+
+    class Network:
+        name, per_query = "network", False
+
+        def estimate_flow(self, current, other, queries, padded, grid, active=None):
+            threads.add(threading.get_ident())
+            return torch.zeros(len(current), 1, 2, *grid)
+
+    monkeypatch.setattr("mpvss.session.torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("mpvss.session.cores", lambda: 4)
+    frames = moving_frames(9, (48, 64))
+    run(VideoSegmenter(ColourSegmentor(), Network(), interval=8, cuts=False), frames, "both")
+    assert threads == {threading.get_ident()}
+    Network.thread_safe = True
+    run(VideoSegmenter(ColourSegmentor(), Network(), interval=8, cuts=False), frames, "both")
+    assert threads != {threading.get_ident()}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "asked", "expected"), [(1, 8, None), (8, 1, None), (3, 8, 3), (8, 2, 2), (8, 8, 4)]
+)
+def test_no_more_threads_than_cores_that_are_allowed_and_threads_that_were_asked_for(
+    allowed, asked, expected, monkeypatch
+):
+    monkeypatch.setattr("mpvss.session.torch.get_num_threads", lambda: asked)
+    monkeypatch.setattr("mpvss.session.cores", lambda: allowed)
+    session = VideoSegmenter(ColourSegmentor(), Dis()).session()
+    assert session._beside(abs, [-1, 2]) == [1, 2]
+    assert (session._workers and session._workers._max_workers) == expected
+
+
+# What waits
+
+
+class Held(Spill):
+    """Counts what was kept in memory, over all."""
+
+    most, spilled = 0, 0
+
+    def keep(self, array):
+        kept = super().keep(array)
+        Held.most, Held.spilled = max(Held.most, self.held), Held.spilled + (kept is not array)
+        return kept
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize("motion", ["chain", "direct"])
+@pytest.mark.parametrize("confidence", [False, True])
+def test_what_waits_is_bounded_whatever_the_interval_and_labels_are_the_same(
+    per_query, motion, confidence, monkeypatch, caplog, tmp_path
+):
+    frames = [*moving_frames(11, (32, 48), speed=1), *moving_frames(4, (32, 48), seed=5)]
+    frames = [Frame(i, Fraction(i), frame.rgb) for i, frame in enumerate(frames)]
+    segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=100_000, motion=motion)
+    segmenter.propagator.per_query = per_query
+
+    def answers():
+        return list(segmenter.stream(frames, direction="both", confidence=confidence))
+
+    expected = answers()
+    segmenter.interval = 10  # with a second key frame, too
+    expected += answers()
+    segmenter.interval = 100_000
+    limit = 2 * frames[0].rgb.nbytes
+    monkeypatch.setattr("mpvss.spill.MOST_HELD", limit)
+    monkeypatch.setattr("mpvss.session.Spill", Held)
+    monkeypatch.setattr("mpvss.spill._BLOCK", 2**16)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Held.most = Held.spilled = 0
+    spilled = answers()
+    segmenter.interval = 10
+    spilled += answers()
+    assert 0 < Held.most <= limit
+    assert Held.spilled > 20
+    assert list(tmp_path.iterdir()) == []
+    assert "frames that wait for a key frame take more than" in caplog.text
+    for a, b in zip(expected, spilled, strict=True):
+        assert (a.index, a.pts, a.is_key) == (b.index, b.pts, b.is_key)
+        np.testing.assert_array_equal(a.labels, b.labels)
+        if confidence:
+            np.testing.assert_array_equal(a.confidence, b.confidence)
+
+
+def test_a_full_temporary_folder_is_one_line(monkeypatch):
+    class Full:
+        def truncate(self, size):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("mpvss.spill.MOST_HELD", 0)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+    session = VideoSegmenter(ColourSegmentor(), Hold()).session("both")
+    session.push(moving_frames(1)[0])
+    with pytest.raises(OutputError, match=r"No space left on device.*set TMPDIR"):
+        session.push(moving_frames(1)[0].rgb)
+
+
+# Pixels without a class
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_pixels_below_the_least_score_have_no_class(per_query, direction):
+    class Things(ColourSegmentor):
+        """Only the left half shows anything."""
+
+        def __call__(self, images):
+            found = super().__call__(images)
+            masks = torch.full_like(found.mask_logits, -9.0)
+            masks[:, 1, :, : masks.shape[3] // 2] = 9.0
+            return Prediction(found.class_logits, masks, found.queries)
+
+    frames = [Frame(i, Fraction(i), PICTURE) for i in range(7)]
+    segmenter = VideoSegmenter(Things(), Dis(), interval=3)
+    segmenter.propagator.per_query = per_query
+    for result in segmenter.stream(frames, direction=direction, min_score=0.5):
+        assert set(np.unique(result.labels[:, :30])) == {1}
+        assert set(np.unique(result.labels[:, 34:])) == {255}
+    for result in segmenter.stream(frames, direction=direction):
+        assert 255 not in result.labels
+
+
+@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
+def test_a_least_score_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="min_score must be a class score"):
+        VideoSegmenter(ColourSegmentor(), Hold()).session(min_score=wrong)
+
+
+@pytest.mark.parametrize("change", ["columns", "masks"])
+def test_an_answer_that_does_not_fit_the_classes_is_refused_at_the_first_frame(change):
+    class Short(ColourSegmentor):
+        def __call__(self, images):
+            found = super().__call__(images)
+            if change == "columns":
+                return Prediction(found.class_logits[..., :-1], found.mask_logits, found.queries)
+            return Prediction(found.class_logits, found.mask_logits[:, 1:], found.queries)
+
+    messages = {"columns": "3 classes and, last, no object, got 3 columns", "masks": "got 4 classes, 3 masks"}
+    with pytest.raises((ModelError, TypeCheckError), match=f"{messages[change]}|ype-check"):
+        VideoSegmenter(Short(), Hold()).session().push(PICTURE)
+
+
+def test_a_misspelt_motion_and_a_tolerance_out_of_range_are_refused_at_construction():
+    with pytest.raises(ValueError, match="motion must be one of chain, direct, found 'chian'"):
+        VideoSegmenter(ColourSegmentor(), Hold(), motion="chian")
+    with pytest.raises(ValueError, match="motion must be one of chain, direct, found 'chian'"):
+        VideoSegmenter.from_pretrained("owner/none-that-is-loaded", motion="chian")
+    with pytest.raises(ValueError, match="tolerance must be from 0 to 1, found nan"):
+        VideoSegmenter(ColourSegmentor(), Hold(), tolerance=float("nan"))
+
+
+# Devices without doubles
+
+
+class NoDouble(torch.utils._python_dispatch.TorchDispatchMode):
+    """Stands for such a device: every tensor but those that ``.cpu()`` made must not be of 64-bit floats."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            assert not isinstance(value, torch.Tensor) or value.dtype != torch.float64, f"{func} on the device"
+        return result
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_no_double_is_ever_on_the_device(per_query, direction, monkeypatch):
+    """Whatever is brought to the CPU first may be one."""
+    brought = torch.Tensor.cpu
+
+    def cpu(tensor):
+        found = brought(tensor).as_subclass(OnCpu)
+        return found
+
+    class OnCpu(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            with torch.utils._python_dispatch._disable_current_modes():
+                return super().__torch_function__(func, types, args, kwargs or {})
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr("mpvss.session.cores", lambda: 1)  # a mode belongs to one thread
+    segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=3)
+    segmenter.propagator.per_query = per_query
+    frames = moving_frames(6, (48, 64))
+    with NoDouble():
+        results = run(segmenter, frames, direction)
+        with pytest.raises(AssertionError, match="on the device"):
+            torch.zeros(1).double()
+    assert len(results) == 6

@@ -27,8 +27,9 @@ from mpvss.labels import IGNORE, MAX_CLASSES, ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator
 from mpvss.pipeline import describe_propagator
 from mpvss.segmentors.protocol import InputRule, Segmentor
-from mpvss.session import Session
+from mpvss.session import Session, check_direction, check_motion
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
+from mpvss.spill import Spill
 from mpvss.state import KeyState
 from mpvss.types import Frame, Geometry, Segmentation
 from mpvss.untrusted import shown, shown_address
@@ -166,6 +167,9 @@ class Filler:
         motion: ``chain`` or ``direct``; see ``Session``.
         direction: ``both`` fills from the masks on both sides, ``forward`` only from the one before.
         segmentor: For the learned propagators: the segmentor they were trained with.
+
+    Raises:
+        ValueError: There is no such motion or direction.
     """
 
     propagator: Propagator
@@ -173,10 +177,14 @@ class Filler:
     direction: str = "both"
     segmentor: Segmentor | None = None
 
+    def __post_init__(self) -> None:
+        check_motion(self.motion)
+        check_direction(self.direction)
+
     def fill(
         self, frames: Iterable[Frame], masks: Masks, dtype: type[np.uint8] | type[np.uint16]
     ) -> Iterator[tuple[Frame, Segmentation]]:
-        """Label every frame, in order. Memory is bounded by the longest gap between masks.
+        """Label every frame, in order. Memory is bounded: what a long gap leaves waiting lies in a temporary file.
 
         Args:
             frames: The video.
@@ -190,6 +198,7 @@ class Filler:
         expected: int | None = min(masks.files)
         lead: list[Frame] = []
         waiting: deque[Frame] = deque()
+        spill = Spill("frames that wait for the next mask")
         session: Session | None = None
         schedule, ids = _Told(), np.zeros(0, np.int64)
         mask = masks.read(min(masks.files))
@@ -206,10 +215,10 @@ class Filler:
                 raise DataError(f"{masks.files[expected]}: frame {expected} cannot be read from the video")
             if frame.index != expected:
                 if session is not None:
-                    waiting.append(frame)
+                    waiting.append(spill.keep_frame(frame))
                     yield from ready(session.push(frame))
                 elif self.direction == "both":
-                    lead.append(frame)
+                    lead.append(spill.keep_frame(frame))
                 else:
                     blank = np.full(frame.size, np.iinfo(dtype).max, dtype)
                     yield frame, Segmentation(frame.index, frame.pts, blank, False)
@@ -218,8 +227,9 @@ class Filler:
                 schedule.is_key = True
                 yield from ready(session.push(frame)[: len(waiting)])
             if lead:
-                yield from self._backward(lead, frame, mask, dtype)
+                yield from self._backward(lead, frame, mask, dtype, spill)
                 lead = []
+            spill.clear()
             yield frame, Segmentation(frame.index, frame.pts, mask.astype(dtype), True)
 
             # Every gap is a session of its own, with only the ids around it as classes.
@@ -252,18 +262,19 @@ class Filler:
         return Session(segment, rule, self.propagator, schedule, motion=self.motion, direction=direction)
 
     def _backward(
-        self, lead: list[Frame], key: Frame, mask: Labels, dtype: type[np.uint8] | type[np.uint16]
+        self, lead: list[Frame], key: Frame, mask: Labels, dtype: type[np.uint8] | type[np.uint16], spill: Spill
     ) -> list[tuple[Frame, Segmentation]]:
         """Label the frames before a mask from it: a session that runs backward."""
         ids = _ids(mask)
         schedule = _Told()
         session = self._session((mask, mask), ids, schedule, "forward")
-        session.push(key)
+        session.push(replace(key, pts=-key.pts))
         schedule.is_key = False
         found = []
         for frame in reversed(lead):
-            (result,) = session.push(frame)
-            found.append((frame, Segmentation(frame.index, frame.pts, ids[result.labels].astype(dtype), False)))
+            (result,) = session.push(replace(frame, pts=-frame.pts))
+            labels = spill.keep(ids[result.labels].astype(dtype))
+            found.append((frame, Segmentation(frame.index, frame.pts, labels, False)))
         return found[::-1]
 
 

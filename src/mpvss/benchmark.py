@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -368,10 +368,9 @@ def _first_frames(source: str, count: int) -> list[Frame]:
 
 def _back_and_forth(frames: list[Frame]) -> Iterator[Frame]:
     """Play frames forward and backward, again and again: no cut, and a key frame is always one of the two ends."""
-    yield frames[0]
-    while True:
-        yield from frames[1:]
-        yield from frames[-2::-1]
+    turns = chain.from_iterable(repeat(frames[1:] + frames[-2::-1]))
+    for number, frame in enumerate(chain(frames[:1], turns)):
+        yield replace(frame, pts=number / IMAGE_RATE)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ A published checkpoint is one file with a Mask2Former in its original naming and
 """
 
 import json
+import os
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
@@ -472,16 +474,33 @@ def load_motion(name: str | Path, *, revision: str | None = None) -> QueryFlow |
 
 
 def segmentor_of(name: str | Path) -> str | None:
-    """Return what to load the segmentor of a checkpoint from: a directory inside it, or a Hub id.
+    """Return what to load the segmentor of a checkpoint from: a directory inside it, a Hub id, or what the user says.
+
+    A checkpoint of others may not point at other directories of this machine. The environment's ``MPVSS_SEGMENTOR``
+    replaces what it says.
 
     Args:
         name: A checkpoint directory, or the id of a repository on the Hub.
 
     Raises:
-        ModelError: The checkpoint has no configuration.
+        ModelError: The checkpoint has no configuration, or names a local directory that is not below its own.
     """
+    from mpvss.segmentors import EMBEDDED
+
+    if os.environ.get("MPVSS_SEGMENTOR"):
+        return os.environ["MPVSS_SEGMENTOR"]
     segmentor = read_config(name).get("segmentor")
-    if segmentor is None:
-        return None
+    if segmentor is None or segmentor in EMBEDDED:
+        return segmentor  # type: ignore[no-any-return]
     inside = Path(name) / str(segmentor)
-    return str(inside) if inside.is_dir() else str(segmentor)
+    if inside.is_dir() and inside.resolve().is_relative_to(Path(name).resolve()):
+        return str(inside)
+    if inside.exists() or Path(str(segmentor)).exists() or not _HUB_ID.fullmatch(str(segmentor)):
+        raise ModelError(
+            f"{name}: expected a segmentor below this directory or a hub id such as owner/name in config.json, got "
+            f"{shown(segmentor)}; if you trust it, say so: MPVSS_SEGMENTOR={shown(str(segmentor))}"
+        )
+    return str(segmentor)
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -114,6 +114,9 @@ Save = Annotated[str, typer.Option(help="Any of overlay, labels, png, separated 
 Classes = Annotated[str | None, typer.Option(help="Only these classes, separated by commas.")]
 Alpha = Annotated[float, typer.Option(min=0.0, max=1.0, help="Opacity of the classes over the picture.")]
 Legend = Annotated[bool, typer.Option("--legend", help="Draw class names on the overlay.")]
+MinScore = Annotated[
+    float, typer.Option(min=0.0, help="Pixels whose best class score is lower get no class, such as .5; 0 for none.")
+]
 ShortSide = Annotated[int | None, typer.Option(min=32, help="Pixels of the shorter side the networks see.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Also write per frame beside propagated.")]
 Start = Annotated[str | None, typer.Option(help="First moment: seconds, or m:ss.")]
@@ -157,6 +160,7 @@ def segment(
     cuts: Cuts = True,
     save: Save = "overlay,labels",
     classes: Classes = None,
+    min_score: MinScore = 0.0,
     alpha: Alpha = 0.5,
     legend: Legend = False,
     short_side: ShortSide = None,
@@ -188,7 +192,7 @@ def segment(
         options = ProcessOptions(
             save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
             compare=compare, overwrite=overwrite, start=start, end=end, stride=stride,
-            deinterlace=deinterlace.value,
+            deinterlace=deinterlace.value, min_score=min_score,
         )  # fmt: skip
     if resume:
         with _option_errors():
@@ -262,6 +266,7 @@ def batch(
     cuts: Cuts = True,
     save: Save = "overlay,labels",
     classes: Classes = None,
+    min_score: MinScore = 0.0,
     alpha: Alpha = 0.5,
     legend: Legend = False,
     short_side: ShortSide = None,
@@ -287,7 +292,7 @@ def batch(
         options = ProcessOptions(
             save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
             compare=compare, start=start, end=end, stride=stride,
-            deinterlace=deinterlace.value,
+            deinterlace=deinterlace.value, min_score=min_score,
         )  # fmt: skip
         settings = Settings(
             model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
@@ -625,6 +630,7 @@ def evaluate(
     dtype: Dtype = "float32",
     fast: Fast = True,
     backend: Backend = BackendName.torch,
+    min_score: MinScore = 0.0,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -644,6 +650,7 @@ def evaluate(
             data, split, model, propagator, motion.value, direction.value, interval, cuts, oracle,
             None if predictions is None else str(predictions),
             None if save_predictions is None else str(save_predictions), device, dtype, fast, backend.value,
+            min_score,
         )  # fmt: skip
 
     def say(video: str, done: int, total: int) -> None:

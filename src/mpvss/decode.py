@@ -8,7 +8,7 @@ larger one; and the largest score wins.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32, Int64, UInt8, UInt16
 from torch import Tensor
 
 from mpvss.labels import ignore_id, label_dtype
-from mpvss.motion.warp import resize
+from mpvss.motion.warp import resize, sample
 from mpvss.state import View
 from mpvss.types import Geometry
 
@@ -68,7 +68,7 @@ def _at_scores(maps: Float[Tensor, "C h w"], geometry: Geometry) -> Float[Tensor
         for side, whole in zip((height, width), covered, strict=True)
     )
     grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], -1).to(maps.dtype)
-    return F.grid_sample(maps[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+    return sample(maps[None], grid[None], align_corners=False)[0]
 
 
 def possible_classes(views: Sequence[View]) -> Int64[Tensor, " P"]:
@@ -82,7 +82,10 @@ def possible_classes(views: Sequence[View]) -> Int64[Tensor, " P"]:
     num_classes = chances[0].shape[1]
     if num_classes <= _FEW_CLASSES:
         return torch.arange(num_classes, device=chances[0].device)
-    some = (torch.stack([chance.sum(0) for chance in chances]).amax(0) > _TIE).nonzero()[:, 0]
+    most_of = torch.stack([chance.sum(0) for chance in chances]).amax(0)
+    some = (most_of > _TIE).nonzero()[:, 0]
+    if len(some) == 0:  # all queries say "no object": every class is a tie with every other
+        return most_of.argmax()[None]
     upper: Tensor | float = 0.0
     lower: Tensor | float = 0.0
     for view, chance in zip(views, chances, strict=True):
@@ -159,12 +162,21 @@ def score(views: Sequence[View], geometry: Geometry, *, every_class: bool = Fals
     return ClassScores(classes, class_scores(views, geometry, classes), num_classes)
 
 
+def averaged(scores: ClassScores, views: Sequence[View], geometry: Geometry) -> ClassScores:
+    """Return the scores of several views divided by the sum of their weights: on the scale that one view has."""
+    total = sum(_at_scores(view.weight[None], geometry) for view in views if view.weight is not None)
+    if not isinstance(total, Tensor):
+        return scores
+    return replace(scores, planes=scores.planes / total.clamp(min=torch.finfo(total.dtype).tiny))
+
+
 def label_map(
     scores: ClassScores,
     geometry: Geometry,
     *,
     classes: Sequence[int] | None = None,
     confidence: bool = False,
+    min_score: float = 0.0,
 ) -> tuple[Labels, Float32[np.ndarray, "H W"] | None]:
     """Return the winning class of every pixel of the frame, and its share of all scores if asked for.
 
@@ -173,6 +185,7 @@ def label_map(
         geometry: How the frame became the network's input.
         classes: Only these are kept; pixels of other classes get the ignore id. ``None`` keeps all.
         confidence: Whether to compute the winner's share (0 to 1).
+        min_score: Pixels whose best score is lower get the ignore id; scores must not be bytes then.
     """
     planes = scores.planes
     enlarged = tuple(planes.shape[1:]) != geometry.source
@@ -196,6 +209,8 @@ def label_map(
     if classes is not None:
         ids[~np.isin(ids, list(classes))] = ignore_id(scores.num_classes)
     labels: Labels = _numbered(found.to("cpu").numpy(), ids)
+    if min_score > 0:
+        labels[(best < min_score).to("cpu").numpy()] = ignore_id(scores.num_classes)
     if not confidence:
         return labels, None
     total = planes.sum(0, keepdim=True, dtype=torch.float32)

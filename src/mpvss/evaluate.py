@@ -52,7 +52,8 @@ from mpvss.pipeline import (
 from mpvss.schedule import CutDetector, Schedule
 from mpvss.segmentors import Segmentor
 from mpvss.segmentors.protocol import prepare
-from mpvss.session import DIRECTIONS, MOTIONS, Session
+from mpvss.session import DIRECTIONS, MOTIONS, Session, check_min_score
+from mpvss.spill import Spill
 from mpvss.types import Frame
 from mpvss.untrusted import demand, parse_json, read_json, shown
 from mpvss.video import LabelReader, LabelWriter, MetaWriter, write_meta
@@ -97,6 +98,7 @@ class EvalOptions:
         dtype: Their precision.
         fast: Whether the model runs through our own forward pass.
         backend: ``torch``, or ``onnx`` for a model made by ``mpvss export``.
+        min_score: Pixels whose best class score is lower count as a wrong class; 0 for none.
 
     Raises:
         ValueError: A value is out of range, or two options exclude each other.
@@ -117,6 +119,7 @@ class EvalOptions:
     dtype: str = "float32"
     fast: bool = True
     backend: str = "torch"
+    min_score: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in (("motion", MOTIONS), ("direction", DIRECTIONS)):
@@ -126,6 +129,7 @@ class EvalOptions:
             raise ValueError(f"interval must be at least 1 frame, found {self.interval}")
         if self.predictions is not None and (self.oracle or self.save_predictions is not None):
             raise ValueError("predictions are only scored: leave out oracle and save_predictions")
+        check_min_score(self.min_score)
         choose_device(self.device)
         choose_dtype(self.dtype)
         check_backend(self.backend, self.device, self.dtype)
@@ -247,8 +251,9 @@ class RunDirectory:
     def _check_same(self, header: dict[str, Any]) -> None:
         found = self.header()
         old, new = found["options"], header["options"]
+        old = {"min_score": 0.0, **old}  # runs of the version before have none
         changed = [f"{name} {old.get(name)!r}, now {new[name]!r}" for name in new if old.get(name) != new[name]]
-        if not changed and found != header:
+        if not changed and {**found, "options": old} != header:
             changed = ["another data set in the same place"]
         if changed:
             raise OutputError(
@@ -545,25 +550,34 @@ class _Predictor:
             return
         session = self._session(clip)
         waiting: deque[Frame] = deque()
+        spill = Spill("frames that wait for a key frame")
         try:
             for index in indices:
                 with _timed(seconds, "read"):
                     frame = Frame(index, Fraction(index) / clip.fps, clip.load_image(index))
-                waiting.append(frame)
+                waiting.append(spill.keep_frame(frame))
                 for result in session.push(frame):
-                    labels = self._ids[result.labels].astype(label_dtype(self._dataset.num_classes))
+                    labels = self._data_ids(result.labels)
                     yield _Found(result.index, waiting.popleft().rgb, labels, result.is_key)
+                if not waiting:
+                    spill.clear()
             for result in session.finish():
-                labels = self._ids[result.labels].astype(label_dtype(self._dataset.num_classes))
+                labels = self._data_ids(result.labels)
                 yield _Found(result.index, waiting.popleft().rgb, labels, result.is_key)
         finally:
             for stage, spent in asdict(session.seconds).items():
                 seconds[stage] = seconds.get(stage, 0.0) + spent
 
+    def _data_ids(self, labels: Labels) -> Labels:
+        """What a session answers in the data set's ids; its pixels without a class have none there, either."""
+        known = labels < len(self._ids)
+        ids = np.where(known, self._ids[np.where(known, labels, 0)], self._dataset.ignore)
+        return ids.astype(label_dtype(self._dataset.num_classes))
+
     def _session(self, clip: Clip) -> Session:
         options = self._options
         if not options.oracle:
-            return self._segmenter.session(options.direction)
+            return self._segmenter.session(options.direction, min_score=options.min_score)
         assert self._propagator is not None and options.interval is not None
         queries_from = self._segmentor if options.propagator == "query" else None
 

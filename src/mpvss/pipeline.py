@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from importlib.resources import files
 from itertools import chain
@@ -29,8 +29,9 @@ from mpvss.motion.propagator import Propagator
 from mpvss.schedule import CutDetector, KeyFrames, Schedule
 from mpvss.segmentors import EMBEDDED, Segmentor, load_segmentor
 from mpvss.segmentors.efficientnet import fold_batch_norm
-from mpvss.session import Session
+from mpvss.session import Session, check_motion
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
+from mpvss.spill import Spill
 from mpvss.state import KeyState
 from mpvss.types import Frame, Geometry, Segmentation
 from mpvss.untrusted import shown_address
@@ -190,10 +191,13 @@ class VideoSegmenter:
                 out none that changes any.
 
         Raises:
-            ValueError: An interval or a size below 1.
+            ValueError: An interval or a size below 1, no such motion, or a tolerance out of range.
         """
         if interval is not None and interval < 1:
             raise ValueError(f"interval must be at least 1 frame, found {interval}")
+        check_motion(motion)
+        if not 0 <= tolerance <= 1:
+            raise ValueError(f"tolerance must be from 0 to 1, found {tolerance}")
         self.segmentor = segmentor
         self.propagator = propagator
         self.motion: str = motion
@@ -243,11 +247,13 @@ class VideoSegmenter:
             ValueError: An option is out of its range.
         """
         check_backend(backend, device, dtype)
+        check_motion(motion)
         if backend == "onnx":
             from mpvss.onnx_backend import load_exported
 
-            exported, flow = load_exported(model, with_motion=propagator in _LEARNED)
-            moved_by = flow if flow is not None and flow.name == propagator else make_propagator(propagator)
+            exported, flow = load_exported(model, with_motion=propagator in ("auto", *_LEARNED))
+            own = flow is not None and propagator in ("auto", flow.name)
+            moved_by = flow if own else make_propagator(propagator)
             segmenter = cls(
                 exported, moved_by, motion=motion, interval=interval, cuts=cuts, short_side=short_side,
                 tolerance=tolerance,
@@ -259,7 +265,9 @@ class VideoSegmenter:
         place, precision = choose_device(device), choose_dtype(dtype)
         source, meant, module = _find_motion(model, propagator)
         if module is not None:
-            module = module.to(place)
+            # Before it gets there: some devices have no double.
+            double = any(weight.dtype == torch.float64 for weight in module.parameters())
+            module = (module.float() if double else module).to(place)
         chosen = make_propagator(meant, module)
         segmentor = load_segmentor(source, device=place, dtype=precision, fast=fast)
         if fast:
@@ -279,8 +287,25 @@ class VideoSegmenter:
         return baseline
 
     def segment(self, frame: Frame, image: UInt8[Tensor, "3 H W"], geometry: Geometry) -> KeyState:
-        """Run the segmentor on one prepared frame."""
+        """Run the segmentor on one prepared frame.
+
+        Raises:
+            ModelError: Its answer is not of the shape that its classes ask for.
+        """
         found = self.segmentor(image[None])
+        classes = len(self.segmentor.class_names)
+        if found.class_logits.shape[-1] != classes + 1:
+            raise ModelError(
+                f"{self.segmentor.name}: expected class logits of {classes} classes and, last, no object, got "
+                f"{found.class_logits.shape[-1]} columns; a segmentor without a no-object column adds one of -inf or "
+                "-1e4, and class_names has one name for each class"
+            )
+        if not found.class_logits.shape[1] == found.mask_logits.shape[1] == found.queries.shape[1]:
+            counts = (found.class_logits.shape[1], found.mask_logits.shape[1], found.queries.shape[1])
+            raise ModelError(
+                f"{self.segmentor.name}: expected one class, one mask and one embedding for each query, got {counts[0]} "
+                f"classes, {counts[1]} masks and {counts[2]} embeddings"
+            )
         return KeyState(frame, image, found.class_logits[0], found.mask_logits[0], found.queries[0], geometry)
 
     def schedule(self, direction: str) -> Schedule:
@@ -295,6 +320,7 @@ class VideoSegmenter:
         *,
         classes: Sequence[int] | None = None,
         confidence: bool = False,
+        min_score: float = 0.0,
         schedule: KeyFrames | None = None,
     ) -> Session:
         """Begin a video of which the frames are pushed one by one.
@@ -303,6 +329,7 @@ class VideoSegmenter:
             direction: ``forward`` answers each frame at once; ``both`` waits for the next key frame.
             classes: Only these class ids are kept; other pixels get the ignore id.
             confidence: Whether results carry the winner's share of the scores.
+            min_score: Pixels whose best class score is lower get the ignore id; see ``Session``.
             schedule: Which frames are key frames, if that is known already.
         """
         return Session(
@@ -315,6 +342,7 @@ class VideoSegmenter:
             classes=classes,
             confidence=confidence,
             tolerance=self.tolerance,
+            min_score=min_score,
         )
 
     def stream(
@@ -325,6 +353,7 @@ class VideoSegmenter:
         classes: Sequence[int] | None = None,
         confidence: bool = False,
         deinterlace: str = "auto",
+        min_score: float = 0.0,
     ) -> Iterator[Segmentation]:
         """Segment a source frame by frame, in order, with memory that does not grow with its length.
 
@@ -334,17 +363,18 @@ class VideoSegmenter:
             classes: Only these class ids are kept; other pixels get the ignore id.
             confidence: Whether results carry the winner's share of the scores.
             deinterlace: ``auto`` deinterlaces the frames of a file that are flagged as interlaced, ``off`` leaves them.
+            min_score: Pixels whose best class score is lower get the ignore id; see ``Session``.
 
         Raises:
             SourceError: The source cannot be read.
             ValueError: ``deinterlace`` is neither.
         """
+        begin = partial(self.session, classes=classes, confidence=confidence, min_score=min_score)
         if isinstance(source, str | Path):
             with read(source, deinterlace=deinterlace) as reader:
-                direction = direction or ("forward" if reader.info.live else "both")
-                yield from self._run(reader, self.session(direction, classes=classes, confidence=confidence))
+                yield from self._run(reader, begin(direction or ("forward" if reader.info.live else "both")))
         else:
-            yield from self._run(source, self.session(direction or "both", classes=classes, confidence=confidence))
+            yield from self._run(source, begin(direction or "both"))
 
     @staticmethod
     def _run(frames: Iterable[Frame], session: Session) -> Iterator[Segmentation]:
@@ -375,6 +405,7 @@ class VideoSegmenter:
                 **self.runtime,
                 "threads": torch.get_num_threads(),
                 "deinterlace": options.deinterlace,
+                "min_score": options.min_score,
             },
         }
 
@@ -416,8 +447,8 @@ class VideoSegmenter:
         ) as reader:
             paths = output_paths(reader.info.name, Path(out), options)
             direction = direction or ("forward" if reader.info.live else "both")
-            session = self.session(direction, classes=wanted)
-            alone = self.per_frame().session("forward", classes=wanted)
+            session = self.session(direction, classes=wanted, min_score=options.min_score)
+            alone = self.per_frame().session("forward", classes=wanted, min_score=options.min_score)
             about = self.describe(options, direction) | ({} if named is None else {"source": named})
             taken = 0
             first = next(reader)  # or the error that there is none, before any output is begun
@@ -427,6 +458,7 @@ class VideoSegmenter:
                 if not options.compare:  # which times the two sides, and is not to be disturbed
                     write = partial(stack.enter_context(Behind(_WAITING)).call, sinks.write)
                 waiting: deque[tuple[Frame, Segmentation | None]] = deque()
+                spill = Spill("frames that wait for a key frame")
 
                 def deliver(results: Iterable[Segmentation]) -> None:
                     for result in results:
@@ -437,8 +469,13 @@ class VideoSegmenter:
 
                 for frame in chain([first], reader):
                     taken += 1
-                    waiting.append((frame, alone.push(frame)[0] if options.compare else None))
+                    other = alone.push(frame)[0] if options.compare else None
+                    if other is not None:
+                        other = replace(other, labels=spill.keep(other.labels))
+                    waiting.append((spill.keep_frame(frame), other))
                     deliver(session.push(frame))
+                    if not waiting:
+                        spill.clear()
                 deliver(session.finish())
             for message in reader.warnings:
                 log.warning("%s: %s", reader.info.source, message)

@@ -1,10 +1,12 @@
 """One video on its way through the program: the only place that holds state between frames."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,13 +15,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mpvss.carry import Packed, fetch, mix, pack, strongest, together, unpack
-from mpvss.decode import ClassScores, label_map, score, score_size
+from mpvss.decode import ClassScores, averaged, label_map, score, score_size
+from mpvss.doctor import cores
 from mpvss.motion.blend import thumbnail, trust, visible_flow
-from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.propagator import FLOW_GRID, Propagator, serves_both_ways
 from mpvss.motion.warp import compose, invert, resize, resize_flow, warp
 from mpvss.schedule import KeyFrames
 from mpvss.segmentors.protocol import InputRule, resize_frame
+from mpvss.spill import Spill
 from mpvss.state import KeyState, View
 from mpvss.types import IMAGE_RATE, Frame, Geometry, Segmentation
 
@@ -33,6 +36,9 @@ _WEAK, _MOST_WEAK = 32, 0.005
 # More than this many frames at a time would wait for memory, not for a core.
 _MOST_WORKERS = 4
 _Out = TypeVar("_Out")
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads that OpenMP began before, and would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 KeySource = Callable[[Frame, UInt8[Tensor, "3 H W"], Geometry], KeyState]
 
 
@@ -48,6 +54,36 @@ class Seconds:
     def total(self) -> float:
         """All stages together."""
         return self.key + self.propagate + self.decode
+
+
+def check_motion(motion: str) -> None:
+    """Refuse a way to chain flows that there is not.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if motion not in MOTIONS:
+        raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, found {motion!r}")
+
+
+def check_direction(direction: str) -> None:
+    """Refuse a direction that there is not.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, found {direction!r}")
+
+
+def check_min_score(min_score: float) -> None:
+    """Refuse a least class score that is none.
+
+    Raises:
+        ValueError: It is below 0 or not finite.
+    """
+    if not 0 <= min_score < math.inf:
+        raise ValueError(f"min_score must be a class score, 0 or more and finite, found {min_score}")
 
 
 def check_picture(rgb: object) -> None:
@@ -81,16 +117,10 @@ class _Key:
 class _Waiting:
     """A frame between two key frames, until the second one is there."""
 
-    frame: Frame
+    index: int
+    pts: Fraction
+    size: tuple[int, int]
     picture: UInt8[Tensor, "3 H W"]
-
-
-def _chain(steps: Sequence[Float[Tensor, "G 2 h w"]]) -> list[Float[Tensor, "G 2 h w"]]:
-    """Flows to the key frame, from the flow of each frame to its neighbour, the key frame's neighbour first."""
-    flows: list[Tensor] = []
-    for step in steps:
-        flows.append(compose(step, flows[-1] if flows else None))
-    return flows
 
 
 @dataclass(eq=False)
@@ -113,7 +143,11 @@ class Session:
         confidence: Whether results carry the winner's share of the scores.
         tolerance: By how much leaving queries out of propagation may change a class score, 0 to 1; 0 leaves out only
             queries that change nothing.
+        min_score: Pixels whose best class score is lower get the ignore id; 0 for none. The score of a class is the sum
+            over queries of p(class) sigmoid(mask): near 1 where one query is sure, near 0 where none has anything.
         seconds: Time spent so far, by stage.
+
+    Pictures, flows and labels that wait for a key frame lie in a temporary file beyond ``spill.MOST_HELD`` bytes.
     """
 
     segment: KeySource
@@ -125,6 +159,7 @@ class Session:
     classes: Sequence[int] | None = None
     confidence: bool = False
     tolerance: float = 0.0
+    min_score: float = 0.0
     seconds: Seconds = field(default_factory=Seconds)
     _pushed: int = field(default=0, init=False)
     _key: _Key | None = field(default=None, init=False)
@@ -133,27 +168,27 @@ class Session:
     _accumulated: Float[Tensor, "G 2 h w"] | None = field(default=None, init=False)
     _workers: ThreadPoolExecutor | None = field(default=None, init=False)
     _order: tuple[_Key, Packed] | None = field(default=None, init=False)
+    _finished: bool = field(default=False, init=False)
+    _last_pts: Fraction | None = field(default=None, init=False)
+    _spill: Spill = field(default_factory=lambda: Spill("frames that wait for a key frame"), init=False)
 
     def __post_init__(self) -> None:
-        if self.motion not in MOTIONS:
-            raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, found {self.motion!r}")
-        if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, found {self.direction!r}")
+        check_motion(self.motion)
+        check_direction(self.direction)
+        check_min_score(self.min_score)
 
     def push(self, frame: Frame | UInt8[np.ndarray, "H W 3"]) -> list[Segmentation]:
         """Take the next frame; return the frames that are finished by it, in order: none, one or more.
 
         Args:
-            frame: A frame, or a bare RGB picture: those are counted from 0, at 25 a second as image files are.
+            frame: A frame, or a bare RGB picture: those are counted from 0, at 25 a second as image files are. Its
+                memory may be written over when this returns.
 
         Raises:
-            ValueError: The picture is not (H, W, 3) of uint8; a frame between key frames came before any key frame;
-                or the networks answered NaN.
+            ValueError: The picture is not (H, W, 3) of uint8; its time is before that of the frame before; the session
+                is finished; a frame between key frames came before any key frame; or the networks answered NaN.
         """
-        if not isinstance(frame, Frame):
-            check_picture(frame)
-            frame = Frame(self._pushed, self._pushed / IMAGE_RATE, frame)
-        self._pushed += 1
+        frame = self._checked(frame)
         geometry = self.rule.fit(frame.size)
         changed = self._key is not None and self._key.state.geometry != geometry
         is_key, new_scene = self.schedule.next(frame.rgb, restart=changed)
@@ -164,7 +199,8 @@ class Session:
         picture = resize_frame(frame, self._picture_size(geometry))
         if self.direction == "both":
             self.seconds.propagate += time.perf_counter() - began
-            self._waiting.append(_Waiting(frame, picture))
+            picture = self._spill.keep_tensor(picture)
+            self._waiting.append(_Waiting(frame.index, frame.pts, frame.size, picture))
             return []
         if self.motion == "chain":
             assert self._last_picture is not None
@@ -177,12 +213,33 @@ class Session:
 
     def finish(self) -> list[Segmentation]:
         """Return the frames that still waited for a key frame after them; the video has ended."""
-        return self._flush(None)
+        self._finished = True
+        done = self._flush(None)
+        if self._workers is not None:
+            self._workers.shutdown()
+            self._workers = None
+        return done
+
+    def _checked(self, frame: Frame | UInt8[np.ndarray, "H W 3"]) -> Frame:
+        if self._finished:
+            raise ValueError("this session is finished; begin another one for more frames")
+        check_picture(frame.rgb if isinstance(frame, Frame) else frame)
+        if not isinstance(frame, Frame):
+            frame = Frame(self._pushed, self._pushed / IMAGE_RATE, frame)
+        if self._last_pts is not None and not frame.pts >= self._last_pts:
+            raise ValueError(
+                f"frames must come in the order of their times, found frame {frame.index} at {float(frame.pts):g} s "
+                f"after one at {float(self._last_pts):g} s; begin another session for another video"
+            )
+        self._pushed += 1
+        self._last_pts = frame.pts
+        return frame
 
     def _push_key(self, frame: Frame, geometry: Geometry, new_scene: bool) -> list[Segmentation]:
         began = time.perf_counter()
         image = resize_frame(frame, geometry.resized)
-        state = self.segment(frame, image, geometry)
+        with torch.no_grad():
+            state = self.segment(frame, image, geometry).plain()
         self.seconds.key += time.perf_counter() - began
         began = time.perf_counter()
         scores = self._score([View(state.class_logits, state.mask_logits)], geometry)
@@ -200,7 +257,7 @@ class Session:
         self._key, self._accumulated, self._last_picture = key, None, picture
         return [*done, own]
 
-    def _key_before(self, frame: Frame) -> _Key:
+    def _key_before(self, frame: Frame | _Waiting) -> _Key:
         if self._key is None:
             raise ValueError(f"frame {frame.index} is not a key frame and no key frame came before it")
         return self._key
@@ -215,15 +272,18 @@ class Session:
         if not self.propagator.per_query:
             padded = score_size(key.geometry)
             grid = (max(1, round(padded[0] * FLOW_GRID)), max(1, round(padded[1] * FLOW_GRID)))
-        flow = self.propagator.estimate_flow(current[None], other[None], key.queries[None], padded, grid, key.active)
-        return flow[0].to(key.mask_logits.device)
+        with torch.no_grad():
+            flow = self.propagator.estimate_flow(
+                current[None], other[None], key.queries[None], padded, grid, key.active
+            )
+        return flow[0].detach().to(key.mask_logits.device, torch.float32)
 
     def _warped(self, key: KeyState, flow: Float[Tensor, "G 2 h w"]) -> Float[Tensor, "Q h w"]:
         if len(flow) == 1:
             return warp(key.mask_logits[None], flow)[0]
         return warp(key.mask_logits[:, None], flow)[:, 0]
 
-    def _forward_only(self, frame: Frame, flow: Float[Tensor, "G 2 h w"]) -> Segmentation:
+    def _forward_only(self, frame: Frame | _Waiting, flow: Float[Tensor, "G 2 h w"]) -> Segmentation:
         began = time.perf_counter()
         key = self._key_before(frame)
         if key.scores is not None:
@@ -249,9 +309,9 @@ class Session:
     def _top(self, *scores: ClassScores) -> float | None:
         """What the largest byte stands for where bytes will do.
 
-        They will not where a share of all scores is asked for, nor where the best score of many pixels is a few bytes.
+        They will not where a share of all scores or a least score is asked for, nor where the best score of many pixels is a few bytes.
         """
-        if self.confidence:
+        if self.confidence or self.min_score:
             return None
         best = [item.planes.amax(0) for item in scores]
         top = max(float(plane.max()) for plane in best)
@@ -264,28 +324,47 @@ class Session:
         if not waiting:
             return []
         began = time.perf_counter()
-        before = self._key_before(waiting[0].frame)
+        before = self._key_before(waiting[0])
         pictures = [item.picture for item in waiting]
         if after is None:
             forward = self._flows(pictures, before)
             self.seconds.propagate += time.perf_counter() - began
-            return [self._forward_only(item.frame, flow) for item, flow in zip(waiting, forward, strict=True)]
-        forward, backward = self._flows_both_ways(pictures, before, after)
-        finish = self._mixed_masks if before.scores is None else self._mixed_scores
-        self.seconds.propagate += time.perf_counter() - began
-        return finish(waiting, list(zip(forward, backward, strict=True)), before, after)
+            done = [self._kept(self._forward_only(item, flow)) for item, flow in zip(waiting, forward, strict=True)]
+        else:
+            forward, backward = self._flows_both_ways(pictures, before, after)
+            finish = self._mixed_masks if before.scores is None else self._mixed_scores
+            self.seconds.propagate += time.perf_counter() - began
+            done = finish(waiting, list(zip(forward, backward, strict=True)), before, after)
+        self._spill.clear()
+        return done
+
+    def _kept(self, result: Segmentation) -> Segmentation:
+        """The same result, its arrays in the file where too many wait already."""
+        confidence = None if result.confidence is None else self._spill.keep(result.confidence)
+        return replace(result, labels=self._spill.keep(result.labels), confidence=confidence)
 
     def _flows(self, pictures: Sequence[Tensor], key: _Key) -> list[Float[Tensor, "G 2 h w"]]:
         """Flows from consecutive pictures, the nearest first, to a key frame beside them."""
         if self.motion == "chain":
-            return _chain(self._steps(pictures, key))
-        return self._beside(lambda picture: self._flow(picture, key.picture, key.state), pictures)
+            return self._chain(self._steps(pictures, key))
+
+        def direct(picture: Tensor) -> Tensor:
+            return self._spill.keep_tensor(self._flow(picture, key.picture, key.state))
+
+        return self._beside(direct, pictures)
+
+    def _chain(self, steps: Sequence[Float[Tensor, "G 2 h w"]]) -> list[Float[Tensor, "G 2 h w"]]:
+        """Flows to the key frame, from the flow of each frame to its neighbour, the key frame's neighbour first."""
+        flows: list[Tensor] = []
+        for step in steps:
+            flows.append(self._spill.keep_tensor(compose(step, flows[-1])) if flows else step)
+        return flows
 
     def _steps(self, pictures: Sequence[Tensor], key: _Key) -> list[Float[Tensor, "G 2 h w"]]:
         """Flows from consecutive pictures, the nearest to a key frame first, each to the one before."""
 
         def step(pair: tuple[Tensor, Tensor]) -> Tensor:
-            return self._flow(*pair, key.state)
+            return self._spill.keep_tensor(self._flow(*pair, key.state))
 
         return self._beside(step, zip(pictures, [key.picture, *pictures[:-1]], strict=True))
 
@@ -296,21 +375,20 @@ class Session:
         if not serves_both_ways(self.propagator, self.motion):
             return self._flows(pictures, before), self._flows(pictures[::-1], after)[::-1]
         steps = self._steps([*pictures, after.picture], before)
-        back = self._beside(invert, steps[:0:-1])
-        forward, backward = self._beside(_chain, [steps[:-1], back])
+        back = self._beside(lambda step: self._spill.keep_tensor(invert(step)), steps[:0:-1])
+        forward, backward = self._beside(self._chain, [steps[:-1], back])
         return forward, backward[::-1]
 
     def _beside(self, work: Callable[[Any], _Out], items: Iterable[Any]) -> list[_Out]:
-        """Do the same to every item, on all cores where one flow moves class scores: OpenCV's part of the work.
+        """Do the same to every item, on all cores that torch may use where the propagator allows it.
 
-        Its functions are too short to share one call between cores. Networks use the cores by themselves.
+        The functions of OpenCV are too short to share one call between cores. Networks use the cores by themselves.
         """
-        if self.propagator.per_query or isinstance(self.propagator, LearnedFlow):
+        threads = min(_MOST_WORKERS, cores(), torch.get_num_threads())
+        if threads == 1 or not getattr(self.propagator, "thread_safe", False):
             return [work(item) for item in items]
         if self._workers is None:
-            # After a fork torch makes its own pool anew at the first use, which is not safe from two threads at once.
-            torch.set_num_threads(torch.get_num_threads())
-            self._workers = ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1), "mpvss-frame")
+            self._workers = ThreadPoolExecutor(threads, "mpvss-frame")
         return list(self._workers.map(work, items))
 
     def _mixed_scores(
@@ -342,7 +420,7 @@ class Session:
                 weights.append(resize(weight[None].to(device), size)[0])
             mixed = mix((fetched[0], fetched[1]), (weights[0], weights[1]))
             halfway = time.perf_counter()
-            result = self._labels(item.frame, unpack(mixed), is_key=False)
+            result = self._kept(self._labels(item, unpack(mixed), is_key=False))
             return result, halfway - started, time.perf_counter() - halfway
 
         places = zip(range(1, gap), waiting, flows, strict=True)
@@ -379,16 +457,21 @@ class Session:
                 views.append(View(key.class_logits, masks, weight))
             self.seconds.propagate += time.perf_counter() - began
             began = time.perf_counter()
-            done.append(self._labels(item.frame, self._score(views, geometry), is_key=False))
+            done.append(self._kept(self._labels(item, self._score(views, geometry), is_key=False)))
             self.seconds.decode += time.perf_counter() - began
         return done
 
     def _score(self, views: Sequence[View], geometry: Geometry) -> ClassScores:
         # A share is one of all classes.
-        return score(views, geometry, every_class=self.confidence)
+        scores = score(views, geometry, every_class=self.confidence)
+        return averaged(scores, views, geometry) if self.min_score else scores
 
-    def _labels(self, frame: Frame, scores: ClassScores, *, is_key: bool) -> Segmentation:
+    def _labels(self, frame: Frame | _Waiting, scores: ClassScores, *, is_key: bool) -> Segmentation:
         labels, confidence = label_map(
-            scores, self.rule.fit(frame.size), classes=self.classes, confidence=self.confidence
+            scores,
+            self.rule.fit(frame.size),
+            classes=self.classes,
+            confidence=self.confidence,
+            min_score=self.min_score,
         )
         return Segmentation(frame.index, frame.pts, labels, is_key, confidence)

@@ -45,6 +45,8 @@ class ProcessOptions:
         end: Moment to stop before.
         stride: Take every so many frames of the source.
         deinterlace: ``auto`` deinterlaces the frames that are flagged as interlaced, ``off`` leaves them.
+        min_score: Pixels whose best class score is lower get no class; 0 for none. A score is near 1 where the model is
+            sure.
     """
 
     save: tuple[str, ...] = ("overlay", "labels")
@@ -57,6 +59,7 @@ class ProcessOptions:
     end: str | float | Fraction | None = None
     stride: int = 1
     deinterlace: str = "auto"
+    min_score: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.save if name not in SAVEABLE]
@@ -66,6 +69,8 @@ class ProcessOptions:
             raise ValueError("classes must name at least one class, found none; leave them out to allow all")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be in 0..1, found {self.alpha}")
+        if not 0 <= self.min_score < math.inf:
+            raise ValueError(f"min_score must be 0 or more and finite, found {self.min_score}")
         if self.stride < 1:
             raise ValueError(f"stride must be at least 1, found {self.stride}")
         check_deinterlace(self.deinterlace)

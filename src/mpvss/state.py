@@ -31,6 +31,15 @@ class KeyState:
     geometry: Geometry
     active: Int64[Tensor, " A"] | None = None
 
+    def plain(self) -> "KeyState":
+        """Return the state as the program computes with it: float32, without gradients."""
+        return replace(
+            self,
+            class_logits=self.class_logits.detach().float(),
+            mask_logits=self.mask_logits.detach().float(),
+            queries=self.queries.detach().float(),
+        )
+
     def only_active(self, tolerance: float) -> "KeyState":
         """Return the state without the queries that cannot change any class score by more than ``tolerance``.
 
@@ -39,7 +48,8 @@ class KeyState:
         """
         bounds = self.class_logits.softmax(1)[:, :-1].amax(1)
         ascending, order = bounds.sort()
-        dropped = int((ascending.double().cumsum(0) <= tolerance).sum())
+        # In doubles, which some devices lack.
+        dropped = int((ascending.cpu().double().cumsum(0) <= tolerance).sum())
         if dropped == 0 or self.active is not None:
             return self
         kept = order[min(dropped, len(order) - 1) :].sort().values

@@ -260,7 +260,7 @@ def segment_part(
     names = segmenter.segmentor.class_names
     wanted = None if options.classes is None else resolve_classes(options.classes, names)
     schedule = ListedSchedule(listing.keys[rows].tolist(), listing.cuts[rows].tolist())
-    session = segmenter.session(plan.direction, classes=wanted, schedule=schedule)
+    session = segmenter.session(plan.direction, classes=wanted, min_score=options.min_score, schedule=schedule)
     time_base = listing.frames.time_base
     labels_name, meta_name = part_files(number)
     header = {"size": list(plan.size), "classes": list(names)}

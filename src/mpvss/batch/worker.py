@@ -78,7 +78,9 @@ class Settings:
 
     def difference(self, former: Mapping[str, Any]) -> str | None:
         """Say what is not as in an earlier description, or ``None``."""
-        before, now = ({**values, **values.get("options", {})} for values in (former, self.describe()))
+        before, now = (
+            {"min_score": 0.0, **values, **values.get("options", {})} for values in (former, self.describe())
+        )
         for name in now.keys() - {"options"}:
             if name not in before or before[name] != now[name]:
                 return f"{name} was {before.get(name)}, now {now[name]}"

@@ -5,7 +5,7 @@ Kroeger et al., "Fast Optical Flow using Dense Inverse Search" (ECCV 2016).
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -34,6 +34,7 @@ class Hold:
 
     name = "hold"
     per_query = False
+    thread_safe = True
 
     def estimate_flow(
         self,
@@ -65,6 +66,7 @@ class Dis:
     finest_scale: int | None = None
     name: str = field(default="dis", init=False)
     per_query: bool = field(default=False, init=False)
+    thread_safe: ClassVar[bool] = True
     _local: threading.local = field(default_factory=threading.local, init=False, repr=False)
 
     def __post_init__(self) -> None:

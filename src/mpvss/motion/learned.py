@@ -19,7 +19,10 @@ class LearnedFlow:
     """
 
     def __init__(self, module: QueryFlow | PixelFlow) -> None:
-        """Wrap a module that is on its device already."""
+        """Wrap a module that is on its device already; on a CPU it becomes float32, of mixed types anywhere."""
+        weights = list(module.parameters())
+        if weights[0].device.type == "cpu" or len({weight.dtype for weight in weights}) > 1:
+            module = module.float()
         self.per_query = isinstance(module, QueryFlow)
         self.name = "query" if self.per_query else "flow"
         self.module = module.eval().requires_grad_(False)

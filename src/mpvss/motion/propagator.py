@@ -23,6 +23,8 @@ class Propagator(Protocol):
 
     ``name`` is what the command line calls it. ``per_query`` says whether each query gets a flow of its own, on the
     grid of the masks; one flow for all of them is wanted at ``FLOW_GRID`` of the size of the class scores.
+
+    A propagator is called by one thread at a time, unless it has an attribute ``thread_safe`` that is true.
     """
 
     name: str

@@ -61,7 +61,20 @@ def warp(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Fl
     centre = flow.new_tensor([(width - 1) / 2, (height - 1) / 2])
     scale = flow.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
     grid = (position.permute(0, 2, 3, 1) - centre) * scale
-    return F.grid_sample(values, grid.to(values.dtype), mode="bilinear", padding_mode="border", align_corners=True)
+    return sample(values, grid.to(values.dtype), align_corners=True)
+
+
+def sample(
+    values: Float[Tensor, "B C h w"], grid: Float[Tensor, "B H W 2"], *, align_corners: bool
+) -> Float[Tensor, "B C H W"]:
+    """``grid_sample``, bilinear with the border repeated, also on Apple's devices, where torch lacks that padding."""
+    padding = "border"
+    if values.device.type == "mps":
+        # A place that stays between the centres of the outermost pixels needs none.
+        size = grid.new_tensor([values.shape[-1], values.shape[-2]])
+        limit = torch.ones_like(size) if align_corners else 1 - 1 / size
+        grid, padding = torch.minimum(torch.maximum(grid, -limit), limit), "zeros"
+    return F.grid_sample(values, grid, mode="bilinear", padding_mode=padding, align_corners=align_corners)
 
 
 def sampling_maps(
@@ -171,5 +184,5 @@ def fit_flow(
         2 * (torch.arange(side, device=flow.device) + 0.5) / all_ - 1 for side, all_ in zip(grid, whole, strict=True)
     )
     places = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], -1).to(flow.dtype).expand(len(flow), -1, -1, -1)
-    fitted = F.grid_sample(flow, places, mode="bilinear", padding_mode="border", align_corners=False)
+    fitted = sample(flow, places, align_corners=False)
     return fitted * flow.new_tensor([whole[1] / flow.shape[-1], whole[0] / flow.shape[-2]])[:, None, None]

@@ -163,9 +163,14 @@ class HuggingFaceSegmentor:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         names = model.config.id2label
-        if sorted(names) != list(range(len(names))):
-            raise ModelError(f"{name}: expected class ids 0 to {len(names) - 1} in id2label, found {sorted(names)}")
-        self.class_names = tuple(str(names[index]) for index in range(len(names)))
+        # As in the library: the n-th class logit has id n, and there are as many as there are names.
+        beyond = sorted(id_ for id_ in names if not 0 <= id_ < len(names))
+        if beyond:
+            log.warning(
+                "%s: id2label has %d names, so class ids are 0 to %d; the names of %s belong to none of them, and %d ids "
+                "are called LABEL_n", name, len(names), len(names) - 1, shown(beyond), len(beyond),
+            )  # fmt: skip
+        self.class_names = tuple(str(names.get(index, f"LABEL_{index}")) for index in range(len(names)))
         self.rule = rule
         self._dtype = dtype
         self._task = task
@@ -198,6 +203,29 @@ class HuggingFaceSegmentor:
         return Prediction(found.class_logits.float(), found.mask_logits.float(), found.queries.float())
 
 
+def _sides(size: Any, max_size: int | None) -> tuple[int | None, int | None]:
+    """The shorter side and the bound of the longer one, from each form in which the library writes a size."""
+    if isinstance(size, list | tuple):
+        if len(size) != 2:
+            raise ValueError(f"size must be one number, or height and width, got {shown(size)}")
+        size = {"height": size[0], "width": size[1]}
+    if not isinstance(size, dict):
+        return size, max_size
+    if "max_height" in size or "max_width" in size:
+        return None, min(size.get("max_height", math.inf), size.get("max_width", math.inf))
+    if "shortest_edge" not in size and "longest_edge" in size:
+        return None, size["longest_edge"]
+    short = size.get("shortest_edge") or min(size.get("height", 512), size.get("width", 512))
+    return short, size.get("longest_edge") or (max_size if "shortest_edge" in size else None)
+
+
+def _three(value: Any, default: tuple[float, float, float]) -> tuple[float, ...]:
+    """A mean or deviation for each channel; one number stands for all three."""
+    if value is None:
+        return default
+    return (float(value),) * 3 if isinstance(value, int | float) else tuple(value)
+
+
 def input_rule(settings: dict[str, Any], model_type: str, config: Any = None) -> InputRule:
     """Read size and normalisation from a checkpoint's ``preprocessor_config.json``.
 
@@ -207,16 +235,11 @@ def input_rule(settings: dict[str, Any], model_type: str, config: Any = None) ->
         ValueError: A setting is out of range.
         TypeError: A setting is of another type.
     """
-    size = settings.get("size", 512)
-    if isinstance(size, dict):
-        short = size.get("shortest_edge") or min(size.get("height", 512), size.get("width", 512))
-        long = size.get("longest_edge")
-    else:
-        short, long = size, settings.get("max_size")
+    short, long = _sides(settings.get("size", 512), settings.get("max_size"))
     # The library multiplies by the factor, then subtracts the mean; we subtract from 0..255.
     factor = 1 / settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-    mean = settings.get("image_mean") or (0.485, 0.456, 0.406)
-    std = settings.get("image_std") or (0.229, 0.224, 0.225)
+    mean = _three(settings.get("image_mean"), (0.485, 0.456, 0.406))
+    std = _three(settings.get("image_std"), (0.229, 0.224, 0.225))
     if not settings.get("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if len(mean) != 3 or len(std) != 3:
@@ -296,7 +319,7 @@ def load_huggingface(
             "models that classify pixels directly have no queries to propagate"
         )
     try:
-        if place.is_dir() and not (place / "preprocessor_config.json").is_file():
+        if place.is_dir() and not _has_preprocessor(place):
             settings = _NO_PREPROCESSOR
             log.warning(
                 "%s: no preprocessor_config.json; taking a shorter side of 480 and ImageNet's colours", model_id
@@ -333,6 +356,14 @@ def load_huggingface(
     if config.model_type != "eomt":
         model = model.to(memory_format=torch.channels_last)
     return HuggingFaceSegmentor(model.to(device), rule, name=name or model_id, dtype=dtype, task=task, fast=fast)
+
+
+def _has_preprocessor(place: Path) -> bool:
+    """Whether a directory says how its pictures are prepared, in the file of its own or in that of the processor."""
+    if (place / "preprocessor_config.json").is_file():
+        return True
+    whole = place / "processor_config.json"
+    return whole.is_file() and isinstance(read_json(whole).get("image_processor"), dict)
 
 
 def _demand_file(place: Path, needed: str) -> None:

@@ -94,12 +94,15 @@ def prepare(frame: Frame, rule: InputRule) -> tuple[UInt8[Tensor, "3 H W"], Geom
 
 
 def resize_frame(frame: Frame, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """Return the picture at a height and width: area averages when it shrinks, bilinear when it grows."""
-    rgb = frame.rgb
-    if size != frame.size:
-        shrinks = size[0] < frame.size[0]
-        rgb = cv2.resize(rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
+    """Return the picture at a height and width: area averages when it shrinks, bilinear when it grows.
+
+    It is never the frame's own memory, which may be written over.
+    """
+    if size == frame.size:
+        return torch.from_numpy(np.array(frame.rgb, order="C")).permute(2, 0, 1)
+    shrinks = size[0] < frame.size[0]
+    rgb = cv2.resize(frame.rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
 @dataclass(frozen=True, eq=False)

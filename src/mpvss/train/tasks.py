@@ -265,14 +265,14 @@ class MotionTask(nn.Module):
         return nn.ModuleDict({"motion": self.motion, "heads": nn.ModuleList(self.heads)})
 
     def export(self, directory: Path) -> None:
-        """Write the motion module as ``--model`` takes it; with trained heads also the segmentor."""
-        if self.heads:
+        """Write the motion module as ``--model`` takes it; with trained heads, or a local one, also the segmentor."""
+        source = self._config.model.segmentor
+        # A motion module names no directory that is not below its own.
+        if self.heads or (source is not None and Path(source).is_dir()):
             save_segmentor(self.segmentor, directory / "segmentor")
             self.motion.segmentor = "segmentor"
         else:
-            source = self._config.model.segmentor
-            local = source is not None and Path(source).is_dir()
-            self.motion.segmentor = str(Path(str(source)).resolve()) if local else source
+            self.motion.segmentor = source
         self.motion.save_pretrained(directory)
 
 

@@ -72,7 +72,8 @@ def _identity(video: str, segmentor: HuggingFaceSegmentor, confidence: float, st
     path = Path(video)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    weights = [float(value.double().abs().sum()) for value in segmentor.model.state_dict().values()]
+    # In doubles, which some devices lack.
+    weights = [float(value.cpu().double().abs().sum()) for value in segmentor.model.state_dict().values()]
     return json.dumps([str(path.resolve()), facts, segmentor.name, weights, repr(segmentor.rule), confidence, stride])
 
 
