@@ -345,7 +345,7 @@ def _read_only(rgb):
         lambda rgb: np.ascontiguousarray(rgb[..., ::-1])[..., ::-1],
         lambda rgb: np.ascontiguousarray(rgb[::-1])[::-1],
         lambda rgb: np.repeat(rgb, 2, 1)[:, ::2],
-        lambda rgb: np.asfortranarray(rgb),
+        np.asfortranarray,
         _read_only,
     ],
 )
@@ -602,8 +602,7 @@ def test_no_double_is_ever_on_the_device(per_query, direction, monkeypatch):
     brought = torch.Tensor.cpu
 
     def cpu(tensor):
-        found = brought(tensor).as_subclass(OnCpu)
-        return found
+        return brought(tensor).as_subclass(OnCpu)
 
     class OnCpu(torch.Tensor):
         @classmethod
