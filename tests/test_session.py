@@ -378,7 +378,7 @@ def test_a_finished_session_and_a_time_that_goes_backward_are_refused():
     frames = moving_frames(4)
     session = VideoSegmenter(ColourSegmentor(), Hold()).session()
     session.push(frames[2])
-    with pytest.raises(ValueError, match="order of their times, found frame 1 at 0.0666667 s after one at 0.133333 s"):
+    with pytest.raises(ValueError, match=r"order of their times, found frame 1 at 0\.0666667 s after"):
         session.push(frames[1])
     session.push(frames[2])  # equal times are a matter of rounding
     session.push(frames[3])

@@ -303,8 +303,8 @@ class VideoSegmenter:
         if not found.class_logits.shape[1] == found.mask_logits.shape[1] == found.queries.shape[1]:
             counts = (found.class_logits.shape[1], found.mask_logits.shape[1], found.queries.shape[1])
             raise ModelError(
-                f"{self.segmentor.name}: expected one class, one mask and one embedding for each query, got {counts[0]} "
-                f"classes, {counts[1]} masks and {counts[2]} embeddings"
+                f"{self.segmentor.name}: expected one class, one mask and one embedding for each query, "
+                f"got {counts[0]} classes, {counts[1]} masks and {counts[2]} embeddings"
             )
         return KeyState(frame, image, found.class_logits[0], found.mask_logits[0], found.queries[0], geometry)
 

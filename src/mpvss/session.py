@@ -309,7 +309,8 @@ class Session:
     def _top(self, *scores: ClassScores) -> float | None:
         """What the largest byte stands for where bytes will do.
 
-        They will not where a share of all scores or a least score is asked for, nor where the best score of many pixels is a few bytes.
+        They will not where a share of all scores or a least score is asked for, nor where the best score of many pixels
+        is a few bytes.
         """
         if self.confidence or self.min_score:
             return None

@@ -167,8 +167,8 @@ class HuggingFaceSegmentor:
         beyond = sorted(id_ for id_ in names if not 0 <= id_ < len(names))
         if beyond:
             log.warning(
-                "%s: id2label has %d names, so class ids are 0 to %d; the names of %s belong to none of them, and %d ids "
-                "are called LABEL_n", name, len(names), len(names) - 1, shown(beyond), len(beyond),
+                "%s: id2label has %d names, so class ids are 0 to %d; the names of %s belong to none of them, and %d "
+                "ids are called LABEL_n", name, len(names), len(names) - 1, shown(beyond), len(beyond),
             )  # fmt: skip
         self.class_names = tuple(str(names.get(index, f"LABEL_{index}")) for index in range(len(names)))
         self.rule = rule
