@@ -309,3 +309,54 @@ def test_paths_may_be_relative(tmp_path, monkeypatch):
     write(Path("a:b.mp4"), [0 * TB])
     write("%d.mp4", [0 * TB])
     assert names(tmp_path) == ["%d.mp4", "a:b.mp4"]
+
+
+def overlay_of(path, out):
+    """The overlay of a video as ``process`` makes it; the writer's warnings."""
+    with read(path) as reader:
+        frame = next(reader)
+        info = reader.info
+        sound = path if info.has_audio else None
+        with OverlayWriter(
+            out, info.size, info.time_base, audio_from=sound, origin=reader.origin, clock=reader.clock
+        ) as writer:
+            writer.write(frame.rgb, frame.pts)
+            for frame in reader:
+                writer.write(frame.rgb, frame.pts)
+    return writer.warnings
+
+
+def test_sound_that_changes_in_the_middle_is_said_once_and_the_rest_is_kept(tmp_path):
+    warnings = overlay_of(Path(__file__).parent / "data" / "joined.ts", tmp_path / "o.mp4")
+    assert warnings == ["the sound changes from 48000 Hz stereo to 48000 Hz mono: what differs is left out"]
+    assert len(sound_of(tmp_path / "o.mp4")[1]) > 40
+    with read(tmp_path / "o.mp4") as reader:
+        assert len(list(reader)) == 60
+
+
+@pytest.mark.parametrize(("codec", "magic"), [("aac", b"A_AAC"), ("flac", b"fLaC"), ("libopus", b"OpusHead")])
+def test_a_damaged_sound_header_ends_no_run(tmp_path, codec, magic):
+    path = source_with_sound(tmp_path / "v.mkv", codec, frames=8)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        damaged = bytearray(whole)
+        for offset in rng.integers(0, 80, 4):
+            damaged[whole.index(magic) + offset] ^= 1 << int(rng.integers(0, 8))
+        path.write_bytes(damaged)
+        overlay_of(path, tmp_path / "o.mp4")
+        assert len(list(read(tmp_path / "o.mp4"))) == 8
+
+
+def test_whatever_the_sound_raises_ends_in_a_warning_but_not_what_the_disk_does(tmp_path, monkeypatch):
+    path = source_with_sound(tmp_path / "v.mkv", "pcm_s16le")
+    for error in (RuntimeError("odd"), KeyError("odd"), av.error.InvalidDataError(1, "odd"), ValueError("odd")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(_Sound, "_encoded", fail)
+        assert len(overlay_of(path, tmp_path / "o.mp4")) == 1
+    sound = _Sound.__new__(_Sound)
+    with pytest.raises(OSError, match="full"), sound.forgiven():
+        raise OSError(28, "full")

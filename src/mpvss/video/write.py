@@ -1,11 +1,13 @@
 """The overlay video, and how every output gets its final name: only when it is whole."""
 
+import errno
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from math import lcm
 from pathlib import Path
 from types import TracebackType
@@ -39,11 +41,9 @@ _BT709 = 1  # colour matrix, primaries and transfer have the same number in FFmp
 _LIMITED_RANGE = 1
 _AUDIO_IN_MP4 = {"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac"}
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-# What a damaged sound track raises where it is copied or encoded; a full disk raises other errors.
-_BAD_SOUND = (
-    *(av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError, av.error.BugError),
-    *(TypeError, OverflowError, ZeroDivisionError),
-)
+# What the system refuses, whatever is written. All else that the sound raises is the sound's own fault.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_TRIED_PACKETS = 32
 
 
 @contextmanager
@@ -319,7 +319,11 @@ class OverlayWriter(Output):
         for packet in packets:
             if packet.pts == self._last and self._last_duration:
                 packet.duration = self._last_duration
-            self._container.mux(packet)
+            if self._sound is None:
+                self._container.mux(packet)
+            else:  # the muxer may be about to write a packet of the sound that it was given before
+                with self._sound.forgiven():
+                    self._container.mux(packet)
 
 
 class _Sound:
@@ -349,32 +353,30 @@ class _Sound:
         self._waiting: tuple[Fraction, list[_SoundPacket]] | None = None
         try:
             self._container = container = open_file(source)
-            if not container.streams.audio:
+            stream = next((one for one in container.streams.audio if one.codec_context is not None), None)
+            if stream is None:
+                if container.streams.audio:
+                    raise ValueError("its codec is unknown")
                 return
-            stream = container.streams.audio[0]
-            if stream.codec_context.name in _AUDIO_IN_MP4:
+            if stream.codec_context.name in _AUDIO_IN_MP4 and _can_be_copied(source, stream.index):
                 self._packets = self._copied(container, stream, target.add_stream_from_template(stream))
             else:
                 rate = stream.rate if stream.rate in _AAC_RATES else 48000
                 self._encoder = target.add_stream("aac", rate=rate)
                 self._encoder.layout = "mono" if stream.channels == 1 else "stereo"
                 self._packets = self._encoded(container, stream, self._encoder)
-        except (av.FFmpegError, ValueError, OSError) as error:
-            warnings.append(f"the sound of {source.name} is left out: {getattr(error, 'strerror', None) or error}")
+        except Exception as error:  # a damaged header may raise anything, and is not worth a run
+            warnings.append(f"the sound of {source.name} is left out: {_reason(error)}")
 
     def copy(self, until: Fraction | None) -> None:
         """Write the packets before a time of the source; ``None`` for all that are wanted."""
         limit = self._end if until is None else until if self._end is None else min(until, self._end)
         while True:
-            try:
+            with self.forgiven():
                 self._waiting = self._waiting or next(self._packets, None)
                 if self._waiting is None or (limit is not None and self._waiting[0] >= limit):
                     return
                 self._target.mux(self._waiting[1])
-            except _BAD_SOUND as error:
-                self._warn(f"the sound ends early: {getattr(error, 'strerror', None) or error}")
-                self._packets, self._waiting = iter(()), None
-                return
             self._waiting = None
 
     def finish(self) -> None:
@@ -382,11 +384,20 @@ class _Sound:
         self._all_pictures_written = True
         self.copy(until=None)
         if self._encoder is not None:
-            try:
+            with self.forgiven():
                 self._target.mux(self._encoder.encode(None))
-            except _BAD_SOUND as error:
-                self._warn(f"the sound ends early: {getattr(error, 'strerror', None) or error}")
         self.close()
+
+    @contextmanager
+    def forgiven(self) -> Iterator[None]:
+        """End the sound with a warning where anything fails that the system does not refuse."""
+        try:
+            yield
+        except Exception as error:
+            if getattr(error, "errno", None) in _REFUSALS:
+                raise
+            self._warn(f"the sound ends early: {_reason(error)}")
+            self._packets, self._waiting = iter(()), None
 
     def close(self) -> None:
         """Close the source."""
@@ -397,6 +408,7 @@ class _Sound:
     def _copied(
         self, container: InputContainer, stream: AudioStream, copy: AudioStream
     ) -> Iterator[tuple[Fraction, list[_SoundPacket]] | None]:
+        first_kind, differs = "", False
         for packet in self._timed(container, stream):
             if packet is None:
                 yield None
@@ -405,15 +417,32 @@ class _Sound:
             pts = packet.pts if packet.pts is not None else packet.dts
             if pts is None or (pts + (packet.duration or 0)) * time_base < self._origin:
                 continue
+            kind = self._kind(packet) or first_kind
+            first_kind = first_kind or kind
+            if kind != first_kind:  # one track of an MP4 has one description
+                if not differs:
+                    self._warn(f"the sound changes from {first_kind} to {kind}: what differs is left out")
+                differs = True
+                continue
             shift = round(self._origin / time_base)
             packet.pts = pts - shift
             packet.dts = (packet.dts if packet.dts is not None else pts) - shift
             packet.stream = copy
             yield pts * time_base, [packet]
 
+    @staticmethod
+    def _kind(packet: _SoundPacket) -> str:
+        """Rate and channels of what a packet holds; nothing where it holds no whole frame, or a damaged one."""
+        try:
+            frame = next(iter(packet.decode()), None)
+        except av.FFmpegError:
+            return ""
+        return "" if frame is None else f"{frame.sample_rate} Hz {frame.layout.name}"
+
     def _encoded(
         self, container: InputContainer, stream: AudioStream, encoder: AudioStream
     ) -> Iterator[tuple[Fraction, list[_SoundPacket]] | None]:
+        resampler, kind = None, None
         for packet in self._timed(container, stream):
             if packet is None:
                 yield None
@@ -430,7 +459,10 @@ class _Sound:
                 if time + Fraction(frame.samples, frame.sample_rate) < self._origin:
                     continue
                 frame.pts -= round(self._origin / frame.time_base)
-                yield time, encoder.encode(frame)
+                if resampler is None or kind != (frame.format.name, frame.layout.name, frame.sample_rate):
+                    kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+                    resampler = av.AudioResampler(encoder.format, encoder.layout, encoder.rate)
+                yield time, [one for like in resampler.resample(frame) for one in encoder.encode(like)]
 
     def _timed(self, container: InputContainer, stream: AudioStream) -> Iterator[_SoundPacket | None]:
         """Packets with the times that belong to the pictures'; ``None`` where the pictures have to go on first."""
@@ -467,6 +499,28 @@ class _Sound:
     def _warn(self, warning: str) -> None:
         if warning not in self._warnings:
             self._warnings.append(warning)
+
+
+def _can_be_copied(source: Path, index: int) -> bool:
+    """Whether MP4 takes a sound track as it is and it plays, tried in memory: a failed header is a lost file."""
+    decoded = 0
+    try:
+        with open_file(source) as container, av.open(io.BytesIO(), "w", format="mp4") as trial:
+            stream = container.streams[index]
+            copy = trial.add_stream_from_template(stream)
+            trial.start_encoding()
+            for packet in islice(container.demux(stream), _TRIED_PACKETS):
+                if packet.size and packet.dts is not None:
+                    decoded += len(packet.decode())
+                    packet.stream = copy
+                    trial.mux(packet)
+    except Exception:
+        return False
+    return decoded > 0
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def check_picture(shape: tuple[int, ...], size: tuple[int, int]) -> None:
