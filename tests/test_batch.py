@@ -1,5 +1,6 @@
 """Laws of batches: segments join to the bytes of one run, each video is finished once, the broken ones alone fail."""
 
+import errno
 import functools
 import http.server
 import json
@@ -23,7 +24,7 @@ from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
 from mpvss.batch import run as run_module
 from mpvss.batch import segments
-from mpvss.batch.manifest import Manifest
+from mpvss.batch.manifest import Manifest, lock, unlock
 from mpvss.batch.places import expand, fetch
 from mpvss.batch.run import BatchOptions, in_shard, run_batch
 from mpvss.batch.segments import Listing, divide, join, list_frames, part_files, segment_part
@@ -279,12 +280,10 @@ def test_another_option_or_source_is_not_gone_on_with(clip, tmp_path, monkeypatc
         process_in_segments(segmenter, str(source), out, SETTINGS)
     with pytest.raises(ConfigError, match="interval was 5, now 6; give the same, or remove it to start anew"):
         process_in_segments(segmenter, str(source), out, replace(SETTINGS, interval=6))
-    with Path(out / ".clip.parts" / "lock").open("a") as held:
-        from mpvss.batch.manifest import lock
-
-        assert lock(held.fileno())
-        with pytest.raises(OutputError, match="another run is writing there"):
-            process_in_segments(segmenter, str(source), out, SETTINGS)
+    held = lock(out / ".clip.parts" / "lock")
+    with pytest.raises(OutputError, match="another run is writing there"):
+        process_in_segments(segmenter, str(source), out, SETTINGS)
+    unlock(held)
     os.utime(source, (1, 1))
     with pytest.raises(SourceError, match=r"has changed since .* was begun: remove the folder"):
         process_in_segments(segmenter, str(source), out, SETTINGS)
@@ -349,6 +348,58 @@ def test_one_driver_at_a_time(tmp_path):
         Manifest(tmp_path / "m.jsonl")
     first.close()
     Manifest(tmp_path / "m.jsonl").close()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP", "EINVAL"])
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog, code):
+    import fcntl
+
+    def none(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    Manifest(tmp_path / "m.jsonl").close()
+    assert f"{tmp_path}: this file system has no locks" in caplog.text
+    assert "have one run at a time write there" in caplog.text
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OutputError, match=r"m\.jsonl.*broken"):
+        Manifest(tmp_path / "m.jsonl")
+
+
+def test_batches_and_resume_need_no_fcntl(clip, tmp_path):
+    """As on Windows."""
+    code = f"""
+import signal, sys
+sys.modules["fcntl"] = None
+del signal.pthread_sigmask
+from mpvss.batch import local, run, single
+from mpvss.batch.manifest import Manifest
+from pathlib import Path
+Manifest(Path({str(tmp_path / "m.jsonl")!r})).close()
+with local._deaf_to_ctrl_c():
+    print("fine")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "fine\n"
+
+
+def test_a_link_is_no_folder_of_unfinished_work(inline, clip, tmp_path):
+    (tmp_path / "elsewhere" / "tmp").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "tmp" / "precious").touch()
+    out = tmp_path / "OUT"
+    out.mkdir()
+    for name, run in {
+        ".clip.parts": lambda: process_in_segments(colour_segmenter(), str(clip), out, SETTINGS),
+        ".mpvss-work": lambda: run_batch([str(clip)], str(out), HOLD, TWO),
+    }.items():
+        for target in ("elsewhere", "gone"):
+            (out / name).symlink_to(tmp_path / target)
+            with pytest.raises(OutputError, match=rf"expected a folder of its own at .*{name}, found a link: remove"):
+                run()
+            (out / name).unlink()
+        (out / "manifest.jsonl").unlink(missing_ok=True)
+    assert (tmp_path / "elsewhere" / "tmp" / "precious").exists()
 
 
 # --- sources
@@ -766,12 +817,13 @@ def test_two_batches_do_not_share_a_work_folder(inline, videos, tmp_path, monkey
     monkeypatch.setattr(run_module, "_ORPHAN_SECONDS", 0.0)
     work = tmp_path / "OUT" / ".mpvss-work"
     work.mkdir(parents=True)
-    with (work / "alive").open("a") as held:
-        from mpvss.batch.manifest import lock
-
-        assert lock(held.fileno(), shared=True)
+    held = [lock(work / f"alive-{number}") for number in range(2)]
+    for one in held:
         with pytest.raises(OutputError, match="workers of another batch are still writing there"):
             run_batch([str(videos)], str(tmp_path / "OUT"), HOLD, TWO)
+        unlock(one)
+    (work / "alive").touch()  # of the version before
+    assert run_batch([str(videos)], str(tmp_path / "OUT"), HOLD, TWO)["done"] == 3
 
 
 def test_names_that_are_difficult(inline, tmp_path):

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mpvss.batch.worker import Outcome, Setup, Task
 
 ALIVE = "alive"
-"""Every worker holds a shared lock on this file in the folder of unfinished work."""
+"""Every worker holds a lock on a file whose name begins so in the folder of unfinished work."""
 
 
 class LocalEngine:
@@ -46,11 +47,8 @@ class LocalEngine:
             target=_serve, args=(theirs, life, self._setup, identity, slot, self._level), daemon=True
         )
         # Ctrl-C goes to all processes of a terminal, and finds a worker that is still starting: it inherits this mask.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _deaf_to_ctrl_c():
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         life.close()
         self._slots[slot] = _Slot(process, ours, holds, identity)
@@ -116,6 +114,8 @@ class LocalEngine:
         slot.life.close()
         assert self._setup.scratch is not None
         rmtree(Path(self._setup.scratch) / slot.identity, ignore_errors=True)
+        with suppress(OSError):
+            (Path(self._setup.scratch).parent / f"{ALIVE}-{slot.identity}").unlink()
         if slot.task is None:
             return None
         code = slot.process.exitcode or 0
@@ -136,6 +136,18 @@ class LocalEngine:
                 self._bury(number)
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Slot:
     def __init__(self, process: Any, pipe: Connection, life: Connection, identity: str) -> None:
         self.process, self.pipe, self.life, self.identity = process, pipe, life, identity
@@ -150,8 +162,8 @@ def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, sl
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_driver, args=(life,), daemon=True).start()
     assert setup.scratch is not None
-    alive = (Path(setup.scratch).parent / ALIVE).open("a")
-    lock(alive.fileno(), shared=True, seconds=60)
+    # Kept until the process ends.
+    alive = lock(Path(setup.scratch).parent / f"{ALIVE}-{identity}", seconds=60)  # noqa: F841
     os.environ["OMP_NUM_THREADS"] = str(setup.settings.threads)
     from mpvss.batch.worker import Worker
 

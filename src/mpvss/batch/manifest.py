@@ -14,18 +14,25 @@ Lines are on the disk before what they announce is begun, and after what they re
 while it wrote leaves a last line without an end, which is cut off when the next one opens the file.
 """
 
-import fcntl
+import errno
 import json
+import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mpvss.errors import DataError, OutputError
 from mpvss.untrusted import demand, parse_json
 from mpvss.video.write import output_errors
 
+log = logging.getLogger(__name__)
+
 SCHEMA = 1
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
 _EVENTS = {"run", "start", "split", "part", "retry", "done", "failed"}
 
 
@@ -54,16 +61,24 @@ class Manifest:
         self.started: set[str] = set()
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            held = lock(path.with_name(f".{path.name}.lock"))
+        if held is None:
+            raise OutputError(f"{path}: another batch is writing there; wait for it, or choose another output")
+        self._lock = held
         try:
-            if not lock(self._file.fileno()):
-                raise OutputError(f"{path}: another batch is writing there; wait for it, or choose another output")
+            with output_errors(path):
+                self._file = path.open("a+b")
+        except BaseException:
+            unlock(held)
+            raise
+        try:
             with output_errors(path):
                 if anew:
                     self._file.truncate(0)
                 self._read()
         except BaseException:
             self._file.close()
+            unlock(held)
             raise
 
     def _read(self) -> None:
@@ -121,8 +136,11 @@ class Manifest:
 
     def close(self) -> None:
         """Write what is left, and let others open it."""
-        with output_errors(self.path):
-            self._file.close()
+        try:
+            with output_errors(self.path):
+                self._file.close()
+        finally:
+            unlock(self._lock)
 
 
 def _check_outputs(outputs: dict[str, Any]) -> None:
@@ -131,24 +149,36 @@ def _check_outputs(outputs: dict[str, Any]) -> None:
             raise TypeError("outputs need bytes and sha256")
 
 
-def lock(descriptor: int, *, shared: bool = False, seconds: float = 0.0) -> bool:
-    """Lock an open file for this process until it is closed or the process ends, however it ends.
+def lock(path: Path, *, seconds: float = 0.0) -> FileLock | None:
+    """Lock a file for this process until ``unlock`` or the end of the process, however it ends.
+
+    Where a file system has no locks that is said, and nothing is locked.
 
     Args:
-        descriptor: Of the file.
-        shared: Whether others may hold a shared lock as well.
+        path: The file; made if missing, in a folder that exists. Nothing else is written there.
         seconds: How long to wait for others.
 
     Returns:
-        Whether the lock was to be had.
+        The lock, or ``None`` if another one is held.
+
+    Raises:
+        OSError: The file cannot be opened.
     """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
+    held = FileLock(str(path))
+    try:
+        held.acquire(timeout=seconds, poll_interval=0.02)
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        log.warning("%s: this file system has no locks (%s); have one run at a time write there", path.parent, error)
+    return held
+
+
+def unlock(held: FileLock) -> None:
+    """Remove a locked file and give the lock up."""
+    with suppress(OSError):  # Windows removes no open file
+        Path(held.lock_file).unlink()
+    with suppress(OSError):
+        held.release()

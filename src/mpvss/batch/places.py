@@ -531,11 +531,12 @@ def publish(staged: Path, place: str, *, beat: Callable[[], None] = lambda: None
         staged.replace(target)
         if former.exists():
             shutil.rmtree(former)
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if os.name != "nt":  # which opens no folders
+            descriptor = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _upload(staged: Path, place: str, beat: Callable[[], None]) -> None:
@@ -561,6 +562,18 @@ def _upload(staged: Path, place: str, beat: Callable[[], None]) -> None:
             staged.unlink()
 
 
+def refuse_link(folder: Path) -> None:
+    """Have a folder of unfinished work be one: its files are removed, and those behind a link are somebody's.
+
+    Raises:
+        OutputError: It is a link.
+    """
+    if folder.is_symlink():
+        raise OutputError(
+            f"expected a folder of its own at {folder}, found a link: remove the link, or name another output"
+        )
+
+
 def remove(place: str) -> None:
     """Remove a file or a folder; harmless when there is none.
 
@@ -575,7 +588,7 @@ def remove(place: str) -> None:
         return
     target = Path(place)
     with output_errors(target):
-        if target.is_dir():
+        if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)

@@ -139,8 +139,7 @@ class _Actor:
     def load(self) -> str | None:
         """Load the networks; return why that is not possible."""
         if self._setup.scratch is not None:
-            self._alive = (Path(self._setup.scratch).parent / ALIVE).open("a")
-            lock(self._alive.fileno(), shared=True, seconds=60)
+            self._alive = lock(Path(self._setup.scratch).parent / f"{ALIVE}-{self._identity}", seconds=60)
         prepare(self._setup.settings.threads, self._level)
         try:
             self._worker = Worker(self._setup, self._identity)

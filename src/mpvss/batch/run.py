@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mpvss.batch.local import ALIVE, LocalEngine
-from mpvss.batch.manifest import SCHEMA, Manifest, lock
-from mpvss.batch.places import Job, below, exists, expand, is_remote, is_whole, local, remove, stored
+from mpvss.batch.manifest import SCHEMA, Manifest, lock, unlock
+from mpvss.batch.places import Job, below, exists, expand, is_remote, is_whole, local, refuse_link, remove, stored
 from mpvss.batch.worker import Outcome, Settings, Setup, Task, parts_folder
 from mpvss.doctor import cores
 from mpvss.errors import ConfigError, MpvssError, OutputError
@@ -194,13 +194,17 @@ def _open_state(out: str, options: BatchOptions) -> tuple[Manifest, Path]:
 def _work_folder(work: Path) -> Iterator[None]:
     """Have a folder without anything half-written in it, before and after."""
     scratch = work / "tmp"
+    refuse_link(work)
     with output_errors(work):
         scratch.mkdir(parents=True, exist_ok=True)
-        with (work / ALIVE).open(
-            "a"
-        ) as alive:  # workers of a driver that was killed end by themselves, but not at once
-            if not lock(alive.fileno(), seconds=_ORPHAN_SECONDS):
+        # Workers of a driver that was killed end by themselves, but not at once.
+        deadline = time.monotonic() + _ORPHAN_SECONDS
+        for alive in work.glob(f"{ALIVE}*"):
+            held = lock(alive, seconds=max(0.0, deadline - time.monotonic()))
+            if held is None:
                 raise OutputError(f"{work}: workers of another batch are still writing there; wait for them")
+            unlock(held)
+        refuse_link(scratch)
         shutil.rmtree(scratch)
         scratch.mkdir()
     try:

@@ -1,14 +1,16 @@
 """One long video on one machine, so that a run that is killed loses one segment at most."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mpvss.batch.manifest import lock
-from mpvss.batch.places import publish, stamp
+from mpvss.batch.manifest import lock, unlock
+from mpvss.batch.places import publish, refuse_link, stamp
 from mpvss.batch.segments import FRAMES, Listing, Plan, join, list_frames, part_files, segment_part
 from mpvss.batch.worker import Settings, publish_all
 from mpvss.errors import ConfigError, OutputError, SourceError
@@ -59,15 +61,17 @@ def process_in_segments(
         raise SourceError(f"expected a recorded video, found {source}, which cannot be read again: leave --resume out")
     name = info.name
     folder = out / f".{name}.parts"
+    refuse_link(folder)
     identity = {"source": shown_address(source), "stamp": stamp(source), **settings.describe()}
     if not folder.exists():
         output_paths(name, out, settings.options)  # or the error that they exist
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        held = (folder / "lock").open("a")
-    with held:
-        if not lock(held.fileno()):
-            raise OutputError(f"{folder}: another run is writing there; wait for it, or choose another output")
+        held = lock(folder / "lock")
+    if held is None:
+        raise OutputError(f"{folder}: another run is writing there; wait for it, or choose another output")
+    with ExitStack() as stack:
+        stack.callback(unlock, held)
         stage = folder / _STAGE
         shutil.rmtree(stage, ignore_errors=True)
         with output_errors(stage):
@@ -110,6 +114,8 @@ def process_in_segments(
         outputs = {kind: str(out / f"{name}{ENDINGS[kind]}") for kind in summary["outputs"]}
         publish_all({kind: Path(path) for kind, path in summary["outputs"].items()}, str(out / name))
         lap("join")
+        if os.name == "nt":  # which removes no open file
+            unlock(held)
         shutil.rmtree(folder)
     seconds["total"] = time.perf_counter() - began
     return {"source": shown_address(source), **summary, "outputs": outputs, "seconds": seconds}
