@@ -24,6 +24,7 @@ from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
 from mpvss.batch import run as run_module
 from mpvss.batch import segments
+from mpvss.batch.local import LocalEngine
 from mpvss.batch.manifest import Manifest, lock, unlock
 from mpvss.batch.places import expand, fetch
 from mpvss.batch.run import BatchOptions, in_shard, run_batch
@@ -764,6 +765,47 @@ def test_a_dead_worker_is_an_attempt(inline, videos, tmp_path, monkeypatch):
     assert len(events(out, "retry")) == 4
 
 
+def test_a_preempted_task_is_no_failed_try(inline, videos, tmp_path, monkeypatch):
+    seen = []
+
+    def fault(task):
+        seen.append(task)
+        if sum(task == other for other in seen) <= 3:
+            return Outcome(task, error="its worker died: preempted", died=True, preempted=True)
+        return None
+
+    monkeypatch.setattr(InlineEngine, "fault", staticmethod(fault))
+    found = run_batch([str(videos / "long.mp4")], str(tmp_path / "OUT"), HOLD, replace(TWO, retries=0))
+    assert states(found) == {"long": "done"}
+    assert found["items"][0]["attempts"] == 1
+    assert len(events(tmp_path / "OUT", "retry")) == 3 * 4  # the video, two segments, the join
+    assert len(events(tmp_path / "OUT", "start")) == 1
+
+
+def test_ray_tells_a_lost_machine_from_a_dead_worker():
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
+    from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+    from mpvss.batch.ray_engine import _is_lost_machine
+
+    def died(message, **rest):
+        return ActorDiedError(ActorDiedErrorContext(error_message=message, actor_id=bytes(16), **rest))
+
+    preempted = NodeDeathInfo(reason=NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)
+    assert _is_lost_machine(died("drained", node_death_info=preempted))
+    assert _is_lost_machine(died("The actor is dead because its node has died. Node Id: 1"))
+    assert not _is_lost_machine(died("The actor is dead because its worker process has died. Worker exit type: ..."))
+    assert not _is_lost_machine(OutOfMemoryError("memory"))
+
+
+def test_a_ray_cluster_that_does_not_answer_is_said_in_one_line(videos, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("mpvss.batch.ray_engine._CONNECT_SECONDS", 1)
+    options = BatchOptions("ray", workers=1, ray_address="127.0.0.1:9")
+    with pytest.raises(MpvssError, match=r"cluster at 127.0.0.1:9, found none: no answer within 1 s; check the addr"):
+        run_batch([str(videos)], str(tmp_path / "OUT"), HOLD, options)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_video_given_up_takes_its_segments_with_it(inline, videos, tmp_path, monkeypatch):
     def fault(task):
         return Outcome(task, error="no", again=False) if task.kind == "part" and task.part == 0 else None
@@ -928,9 +970,34 @@ def test_a_worker_that_gets_nothing_done_is_ended(web, tmp_path):
     options = BatchOptions(workers=1, retries=0, stall=2)
     found = run_batch([f"{address}/stuck.mp4"], str(tmp_path / "OUT"), HOLD, options)
     assert states(found) == {"stuck": "failed"}
-    assert found["items"][0]["error"] == (
-        "its worker ended itself (exit code 1): probably nothing was done for 2 s; --stall allows more"
-    )
+    assert found["items"][0]["error"] == ("its worker got nothing done for 2 s and was ended; --stall allows more")
+
+
+def test_a_stopped_worker_is_ended_and_its_task_tried_again(videos, tmp_path, monkeypatch):
+    """With real processes. A stopped one runs no timer of its own: the watch is the driver's."""
+    stopped = []
+
+    class Engine(LocalEngine):
+        def submit(self, worker, task):
+            if not stopped:
+                stopped.append(self._slots[worker].process.pid)
+                os.kill(stopped[0], signal.SIGSTOP)
+                self._setup = replace(self._setup, stall=1)
+            super().submit(worker, task)
+
+        def wait(self, seconds):
+            outcomes, deaths = super().wait(min(seconds, 0.2))
+            if outcomes:
+                self._setup = replace(self._setup, stall=600)
+            return outcomes, deaths
+
+    monkeypatch.setattr(run_module, "LocalEngine", Engine)
+    found = run_batch([str(videos / "two.mp4")], str(tmp_path / "OUT"), HOLD, BatchOptions(workers=1))
+    assert states(found) == {"two": "done"}
+    (retry,) = events(tmp_path / "OUT", "retry")
+    assert retry["error"] == "its worker got nothing done for 1 s and was ended; --stall allows more"
+    with pytest.raises(ProcessLookupError):
+        os.kill(stopped[0], 0)
 
 
 @pytest.fixture

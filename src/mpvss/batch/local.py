@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,6 +17,8 @@ from mpvss.errors import MpvssError
 
 if TYPE_CHECKING:
     from mpvss.batch.worker import Outcome, Setup, Task
+
+_START_SECONDS = 3600  # a model may have to be downloaded
 
 ALIVE = "alive"
 """Every worker holds a lock on a file whose name begins so in the folder of unfinished work."""
@@ -61,7 +64,7 @@ class LocalEngine:
         """Give a task to an idle worker."""
         slot = self._slots[worker]
         assert slot is not None
-        slot.task, slot.given = task, time.monotonic()
+        slot.task, slot.silent = task, 0.0
         with suppress(OSError):  # it is dead, which ``wait`` will notice
             slot.pipe.send(task)
 
@@ -74,7 +77,11 @@ class LocalEngine:
         by_pipe = {slot.pipe: number for number, slot in enumerate(self._slots) if slot}
         outcomes: list[Outcome] = []
         deaths = 0
-        for pipe in connection.wait(list(by_pipe), seconds):
+        began = time.monotonic()
+        ready = connection.wait(list(by_pipe), seconds)
+        # Not more than was asked for: while this process was stopped, as by Ctrl-Z, so were the workers.
+        waited = min(time.monotonic() - began, seconds)
+        for pipe in ready:
             assert isinstance(pipe, Connection)
             number = by_pipe[pipe]
             slot = self._slots[number]
@@ -89,6 +96,9 @@ class LocalEngine:
                     outcomes.append(lost)
                 self._start(number)
                 continue
+            slot.silent = 0.0
+            if kind == "beat":
+                continue
             if kind == "refused":
                 raise MpvssError(value)
             if kind == "ready":
@@ -96,7 +106,25 @@ class LocalEngine:
             else:
                 slot.task = None
                 outcomes.append(value)
+        outcomes += self._end_the_silent(waited, {by_pipe[pipe] for pipe in ready if isinstance(pipe, Connection)})
         return outcomes, deaths
+
+    def _end_the_silent(self, waited: float, heard: set[int]) -> "list[Outcome]":
+        """End workers that said nothing for long: stopped, or hanging where no signal but SIGKILL reaches them."""
+        outcomes = []
+        for number, slot in enumerate(self._slots):
+            if slot is None or number in heard or (slot.ready and slot.task is None):
+                continue
+            slot.silent += waited
+            limit = self._setup.stall if slot.ready else max(self._setup.stall, _START_SECONDS)
+            if slot.silent >= limit:
+                slot.process.kill()
+                lost = self._bury(number)
+                if lost is not None:
+                    error = f"its worker got nothing done for {limit} s and was ended; --stall allows more"
+                    outcomes.append(replace(lost, error=error))
+                self._start(number)
+        return outcomes
 
     def _bury(self, number: int) -> "Outcome | None":
         """Remove what a dead worker left; return what became of its task."""
@@ -120,11 +148,7 @@ class LocalEngine:
             return None
         code = slot.process.exitcode or 0
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        error = f"its worker died: {how}"
-        if code == 1 and time.monotonic() - slot.given >= self._setup.stall:  # as ``faulthandler`` ends it
-            error = f"its worker ended itself (exit code 1): probably nothing was done for {self._setup.stall} s; "
-            error += "--stall allows more"
-        return Outcome(slot.task, error=error, died=True)
+        return Outcome(slot.task, error=f"its worker died: {how}", died=True)
 
     def close(self) -> None:
         """End the workers, with whatever they are doing."""
@@ -153,7 +177,7 @@ class _Slot:
         self.process, self.pipe, self.life, self.identity = process, pipe, life, identity
         self.ready = False
         self.task: Task | None = None
-        self.given = 0.0
+        self.silent = 0.0
 
 
 def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, slot: int, level: int) -> None:
@@ -169,7 +193,7 @@ def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, sl
 
     prepare(setup.settings.threads, level)
     try:
-        worker = Worker(setup, identity, _device(setup.settings.device, slot))
+        worker = Worker(setup, identity, _device(setup.settings.device, slot), lambda: pipe.send(("beat", None)))
     except MpvssError as error:
         pipe.send(("refused", str(error)))
         return

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from mpvss.errors import ConfigError, MpvssError
 log = logging.getLogger(__name__)
 
 _SAY_SECONDS = 30.0
+_CONNECT_SECONDS = 30
 
 
 class RayEngine:
@@ -39,6 +42,8 @@ class RayEngine:
                 f"engine ray needs a package that is not installed: pip install 'mpvss[ray]' ({error})"
             ) from error
         self._ray, self._setup, self._level = ray, setup, level
+        if address not in {None, "local"}:
+            _demand_cluster(str(address))
         try:
             ray.init(address=address, include_dashboard=None if address else False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -92,7 +97,8 @@ class RayEngine:
                     deaths += 1
                 else:
                     reason = str(error).strip().splitlines()[0]
-                    outcomes.append(Outcome(slot.task, error=f"its worker died: {reason}", died=True))
+                    lost = _is_lost_machine(error)
+                    outcomes.append(Outcome(slot.task, error=f"its worker died: {reason}", died=True, preempted=lost))
                 ray.kill(slot.handle)
                 self._slots[number] = self._start()
                 continue
@@ -121,6 +127,29 @@ class RayEngine:
         for slot in self._slots:
             self._ray.kill(slot.handle)
         self._ray.shutdown()
+
+
+def _is_lost_machine(error: Exception) -> bool:
+    """Whether the cluster took a worker's machine away, which says nothing about the task."""
+    return bool(getattr(error, "preempted", False)) or "node has died" in str(error) or "preempt" in str(error).lower()
+
+
+def _demand_cluster(address: str) -> None:
+    """Try to connect in another process, as Ray goes on trying for a quarter of an hour where nothing answers."""
+    code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", code, address], check=False, capture_output=True, text=True, errors="replace",
+            timeout=_CONNECT_SECONDS,
+        )  # fmt: skip
+        if tried.returncode == 0:
+            return
+        reason = (tried.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {_CONNECT_SECONDS} s"
+    raise MpvssError(
+        f"expected a Ray cluster at {address}, found none: {reason}; check the address and that the cluster runs"
+    )
 
 
 class _Slot:

@@ -243,6 +243,7 @@ class _Driver:
         self._begun: deque[Task] = deque()  # of videos that are being worked on
         self._fresh: deque[Task] = deque()
         self._running = 0
+        self._given: set[str] = set()
 
     def run(self) -> list[dict[str, Any]]:
         for job in self._jobs:
@@ -312,7 +313,8 @@ class _Driver:
         while self._fresh:
             task = self._fresh.popleft()
             item = self._items[task.job.name]
-            if not item.failures:
+            if task.job.name not in self._given:
+                self._given.add(task.job.name)
                 try:
                     self._refuse_existing(task.job)
                 except MpvssError as error:
@@ -374,10 +376,11 @@ class _Driver:
 
     def _retry(self, item: _Item, outcome: Outcome) -> None:
         task, error = outcome.task, outcome.error or ""
-        item.failures += 1
         key = (task.kind, task.part)
-        item.tries[key] = item.tries.get(key, 0) + 1
-        if not outcome.again or item.tries[key] > self._options.retries:
+        if not outcome.preempted:
+            item.failures += 1
+            item.tries[key] = item.tries.get(key, 0) + 1
+        if not outcome.again or item.tries.get(key, 0) > self._options.retries:
             self._fail(item, error)
             return
         log.warning("%s: %s; trying again", task.job.shown, error)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Kind = Literal["video", "part", "join"]
+_GRACE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Setup:
         work: Where listings and segments of long videos go, which every worker must reach.
         scratch: Local directory for what is not whole yet, on the disk of ``out`` if that is local; ``None`` for the
             system's directory of temporary files.
-        stall: Seconds without a finished frame after which a worker ends itself.
+        stall: Seconds without a finished frame after which the driver ends a worker.
     """
 
     settings: Settings
@@ -162,6 +163,7 @@ class Outcome:
         again: Whether another try may help.
         anew: Whether it has to begin with the whole video, because the segments are of no use.
         died: Whether the worker is gone.
+        preempted: Whether its machine was taken away, which is no failed try.
     """
 
     task: Task
@@ -173,6 +175,7 @@ class Outcome:
     again: bool = True
     anew: bool = False
     died: bool = False
+    preempted: bool = False
 
 
 class _LostError(Exception):
@@ -186,12 +189,16 @@ class Worker:
         setup: What all workers share.
         identity: A name that no other worker has.
         device: Instead of the settings' own.
+        on_beat: Called when something got done, once a second at most.
 
     Raises:
         ModelError: The networks cannot be loaded.
     """
 
-    def __init__(self, setup: Setup, identity: str, device: str | None = None) -> None:
+    def __init__(
+        self, setup: Setup, identity: str, device: str | None = None, on_beat: Callable[[], None] = lambda: None
+    ) -> None:
+        self._on_beat = on_beat
         self.setup = setup
         self.segmenter: VideoSegmenter = setup.settings.load(device)
         if setup.scratch is None:
@@ -232,11 +239,15 @@ class Worker:
         return replace(outcome, seconds=time.monotonic() - began)
 
     def _beat(self, _: "Segmentation | None" = None) -> None:
-        """Put off the end that comes when nothing moves: a decoder that hangs hangs in C, so the timer is C's too."""
+        """Say that something got done: the driver ends a worker that says nothing for long.
+
+        The timer ends a worker that hangs in C when there is no driver any more.
+        """
         now = time.monotonic()
         if now - self._beaten > 1 and sys.__stderr__ is not None:
-            faulthandler.dump_traceback_later(self.setup.stall, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self.setup.stall + _GRACE_SECONDS, exit=True, file=sys.__stderr__)
             self._beaten = now
+            self._on_beat()
 
     def _source(self, job: Job) -> str:
         """The source as something to open here; the last one that was downloaded is kept for the next task."""
