@@ -1,8 +1,10 @@
 import functools
 import http.server
+import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpvss.errors import SourceError
+from mpvss.errors import ConfigError, SourceError
 from mpvss.video import parse_time, probe, read
 
 SIZE = (48, 64)
@@ -233,6 +235,157 @@ def test_one_wrong_time_shifts_nothing_after_it(tmp_path, position, seconds, mon
     times, reader = times_of(path)
     assert times == [Fraction(i, 25) for i in range(40)]
     assert reader.warnings == ["timestamps that do not fit their neighbours: 1, replaced by times between them"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "rate"),
+    [(".h264", "libx264", 60), (".hevc", "libx265", 30), (".m2v", "mpeg2video", 30), (".h264", "libx264", NTSC)],
+)
+def test_raw_streams_have_their_own_rate(tmp_path, suffix, codec, rate):
+    path = write_video(
+        tmp_path / f"v{suffix}", noise(8, (96, 128)), codec=codec, rate=rate, time_base=1 / Fraction(rate)
+    )
+    times, reader = times_of(path)
+    assert times == [i / Fraction(rate) for i in range(8)]
+    assert (reader.info.assumed_rate, reader.warnings, reader.end) == (False, [], 8 / Fraction(rate))
+
+
+def test_a_rate_that_nothing_says_is_assumed_said_and_set(tmp_path, folder):
+    path = write_video(tmp_path / "v.mjpeg", noise(5), codec="mjpeg", pixels="yuvj420p", rate=30)
+    times, reader = times_of(path)
+    assert times == [Fraction(i, 25) for i in range(5)]
+    assert reader.info.assumed_rate
+    assert "25 assumed; --fps sets it" in reader.warnings[0]
+    assert times_of(path, fps="29.97")[0] == [i / NTSC for i in range(5)]
+    assert times_of(folder, fps=50)[0][:2] == [0, Fraction(1, 50)]
+    with pytest.raises(ValueError, match="expected a frame rate such as 25"):
+        read(path, fps=0)
+
+
+def test_a_rate_for_a_source_with_times_is_refused(ramp):
+    with pytest.raises(ConfigError, match="expected --fps for raw streams and images only"):
+        read(ramp, fps=30)
+
+
+@pytest.mark.parametrize(("suffix", "codec", "end"), [(".gif", "gif", None), (".mkv", "ffv1", None)])
+def test_the_end_of_the_last_frame_comes_from_the_stream(tmp_path, suffix, codec, end):
+    path = write_video(
+        tmp_path / f"v{suffix}", noise(3), times=[0, 10, 100], time_base=Fraction(1, 100), codec=codec,
+        pixels="rgb8" if suffix == ".gif" else "bgr0",
+    )  # fmt: skip
+    with av.open(str(path)) as container:
+        *_, last = container.decode(video=0)
+        expected = (last.pts + last.duration) * last.time_base
+    _, reader = times_of(path)
+    assert reader.end == expected
+    assert times_of(path, end="0.5")[1].end == Fraction(1, 2)
+
+
+def test_several_video_streams(tmp_path):
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("ffv1", rate=25) for _ in range(2)]
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = *SIZE, "bgr0"
+        for number, stream in enumerate(streams):
+            frame = av.VideoFrame.from_ndarray(grey(100 + 50 * number), "rgb24")
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    for number in range(2):
+        assert probe(path, video_stream=number).video_stream == number
+        assert len(probe(path).video_streams) == 2
+        (frame,) = read(path, video_stream=number)
+        assert frame.rgb.mean() == 100 + 50 * number
+    with pytest.raises(ConfigError, match=r"expected --video-stream below 2, .* got 2: mpvss inspect lists them"):
+        read(path, video_stream=2)
+
+
+# --- pipes
+
+
+@pytest.fixture
+def piped():
+    """A path of a pipe that gives these bytes."""
+    ends = []
+
+    def make(data):
+        end, inlet = os.pipe()
+        ends.append(end)
+
+        def feed():
+            with suppress(BrokenPipeError), os.fdopen(inlet, "wb") as file:
+                file.write(data)
+
+        threading.Thread(target=feed, daemon=True).start()
+        return f"/dev/fd/{end}"
+
+    yield make
+    for end in ends:
+        os.close(end)
+
+
+@pytest.mark.parametrize("name", ["late.ts", "vfr.mkv", "raw60.h264"])
+def test_a_pipe_gives_what_the_file_gives(piped, name):
+    path = piped((CASES / name).read_bytes())
+    assert probe(path).kind == "stream"  # and nothing of it is lost
+    with read(CASES / name) as whole, read(path) as reader:
+        assert not reader.info.live
+        for frame, same in zip(reader, whole, strict=True):
+            assert frame.pts == same.pts
+            np.testing.assert_array_equal(frame.rgb, same.rgb)
+
+
+def test_an_mp4_with_its_index_at_the_end_in_a_pipe(piped, tmp_path):
+    write_video(tmp_path / "v.mov", noise(60, (240, 320)), crf=1)  # no fast start
+    with pytest.raises(SourceError, match="got an MP4 whose index is at its end: give the file itself"):
+        read(piped((tmp_path / "v.mov").read_bytes()))
+
+
+def test_a_fifo_without_a_writer(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "f")
+    monkeypatch.setattr("mpvss.video.file._SECONDS_WITHOUT_WRITER", 0.2)
+    with pytest.raises(SourceError, match=r"expected somebody to write a video to .*f, got none"):
+        read(tmp_path / "f")
+    with pytest.raises(SourceError, match="a device, not a pipe"):
+        read("/dev/zero")
+
+
+# --- one file
+
+
+@pytest.mark.parametrize("suffix", ["tga", "ppm", "jp2", "pcx", "sgi"])
+def test_a_file_named_like_a_pattern_is_itself(tmp_path, suffix):
+    for name, level in (("q%d", 200), ("q0", 10), ("q1", 20)):
+        Image.fromarray(grey(level)).save(tmp_path / f"{name}.{suffix}")
+    (frame,) = read(tmp_path / f"q%d.{suffix}")
+    assert abs(frame.rgb.mean() - 200) < 3
+
+
+# --- sources that fall silent
+
+
+def test_a_live_source_that_falls_silent_is_an_error_after_its_frames(ramp, monkeypatch):
+    module = sys.modules["mpvss.video.probe"]
+    original = module._demux
+
+    def demux(container, stream):
+        for number, packet in enumerate(original(container, stream)):
+            if number == 12:
+                raise av.error.ExitError(1, "silent")
+            yield packet
+
+    monkeypatch.setattr(module, "_demux", demux)
+    monkeypatch.setattr(module, "_SECONDS_BEFORE_TRIES", (0, 0))
+    monkeypatch.setattr(module.VideoMedia, "_declared_duration", lambda self: None)
+    connect = module.open_file
+    monkeypatch.setattr(module, "_open_url", lambda url, make: make(str(ramp), kind="stream", source=url, name="x"))
+    reader = read("rtsp://127.0.0.1/x")
+    monkeypatch.setattr(reader._media, "_open", lambda: (_ for _ in ()).throw(OSError("gone")))
+    assert reader.info.live
+    frames = []
+    with pytest.raises(SourceError, match=r"expected more frames of the live source rtsp://127.0.0.1/x, got none"):
+        frames.extend(iter(reader))
+    assert connect is module.open_file
 
 
 def test_frames_before_the_first_key_frame_are_counted(tmp_path):
@@ -546,6 +699,45 @@ def test_video_over_http(ramp):
         assert not reader.info.live
         with pytest.raises(SourceError, match="Not Found"):
             read(f"http://127.0.0.1:{server.server_port}/nope.mp4")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class NoRange(http.server.BaseHTTPRequestHandler):
+    """A server that gives whole files only."""
+
+    data = b""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.data)))
+        self.end_headers()
+        with suppress(ConnectionError):
+            self.wfile.write(self.data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_mp4_with_its_index_at_the_end_from_a_server_without_ranges(tmp_path, monkeypatch):
+    write_video(tmp_path / "v.mov", noise(60, (240, 320)), crf=1)
+    monkeypatch.setattr(NoRange, "data", (tmp_path / "v.mov").read_bytes())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), NoRange)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/v.mov"
+    try:
+        assert probe(url).kind == "stream"
+        with read(url) as reader:
+            assert len(list(reader)) == 60
+        assert list(tmp_path.glob("mpvss-*")) == []
+        monkeypatch.setattr(sys.modules["mpvss.video.probe"], "_MOST_DOWNLOADED", 1000)
+        with pytest.raises(SourceError, match=r"expected to download .* got .* at most 1000 are taken"):
+            read(url)
+        assert list(tmp_path.glob("mpvss-*")) == []
     finally:
         server.shutdown()
         server.server_close()

@@ -51,7 +51,17 @@ class Behind:
             with suppress(Empty):
                 while True:
                     self._queue.get_nowait()
-        self._queue.put(None)
-        self._thread.join()
+        interrupted: KeyboardInterrupt | None = None
+        asked = False
+        while not asked or self._thread.is_alive():  # a second Ctrl-C must not have two threads write one file
+            try:
+                if not asked:
+                    self._queue.put(None)
+                    asked = True
+                self._thread.join()
+            except KeyboardInterrupt as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
         if kind is None and self._error is not None:
             raise self._error

@@ -125,6 +125,10 @@ Stride = Annotated[int, typer.Option(min=1, help="Take every so many frames.")]
 Deinterlace = Annotated[
     DeinterlaceName, typer.Option(help="auto: frames that are flagged as interlaced are deinterlaced; off: never.")
 ]
+Fps = Annotated[str | None, typer.Option(help="Frames a second of a raw stream or of images, which have no times.")]
+VideoStream = Annotated[
+    int | None, typer.Option(min=0, help="Which video stream of several, from 0; inspect lists them.")
+]
 
 
 def _print_version(wanted: bool) -> bool:
@@ -169,6 +173,8 @@ def segment(
     end: End = None,
     stride: Stride = 1,
     deinterlace: Deinterlace = DeinterlaceName.auto,
+    fps: Fps = None,
+    video_stream: VideoStream = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     fast: Fast = True,
@@ -192,7 +198,7 @@ def segment(
         options = ProcessOptions(
             save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
             compare=compare, overwrite=overwrite, start=start, end=end, stride=stride,
-            deinterlace=deinterlace.value, min_score=min_score,
+            deinterlace=deinterlace.value, min_score=min_score, fps=fps, video_stream=video_stream,
         )  # fmt: skip
     if resume:
         with _option_errors():
@@ -275,6 +281,8 @@ def batch(
     end: End = None,
     stride: Stride = 1,
     deinterlace: Deinterlace = DeinterlaceName.auto,
+    fps: Fps = None,
+    video_stream: VideoStream = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     overwrite: Overwrite = False,
@@ -292,7 +300,7 @@ def batch(
         options = ProcessOptions(
             save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
             compare=compare, start=start, end=end, stride=stride,
-            deinterlace=deinterlace.value, min_score=min_score,
+            deinterlace=deinterlace.value, min_score=min_score, fps=fps, video_stream=video_stream,
         )  # fmt: skip
         settings = Settings(
             model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
@@ -347,9 +355,9 @@ def _printable(text: str) -> str:
 def _plan(sources: Sequence[str], out: Path, options: "ProcessOptions") -> list["VideoInfo"]:
     """Describe the sources, and refuse what cannot be read or written before the model is loaded."""
     from mpvss.sinks import output_paths
-    from mpvss.video import probe
+    from mpvss.video import parse_rate, probe
 
-    infos = [probe(source) for source in sources]
+    infos = [probe(source, fps=parse_rate(options.fps), video_stream=options.video_stream) for source in sources]
     folders = {Path(source).parent for source, info in zip(sources, infos, strict=True) if info.kind == "images"}
     if len(infos) > 1 and len(folders) == 1 and all(info.kind == "images" and info.frames == 1 for info in infos):
         log.warning(
@@ -433,19 +441,29 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Anything segment takes.")], as_json: Json = False
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Anything segment takes.")],
+    fps: Fps = None,
+    video_stream: VideoStream = None,
+    as_json: Json = False,
 ) -> None:
     """Describe a video without segmenting it."""
-    from mpvss.video import probe
+    from mpvss.video import parse_rate, probe
 
-    info = probe(source)
+    with _option_errors():
+        rate = parse_rate(fps)
+    info = probe(source, fps=rate, video_stream=video_stream)
     if as_json:
         _print_json(info.describe())
         return
     readable = {
         "size": f"{info.height}x{info.width}",
         "time_base": f"{info.time_base} s",
-        "frame_rate": "unknown" if info.frame_rate is None else f"{float(info.frame_rate):.6g} a second",
+        "frame_rate": "unknown"
+        if info.frame_rate is None
+        else f"{float(info.frame_rate):.6g} a second{' (assumed: --fps sets it)' if info.assumed_rate else ''}",
+        "start": f"{float(info.start):.6g} s on the source's own clock",
+        "assumed_rate": "yes" if info.assumed_rate else "no",
+        "video_streams": "; ".join(f"{number}: {line}" for number, line in enumerate(info.video_streams)) or "none",
         "duration": "unknown" if info.duration is None else f"{float(info.duration):.6g} s",
         "frames": "unknown" if info.frames is None else str(info.frames),
         "has_audio": "yes" if info.has_audio else "no",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mpvss.behind import Behind
 from mpvss.checkpoint import MOTION_TYPES, check_fits, load_motion, segmentor_of
-from mpvss.errors import ModelError, MpvssError
+from mpvss.errors import ModelError, MpvssError, SourceError
 from mpvss.labels import resolve_classes
 from mpvss.motion import PixelFlow, QueryFlow
 from mpvss.motion.classical import Dis, Hold
@@ -35,7 +35,7 @@ from mpvss.spill import Spill
 from mpvss.state import KeyState
 from mpvss.types import Frame, Geometry, Segmentation
 from mpvss.untrusted import shown_address
-from mpvss.video import read
+from mpvss.video import Reader, read
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +162,16 @@ def check_backend(backend: str, device: str, dtype: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
     if backend == "onnx" and (device not in ("auto", "cpu") or dtype != "float32"):
         raise ValueError(f"backend onnx runs on the CPU in float32, found {device} and {dtype}; use backend torch")
+
+
+def _until_lost(reader: Reader, lost: list[SourceError]) -> Iterator[Frame]:
+    """The frames of a reader; where a live source is lost, what came is to be written, and the error kept for later."""
+    try:
+        yield from reader
+    except SourceError as error:
+        if not reader.info.live:
+            raise
+        lost.append(error)
 
 
 class VideoSegmenter:
@@ -400,6 +410,8 @@ class VideoSegmenter:
                 "start": None if options.start is None else str(options.start),
                 "end": None if options.end is None else str(options.end),
                 "stride": options.stride,
+                "fps": None if options.fps is None else str(options.fps),
+                "video_stream": options.video_stream,
                 "tolerance": self.tolerance,
                 "flow": describe_propagator(self.propagator),
                 **self.runtime,
@@ -442,9 +454,7 @@ class VideoSegmenter:
         began = time.perf_counter()
         names = self.segmentor.class_names
         wanted = None if options.classes is None else resolve_classes(options.classes, names)
-        with read(
-            source, start=options.start, end=options.end, stride=options.stride, deinterlace=options.deinterlace
-        ) as reader:
+        with read(source, **options.selection()) as reader:
             paths = output_paths(reader.info.name, Path(out), options)
             direction = direction or ("forward" if reader.info.live else "both")
             session = self.session(direction, classes=wanted, min_score=options.min_score)
@@ -467,7 +477,8 @@ class VideoSegmenter:
                         if on_frame is not None:
                             on_frame(result)
 
-                for frame in chain([first], reader):
+                lost: list[SourceError] = []
+                for frame in chain([first], _until_lost(reader, lost)):
                     taken += 1
                     other = alone.push(frame)[0] if options.compare else None
                     if other is not None:
@@ -504,4 +515,6 @@ class VideoSegmenter:
                     "seconds_per_frame": {"per_frame": alone.seconds.total / taken, "propagated": stages.total / taken},
                     "flicker": {"per_frame": flicker[0], "propagated": flicker[1]},
                 }
+            if lost:  # what came before is written
+                raise lost[0]
             return summary

@@ -22,7 +22,7 @@ from mpvss.errors import OutputError
 from mpvss.labels import ignore_id, palette_for
 from mpvss.metrics import SMALLEST_FLOW, Flicker
 from mpvss.types import Frame, Segmentation
-from mpvss.video import LabelWriter, MetaWriter, OverlayWriter, PngWriter, Reader, draw, parse_time
+from mpvss.video import LabelWriter, MetaWriter, OverlayWriter, PngWriter, Reader, draw, parse_rate, parse_time
 from mpvss.video.deinterlace import check_deinterlace
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class ProcessOptions:
         deinterlace: ``auto`` deinterlaces the frames that are flagged as interlaced, ``off`` leaves them.
         min_score: Pixels whose best class score is lower get no class; 0 for none. A score is near 1 where the model is
             sure.
+        fps: Frames per second of a raw stream or of images, which have no times of their own.
+        video_stream: Which video stream of several, from 0; ``None`` for the best one.
     """
 
     save: tuple[str, ...] = ("overlay", "labels")
@@ -60,8 +62,11 @@ class ProcessOptions:
     stride: int = 1
     deinterlace: str = "auto"
     min_score: float = 0.0
+    fps: str | float | Fraction | None = None
+    video_stream: int | None = None
 
     def __post_init__(self) -> None:
+        parse_rate(self.fps)
         unknown = [name for name in self.save if name not in SAVEABLE]
         if unknown:
             raise ValueError(f"save takes {', '.join(SAVEABLE)}, found {unknown[0]!r}")
@@ -77,6 +82,10 @@ class ProcessOptions:
         first = parse_time(0 if self.start is None else self.start)
         if self.end is not None and parse_time(self.end) <= first:
             raise ValueError(f"end must be after start, found start {self.start or 0} and end {self.end}")
+
+    def selection(self) -> dict[str, Any]:
+        """What ``read`` takes."""
+        return {name: getattr(self, name) for name in ("start", "end", "stride", "deinterlace", "fps", "video_stream")}
 
 
 ENDINGS = {

@@ -29,7 +29,17 @@ from mpvss.schedule import ListedSchedule
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.types import Segmentation
 from mpvss.untrusted import demand, read_json
-from mpvss.video import FrameList, LabelReader, LabelWriter, MetaWriter, fingerprint, read, read_listed, write_meta
+from mpvss.video import (
+    FrameList,
+    LabelReader,
+    LabelWriter,
+    MetaWriter,
+    fingerprint,
+    parse_rate,
+    read,
+    read_listed,
+    write_meta,
+)
 from mpvss.video.write import Pending
 
 PLAN = "plan.json"
@@ -189,9 +199,7 @@ def list_frames(
     # 26 bytes a frame, 2.3 MB an hour: the one thing that grows with the length of a video.
     index, ticks, prints = array("q"), array("q"), array("Q")
     keys, cuts = bytearray(), bytearray()
-    with read(
-        source, start=options.start, end=options.end, stride=options.stride, deinterlace=options.deinterlace
-    ) as reader:
+    with read(source, **options.selection()) as reader:
         if reader.info.live:
             raise SourceError(f"expected a recorded video, found the live source {source}: it has no end to divide")
         direction = direction or "both"
@@ -277,7 +285,13 @@ def segment_part(
                     meta.add(result.index, result.pts, result.is_key)
                     beat()
 
-        for frame in read_listed(source, listing.frames[rows], deinterlace=options.deinterlace):
+        for frame in read_listed(
+            source,
+            listing.frames[rows],
+            deinterlace=options.deinterlace,
+            fps=parse_rate(options.fps),
+            video_stream=options.video_stream,
+        ):
             keep(session.push(frame))
         keep(session.finish())
 
@@ -317,9 +331,7 @@ def join(
     wanted = None if options.classes is None else resolve_classes(options.classes, names)
     about = segmenter.describe(options, plan.direction) | ({} if named is None else {"source": named})
     paths = output_paths("video", folder, options)
-    with read(
-        source, start=options.start, end=options.end, stride=options.stride, deinterlace=options.deinterlace
-    ) as reader:
+    with read(source, **options.selection()) as reader:
         frame = next(reader)
         with Sinks(reader, paths, options, names, about, wanted) as sinks:
             for file in parts:

@@ -18,7 +18,7 @@ from mpvss.pipeline import VideoSegmenter
 from mpvss.sinks import ENDINGS, output_paths
 from mpvss.types import Segmentation
 from mpvss.untrusted import shown_address
-from mpvss.video import probe
+from mpvss.video import parse_rate, probe
 from mpvss.video.write import output_errors
 
 _STAGE = "tmp"
@@ -56,7 +56,7 @@ def process_in_segments(
     if settings.options.compare or not settings.split:
         raise ValueError("a comparison cannot be made in segments: leave --compare out, or --resume")
     began = time.perf_counter()
-    info = probe(source)
+    info = probe(source, fps=parse_rate(settings.options.fps), video_stream=settings.options.video_stream)
     if info.kind not in {"video", "images"}:
         raise SourceError(f"expected a recorded video, found {source}, which cannot be read again: leave --resume out")
     name = info.name

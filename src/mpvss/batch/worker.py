@@ -73,8 +73,11 @@ class Settings:
 
         options = {key: value for key, value in asdict(self.options).items() if key != "overwrite"}
         options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-        for key in ("start", "end"):
+        for key in ("start", "end", "fps"):
             options[key] = None if options[key] is None else str(options[key])
+        for key in ("fps", "video_stream"):  # a batch of the version before goes on
+            if options[key] is None:
+                del options[key]
         return {"mpvss": __version__} | {**asdict(self), "options": options}
 
     def difference(self, former: Mapping[str, Any]) -> str | None:
@@ -268,13 +271,13 @@ class Worker:
     # --- whole videos
 
     def _video(self, task: Task, stage: Path) -> Outcome:
-        from mpvss.video import probe
+        from mpvss.video import parse_rate, probe
 
         job, settings = task.job, self.setup.settings
         options = replace(settings.options, overwrite=True)
         source = self._source(job)
         self._beat()
-        info = probe(source)
+        info = probe(source, fps=parse_rate(options.fps), video_stream=options.video_stream)
         if info.live:
             raise SourceError(f"expected a recorded video, found the live source {job.shown}: use mpvss segment")
         if settings.split and not options.compare and (info.frames or 0) > settings.split:

@@ -2,7 +2,7 @@
 
 from mpvss.video.listed import FrameList, fingerprint, read_listed
 from mpvss.video.probe import VideoInfo, probe
-from mpvss.video.read import Reader, parse_time, read
+from mpvss.video.read import Reader, parse_rate, parse_time, read
 from mpvss.video.store import LabelReader, LabelWriter, MetaWriter, PngWriter, write_meta
 from mpvss.video.write import OverlayWriter
 
@@ -16,6 +16,7 @@ __all__ = [
     "Reader",
     "VideoInfo",
     "fingerprint",
+    "parse_rate",
     "parse_time",
     "probe",
     "read",

@@ -1,9 +1,10 @@
 """Frames that were listed by one reading of a source, read again from anywhere in it."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -50,7 +51,14 @@ class FrameList:
         return int(self.ticks[row]) * self.time_base
 
 
-def read_listed(source: str | Path, frames: FrameList, *, deinterlace: str = "auto") -> Iterator[Frame]:
+def read_listed(
+    source: str | Path,
+    frames: FrameList,
+    *,
+    deinterlace: str = "auto",
+    fps: Fraction | None = None,
+    video_stream: int | None = None,
+) -> Iterator[Frame]:
     """Read these frames of a source, exactly as the reading that listed them did.
 
     A file is entered at its last key frame before the first of them, and every picture's time and fingerprint is
@@ -61,13 +69,16 @@ def read_listed(source: str | Path, frames: FrameList, *, deinterlace: str = "au
         source: What was listed.
         frames: Some rows of its list, in order; not necessarily all between the first and the last.
         deinterlace: As when it was listed; see ``read``.
+        fps: As for the listing.
+        video_stream: As for the listing.
 
     Raises:
         SourceError: The source holds other frames than were listed.
     """
     done = 0
     for seconds in (*_SECONDS_BEFORE, None):
-        for frame in _try(source, frames[done:], seconds, deinterlace):
+        open_source = partial(open_media, source, fps=fps, video_stream=video_stream)
+        for frame in _try(open_source, frames[done:], seconds, deinterlace):
             yield frame
             done += 1
         if done == len(frames):
@@ -78,9 +89,11 @@ def read_listed(source: str | Path, frames: FrameList, *, deinterlace: str = "au
     )
 
 
-def _try(source: str | Path, frames: FrameList, seconds: int | None, deinterlace: str) -> Iterator[Frame]:
+def _try(
+    open_source: Callable[[], VideoMedia | ImageMedia], frames: FrameList, seconds: int | None, deinterlace: str
+) -> Iterator[Frame]:
     """The frames up to the first that is not as listed, entered so many seconds before the first of them."""
-    media: VideoMedia | ImageMedia = open_media(source)
+    media = open_source()
     try:
         if isinstance(media, VideoMedia):
             media.deinterlace = deinterlace == "auto"

@@ -2,10 +2,15 @@
 
 import glob
 import hashlib
+import http.client
 import os
 import re
+import shutil
 import sys
+import tempfile
+import time
 import unicodedata
+import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,7 +51,7 @@ from mpvss.untrusted import shown_address
 from mpvss.video.clock import Clock
 from mpvss.video.colour import to_rgb
 from mpvss.video.deinterlace import FRAMES_BEFORE, deinterlaced
-from mpvss.video.file import bound, limits, open_file
+from mpvss.video.file import Pipe, bound, is_pipe, limits, open_file, single_file_formats
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NETWORK_TIMEOUT_SECONDS = 10.0
@@ -54,11 +59,17 @@ _MOST_WARNINGS = 20
 _MOST_ANAMORPHIC = 10
 _LONGEST_NAME = 200
 _SIZES_LOOKED_AT = 32
+_SECONDS_BEFORE_TRIES = (0, 1, 4)
+_MOST_DOWNLOADED = 8 * 2**30
 _MOST_BEFORE_KEY = 300
 # H.264's own limit.
 _MOST_REORDERED = 16
 _HEADER_BYTES = 4096
 _OWN_TIMES = "expected --fps for raw streams and images only, which have no times of their own: {} has; leave --fps out"
+_INDEX_AT_END = (
+    "expected a video that can be read from the pipe {}, got an MP4 whose index is at its end: give the file itself or "
+    "write it with -movflags +faststart"
+)
 # FFmpeg's flags of a container format.
 _NO_TIMESTAMPS, _DISCONTINUOUS = 0x80, 0x200
 
@@ -178,6 +189,10 @@ class Trouble:
             self.warnings.append(warning)
 
 
+# What was described and can be opened only once, until it is read.
+_KEPT: dict[tuple[str, Fraction | None, int | None], "VideoMedia"] = {}
+
+
 def probe(source: str | Path, *, fps: Fraction | None = None, video_stream: int | None = None) -> VideoInfo:
     """Describe a source without reading more than its first frames.
 
@@ -191,7 +206,10 @@ def probe(source: str | Path, *, fps: Fraction | None = None, video_stream: int 
         ConfigError: The source has times of its own, or no such stream.
     """
     media = open_media(source, fps=fps, video_stream=video_stream)
-    media.close()
+    if isinstance(media, VideoMedia) and media.once:
+        _KEPT[str(source), fps, video_stream] = media  # it cannot be opened again: it is for the reading that follows
+    else:
+        media.close()
     return media.info
 
 
@@ -213,6 +231,9 @@ def open_media(
         ConfigError: The source has times of its own, or no such stream.
     """
     text = str(source)
+    kept = _KEPT.pop((text, fps, video_stream), None)
+    if kept is not None:
+        return kept
     open_video = partial(VideoMedia, fps=fps, video_stream=video_stream)
     if text.startswith("camera:"):
         return _open_camera(text, open_video)
@@ -221,6 +242,9 @@ def open_media(
     elif _URL.match(text):
         return _open_url(text, open_video)
     try:
+        if is_pipe(text):
+            name = "stdin" if text in {"-", "/dev/stdin"} else _output_name(Path(text).stem)
+            return open_video(Pipe(text), kind="stream", source=text, name=name)
         path = Path(text)
         if path.is_dir():
             return ImageMedia(_images_in(path), text, _output_name(path.resolve().name) or "images", fps)
@@ -228,7 +252,12 @@ def open_media(
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 kind = AnimationMedia if _is_animated(path) else ImageMedia
                 return kind([path], text, _output_name(path.stem), fps)
-            return open_video(str(path), kind="video", source=text, name=_output_name(path.stem))
+            try:
+                return open_video(str(path), kind="video", source=text, name=_output_name(path.stem))
+            except SourceError:
+                if path.suffix.lower() != ".tga":  # which can be told by its name only
+                    raise
+                return ImageMedia([path], text, _output_name(path.stem), fps)
         if glob.has_magic(text):
             folder = path.parent.name
             name = folder if folder and not glob.has_magic(folder) else "images"
@@ -255,7 +284,7 @@ class VideoMedia:
 
     def __init__(
         self,
-        address: str,
+        address: str | Pipe,
         *,
         kind: Kind,
         source: str,
@@ -264,27 +293,35 @@ class VideoMedia:
         options: dict[str, str] | None = None,
         fps: Fraction | None = None,
         video_stream: int | None = None,
+        temporary: bool = False,
     ) -> None:
         self.deinterlace = True
         self.trouble = Trouble()
+        self._pipe = address if isinstance(address, Pipe) else None
+        self._temporary = Path(str(address)) if temporary else None
+        self.once = temporary or self._pipe is not None
+        self._stopped = False
+        self._source, self._number = source, video_stream
         self.end: Fraction | None = None
         self._reformatter = VideoReformatter()
-        timeout = _NETWORK_TIMEOUT_SECONDS if kind == "stream" else None
+        if kind == "video" or temporary:
+            self._open = partial(open_file, str(address))
+        elif isinstance(address, Pipe):
+            only = limits() | {"format_whitelist": single_file_formats()}
+            self._open = partial(av.open, address, "r", options=only, metadata_errors="replace")
+        else:
+            timeout = _NETWORK_TIMEOUT_SECONDS if kind == "stream" else None
+            self._open = partial(
+                av.open, address, "r", format=demuxer, options=limits() | (options or {}), timeout=timeout,
+                metadata_errors="replace",
+            )  # fmt: skip
         try:
-            self._container: InputContainer = (
-                open_file(address)
-                if kind == "video"
-                else av.open(
-                    address,
-                    "r",
-                    format=demuxer,
-                    options=limits() | (options or {}),
-                    timeout=timeout,
-                    metadata_errors="replace",
-                )
-            )
+            self._container: InputContainer = self._open()
         except (av.FFmpegError, ValueError, OSError) as error:
-            raise SourceError(_why_not_opened(source, kind, error)) from error
+            head = b"" if self._pipe is None else self._pipe.head
+            if self._pipe is not None:
+                self._pipe.close()
+            raise SourceError(_why_not_opened(source, kind, error, head)) from error
         try:
             self._stream = _video_stream(self._container, source, video_stream)
             # Frame threads lose the last frames of a file that was cut off: 21 instead of 23 of a 24-packet H.264 file.
@@ -296,15 +333,17 @@ class VideoMedia:
             if not self._stream.time_base:
                 raise SourceError(f"expected a video with times in {source}, found a clock that does not count")
             self._time_base: Fraction = self._stream.time_base
-            self._frames = decode(self._container, self._stream, self.trouble)
+            self._live = kind == "camera" or (kind == "stream" and not self.once and self._declared_duration() is None)
+            self._frames = self._decoded()
             first = next(self._frames, None)
+            if first is None and self._pipe is not None and self._pipe.head[4:8] == b"ftyp":
+                raise SourceError(_INDEX_AT_END.format(source))
             if first is None:
                 reason = f" ({self.trouble.warnings[-1]})" if self.trouble.warnings else ""
                 raise SourceError(f"expected a video with frames, found none that can be decoded in {source}{reason}")
             self._frames = chain([first], self._frames)
             self._turn = _orientation(first)
             rate, assumed = self._rate(fps, source)
-            self._live = kind == "camera" or (kind == "stream" and self._declared_duration() is None)
             self.clock: Clock[av.VideoFrame] = self._new_clock(rate)
             # The first time needs those that follow it, to be known from a wrong one.
             self._timed = self._count(rate) if self._has_no_times else self._times(self.clock)
@@ -312,8 +351,43 @@ class VideoMedia:
             self._timed = chain([timed], self._timed)
             self.info = self._describe(first, kind, source, name, rate, assumed)
         except BaseException:
-            self._container.close()
+            self.close()
             raise
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        """Every frame; a live source that falls silent is connected anew, or the end of it is an error."""
+        while True:
+            try:
+                yield from decode(self._container, self._stream, self.trouble, live=self._live)
+                return
+            except av.FFmpegError as error:
+                self._connect_again(error.strerror or str(error))
+
+    def _connect_again(self, reason: str) -> None:
+        for wait in _SECONDS_BEFORE_TRIES:
+            if self._stopped:
+                return
+            time.sleep(wait)
+            try:
+                container = self._open()
+                stream = _video_stream(container, self._source, self._number)
+                bound(stream)
+            except (av.FFmpegError, ValueError, OSError, SourceError):
+                continue
+            self._container.close()
+            self._container, self._stream = container, stream
+            self.trouble.note(f"the stream fell silent ({reason}): connected again", damaged=1)
+            return
+        raise SourceError(
+            f"expected more frames of the live source {self._source}, got none for {_NETWORK_TIMEOUT_SECONDS:g} s "
+            f"({reason}), nor a new connection in {len(_SECONDS_BEFORE_TRIES)} tries: check the source and the network"
+        )
+
+    def interrupt(self) -> None:
+        """Have a reading in another thread end soon."""
+        self._stopped = True
+        if self._pipe is not None:
+            self._pipe.stopped = True
 
     @property
     def _has_no_times(self) -> bool:
@@ -403,8 +477,8 @@ class VideoMedia:
         times: deque[Fraction] = deque()
 
         def frames() -> Iterator[av.VideoFrame]:
-            for time, frame in timed:
-                times.append(time)
+            for moment, frame in timed:
+                times.append(moment)
                 yield frame
 
         for frame in deinterlaced(frames(), self.trouble.note):
@@ -436,7 +510,7 @@ class VideoMedia:
         if self.deinterlace:
             pts = max(Fraction(0), pts - FRAMES_BEFORE / (self.info.frame_rate or IMAGE_RATE))
         self._container.seek(int((pts + self.info.start) / self._time_base), stream=self._stream)
-        self._frames = decode(self._container, self._stream, self.trouble)
+        self._frames = self._decoded()
         self._timed = self._times(self._new_clock(self.info.frame_rate, int(self.info.start / self._time_base)))
 
     def _picture(self, frame: av.VideoFrame) -> Picture | None:
@@ -462,6 +536,10 @@ class VideoMedia:
     def close(self) -> None:
         """Close the source; harmless when closed already."""
         self._container.close()
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
 
 
 class ImageMedia:
@@ -537,6 +615,9 @@ class ImageMedia:
 
     def _note(self, what: str, file: Path) -> None:
         self.trouble.count(what, file.name)
+
+    def interrupt(self) -> None:
+        """An image does not keep anybody waiting."""
 
     def close(self) -> None:
         """Nothing stays open between images."""
@@ -644,7 +725,9 @@ def unique_names(files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def decode(container: InputContainer, stream: VideoStream, trouble: Trouble) -> Iterator[av.VideoFrame]:
+def decode(
+    container: InputContainer, stream: VideoStream, trouble: Trouble, *, live: bool = False
+) -> Iterator[av.VideoFrame]:
     """Every frame that can be decoded, in display order; damage is counted, not raised.
 
     Args:
@@ -652,6 +735,10 @@ def decode(container: InputContainer, stream: VideoStream, trouble: Trouble) -> 
         stream: One of its video streams.
         trouble: Where damage is counted: packets that do not decode, frames decoded with errors, those before the first
             key frame, and what the file itself proves to be cut off.
+        live: Whether an end of the reading by an error is raised, not counted.
+
+    Raises:
+        av.FFmpegError: A live source cannot be read any more.
     """
     packets = _demux(container, stream)
     slots = _Slots(stream) if container.format.name == "avi" else None
@@ -663,6 +750,8 @@ def decode(container: InputContainer, stream: VideoStream, trouble: Trouble) -> 
         except StopIteration:
             break
         except av.FFmpegError as error:
+            if live:
+                raise
             trouble.note(f"reading stopped before the end: {error.strerror}", damaged=1)
             break
         if packet.dts is not None or packet.size:
@@ -905,11 +994,66 @@ def _open_url(url: str, open_video: Callable[..., VideoMedia]) -> VideoMedia:
     parts = urlsplit(url)
     name = safe_name("-".join(part for part in (parts.hostname, Path(unquote(parts.path)).stem) if part))
     options = {"rtsp_transport": "tcp"} if parts.scheme.lower().startswith("rtsp") else {}
-    return open_video(url, kind="stream", source=shown_address(url), name=name, options=options)
+    try:
+        return open_video(url, kind="stream", source=shown_address(url), name=name, options=options)
+    except SourceError:
+        path = _downloaded(url) if parts.scheme.lower() in {"http", "https"} else None
+        if path is None:
+            raise
+    try:
+        return open_video(str(path), kind="stream", source=shown_address(url), name=name, temporary=True)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
-def _why_not_opened(source: str, kind: Kind, error: Exception) -> str:
+def _downloaded(url: str) -> Path | None:
+    """A temporary file with an MP4 whose index FFmpeg cannot reach: the server gives no parts of files.
+
+    Returns:
+        The file; ``None`` where the server gives parts, or the answer is no MP4.
+
+    Raises:
+        SourceError: It has more than 8 GiB, or more than there is room for, or does not come whole.
+    """
+    request = urllib.request.Request(url, headers={"Range": "bytes=0-"})
+    target = None
+    try:
+        with urllib.request.urlopen(request, timeout=_NETWORK_TIMEOUT_SECONDS) as answer:
+            head = answer.read(12)
+            if answer.status == 206 or head[4:8] != b"ftyp":
+                return None
+            length = int(answer.headers.get("Content-Length") or 0)
+            room = min(_MOST_DOWNLOADED, shutil.disk_usage(tempfile.gettempdir()).free)
+            with tempfile.NamedTemporaryFile(prefix="mpvss-", suffix=".mp4", delete=False) as file:
+                target = Path(file.name)
+                while head and file.tell() + len(head) <= room:
+                    file.write(head)
+                    head = answer.read(2**20)
+                written = file.tell()
+        if head or (length and written != length):
+            raise OSError(f"{written} of {length or 'more'} bytes came, at most {room} are taken")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if target is not None:
+            target.unlink(missing_ok=True)
+            raise SourceError(
+                f"expected to download {shown_address(url)} first, an MP4 with its index at the end from a server that "
+                f"gives no parts of files, got {error}: download it yourself"
+            ) from error
+        return None
+    except BaseException:
+        if target is not None:
+            target.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _why_not_opened(source: str, kind: Kind, error: Exception, head: bytes = b"") -> str:
     reason = getattr(error, "strerror", None) or str(error)
+    if head[4:8] == b"ftyp":
+        return _INDEX_AT_END.format(source)
+    if isinstance(error, TimeoutError) and kind == "stream":
+        return f"expected somebody to write a video to {source}, got none: {reason}; start the writer first"
     if kind == "camera":
         return f"expected a camera at {source}, found none that opens ({reason}): check its number and permissions"
     if kind == "stream":

@@ -1,5 +1,6 @@
 """One stream of frames from any source, decoded ahead in a thread: a bounded number of them, never the whole video."""
 
+import math
 import queue
 import threading
 import time
@@ -18,6 +19,9 @@ from mpvss.video.probe import ImageMedia, VideoInfo, VideoMedia, open_media
 Seconds = Fraction | float | int | str
 
 _POLL_SECONDS = 0.1
+# When a live source is given up that its reading thread does not give up itself, as it does on a network's time limit.
+_SILENT_SECONDS = {"camera": 10, "stream": 60}
+_LONGEST_CLOSE_SECONDS = 5
 _MOST_WAITING_BYTES = 2**28  # ten pictures of 4K
 
 
@@ -202,7 +206,14 @@ class Reader:
 
     def __next__(self) -> Frame:
         item: Frame | BaseException | None = None
+        silent_at = time.monotonic() + _SILENT_SECONDS[self.info.kind] if self.info.live else math.inf
         while not self._done:
+            if time.monotonic() > silent_at:
+                self.close()
+                raise SourceError(
+                    f"expected more frames of {self.info.source}, got none for {_SILENT_SECONDS[self.info.kind]} s: "
+                    "check that it is connected and switched on"
+                )
             try:
                 item = self._queue.get(timeout=_POLL_SECONDS)  # short waits, so that Ctrl-C is heard on every system
                 break
@@ -222,7 +233,10 @@ class Reader:
         """Stop reading and wait for the thread to end; harmless when closed already."""
         self._done = True
         self._stop.set()
-        while self._thread.is_alive():
+        self._media.interrupt()
+        # A camera or a server may keep its thread in a call that nothing can end.
+        until = time.monotonic() + _LONGEST_CLOSE_SECONDS if self.info.live else math.inf
+        while self._thread.is_alive() and time.monotonic() < until:
             while not self._queue.empty():  # a thread that waits for room finds it, and then sees the stop
                 self._queue.get_nowait()
             self._thread.join(_POLL_SECONDS)
