@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from helpers import ColourSegmentor
+from mpvss.cli import run
 from mpvss.data import open_dataset
 from mpvss.images import natural_order
 from mpvss.pipeline import VideoSegmenter
@@ -330,3 +331,24 @@ def test_outputs_are_called_after_the_images(folder, tmp_path):
     meta = json.loads((tmp_path / "out" / "images.json").read_text())
     assert [frame["name"] for frame in meta["frames"]] == expected
     assert LabelReader(tmp_path / "out" / "images.json").names == tuple(expected)
+
+
+def test_two_folders_called_images_can_be_named(tmp_path):
+    for clip in "ab":
+        (tmp_path / clip / "images").mkdir(parents=True)
+        Image.fromarray(scene()).save(tmp_path / clip / "images" / "1.png")
+        options = ProcessOptions(save=("png",), name=f"clip {clip}")
+        VideoSegmenter(ColourSegmentor(), None).process(tmp_path / clip / "images", tmp_path / "out", options)
+    names = ["clip a.json", "clip a.png", "clip b.json", "clip b.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["", " ", ".hidden", "..", "a/b", "a\\b", "a\0b", "x" * 201])
+def test_a_name_that_is_none(name):
+    with pytest.raises(ValueError, match="name must be a file's name without folders, of at most 200 bytes, found"):
+        ProcessOptions(name=name)
+
+
+def test_a_name_goes_with_one_source(tmp_path, capsys):
+    assert run(["segment", "a.mp4", "b.mp4", "-o", str(tmp_path), "--name", "x"]) == 2
+    assert "--name goes with one source, found 2" in capsys.readouterr().err

@@ -439,6 +439,7 @@ def propagate(
     *,
     save: tuple[str, ...] = ("labels", "png"),
     overwrite: bool = False,
+    name: str | None = None,
     on_frame: Callable[[Segmentation], None] | None = None,
 ) -> dict[str, Any]:
     """Fill a video from masks at some of its frames, into files under ``out``.
@@ -454,6 +455,7 @@ def propagate(
         filler: How the frames between are filled.
         save: Any of ``labels``, ``png`` and ``overlay``; NAME.json is always written.
         overwrite: Whether files that exist already are replaced.
+        name: What the files are called; ``None`` for the video's name.
         on_frame: Called with each finished frame, for progress.
 
     Returns:
@@ -467,12 +469,12 @@ def propagate(
         ValueError: ``save`` names something else.
     """
     began = time.perf_counter()
-    options = ProcessOptions(save=save, overwrite=overwrite)
+    options = ProcessOptions(save=save, overwrite=overwrite, name=name)
     with read(source) as reader:
         given = find_masks(Path(masks), reader.info.size, reader.names)
         files, names = given.files, given.names
         classes = len(names)
-        paths = output_paths(reader.info.name, Path(out), options)
+        paths = output_paths(name or reader.info.name, Path(out), options)
         about = {
             "model": None if filler.segmentor is None else filler.segmentor.name,
             "options": {

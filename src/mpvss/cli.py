@@ -121,6 +121,7 @@ ShortSide = Annotated[int | None, typer.Option(min=32, help="Pixels of the short
 Compare = Annotated[bool, typer.Option("--compare", help="Also write per frame beside propagated.")]
 Start = Annotated[str | None, typer.Option(help="First moment: seconds, or m:ss.")]
 End = Annotated[str | None, typer.Option(help="Moment to stop before.")]
+Name = Annotated[str | None, typer.Option(help="What the results are called. Default: as the source.")]
 Stride = Annotated[int, typer.Option(min=1, help="Take every so many frames.")]
 Deinterlace = Annotated[
     DeinterlaceName, typer.Option(help="auto: frames that are flagged as interlaced are deinterlaced; off: never.")
@@ -175,6 +176,7 @@ def segment(
     deinterlace: Deinterlace = DeinterlaceName.auto,
     fps: Fps = None,
     video_stream: VideoStream = None,
+    name: Name = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     fast: Fast = True,
@@ -195,9 +197,11 @@ def segment(
     from mpvss.sinks import ProcessOptions
 
     with _option_errors():
+        if name is not None and len(sources) > 1:
+            raise ValueError(f"--name goes with one source, found {len(sources)}")
         options = ProcessOptions(
             save=_split(save), alpha=alpha, classes=None if classes is None else _split(classes), legend=legend,
-            compare=compare, overwrite=overwrite, start=start, end=end, stride=stride,
+            compare=compare, overwrite=overwrite, start=start, end=end, stride=stride, name=name,
             deinterlace=deinterlace.value, min_score=min_score, fps=fps, video_stream=video_stream,
         )  # fmt: skip
     if resume:
@@ -369,11 +373,11 @@ def _plan(sources: Sequence[str], out: Path, options: "ProcessOptions") -> list[
         if info.name in named:
             raise OutputError(
                 f"expected sources with different names, found {named[info.name]} and {source}, which would both be "
-                f"written as {out / info.name}.*: give each a command with its own --out"
+                f"written as {out / info.name}.*: give each a command with its own --name or --out"
             )
         named[info.name] = source
     for info in infos:
-        output_paths(info.name, out, options)
+        output_paths(options.name or info.name, out, options)
     return infos
 
 
@@ -730,6 +734,7 @@ def propagate(
     model: Annotated[str | None, typer.Option(help="A motion module's directory, for query and flow.")] = None,
     save: Annotated[str, typer.Option(help="Any of labels, png, overlay, separated by commas.")] = "labels,png",
     overwrite: Overwrite = False,
+    name: Name = None,
     device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
@@ -746,7 +751,7 @@ def propagate(
     with _option_errors():
         if propagator is PropagatorName.none:
             raise ValueError("with propagator none no mask reaches another frame: choose another")
-        ProcessOptions(save=_split(save))
+        ProcessOptions(save=_split(save), name=name)
     info = probe(video)
     if model is None:
         moved_by, segmentor = make_propagator(propagator.value), None
@@ -756,7 +761,7 @@ def propagate(
     assert moved_by is not None
     filler = Filler(moved_by, motion.value, direction.value, segmentor)
     with _progress(info, info.frames, quiet) as advance:
-        found = fill(video, masks, out, filler, save=_split(save), overwrite=overwrite, on_frame=advance)
+        found = fill(video, masks, out, filler, save=_split(save), overwrite=overwrite, name=name, on_frame=advance)
     if as_json:
         _print_json(found)
     else:

@@ -455,7 +455,7 @@ class VideoSegmenter:
         names = self.segmentor.class_names
         wanted = None if options.classes is None else resolve_classes(options.classes, names)
         with read(source, **options.selection()) as reader:
-            paths = output_paths(reader.info.name, Path(out), options)
+            paths = output_paths(options.name or reader.info.name, Path(out), options)
             direction = direction or ("forward" if reader.info.live else "both")
             session = self.session(direction, classes=wanted, min_score=options.min_score)
             alone = self.per_frame().session("forward", classes=wanted, min_score=options.min_score)

@@ -5,6 +5,7 @@ All files of a source are written under temporary names and renamed when all of 
 
 import logging
 import math
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from mpvss.video.deinterlace import check_deinterlace
 
 log = logging.getLogger(__name__)
 
+_LONGEST_NAME = 200
 SAVEABLE = ("overlay", "labels", "png")
 
 
@@ -49,6 +51,7 @@ class ProcessOptions:
             sure.
         fps: Frames per second of a raw stream or of images, which have no times of their own.
         video_stream: Which video stream of several, from 0; ``None`` for the best one.
+        name: What the files are called; ``None`` for the source's name.
     """
 
     save: tuple[str, ...] = ("overlay", "labels")
@@ -64,12 +67,15 @@ class ProcessOptions:
     min_score: float = 0.0
     fps: str | float | Fraction | None = None
     video_stream: int | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         parse_rate(self.fps)
         unknown = [name for name in self.save if name not in SAVEABLE]
         if unknown:
             raise ValueError(f"save takes {', '.join(SAVEABLE)}, found {unknown[0]!r}")
+        if self.name is not None:
+            check_name(self.name)
         if self.classes is not None and not self.classes:
             raise ValueError("classes must name at least one class, found none; leave them out to allow all")
         if not 0 <= self.alpha <= 1:
@@ -86,6 +92,18 @@ class ProcessOptions:
     def selection(self) -> dict[str, Any]:
         """What ``read`` takes."""
         return {name: getattr(self, name) for name in ("start", "end", "stride", "deinterlace", "fps", "video_stream")}
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be the beginning of a file's name.
+
+    Raises:
+        ValueError: It is empty, a path, hidden, or longer than 200 bytes.
+    """
+    if not name.strip() or name.startswith(".") or set(name) & set("/\\\0") or len(os.fsencode(name)) > _LONGEST_NAME:
+        raise ValueError(
+            f"name must be a file's name without folders, of at most {_LONGEST_NAME} bytes, found {name!r}"
+        )
 
 
 ENDINGS = {

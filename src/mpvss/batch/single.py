@@ -59,7 +59,7 @@ def process_in_segments(
     info = probe(source, fps=parse_rate(settings.options.fps), video_stream=settings.options.video_stream)
     if info.kind not in {"video", "images"}:
         raise SourceError(f"expected a recorded video, found {source}, which cannot be read again: leave --resume out")
-    name = info.name
+    name = settings.options.name or info.name
     folder = out / f".{name}.parts"
     refuse_link(folder)
     identity = {"source": shown_address(source), "stamp": stamp(source), **settings.describe()}

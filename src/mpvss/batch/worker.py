@@ -71,7 +71,7 @@ class Settings:
         """What decides the results, as plain values."""
         from mpvss import __version__
 
-        options = {key: value for key, value in asdict(self.options).items() if key != "overwrite"}
+        options = {key: value for key, value in asdict(self.options).items() if key not in ("overwrite", "name")}
         options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
         for key in ("start", "end", "fps"):
             options[key] = None if options[key] is None else str(options[key])
