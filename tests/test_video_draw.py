@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mpvss.labels import default_palette
-from mpvss.video.draw import caption, legend, overlay, side_by_side, side_by_side_size
+from mpvss.video.draw import LegendOrder, caption, legend, missing_letters, overlay, side_by_side, side_by_side_size
 
 SIZE = (90, 120)
 PALETTE = default_palette(4)
@@ -114,3 +114,25 @@ def test_side_by_side(size):
 def test_side_by_side_refuses_two_sizes():
     with pytest.raises(ValueError, match="expected two pictures of one size"):
         side_by_side(picture(), picture((10, 10)), ("", ""))
+
+
+def test_the_legend_lists_what_is_there_by_area_and_does_not_jump():
+    order = LegendOrder()
+    ids = np.zeros((100, 100), np.uint8)
+    ids[:, :30], ids[:, 30:50], ids[0, 99], ids[1, :] = 140, 7, 90, 255
+    assert order.update(ids, 150) == [0, 140, 7]
+    for width in (49, 51) * 10:  # two classes of nearly one size
+        ids[:] = 3
+        ids[:, :width] = 4
+        last = order.update(ids, 150)
+        assert last.index(3) < last.index(4)
+    assert last == [3, 4]
+    for _ in range(40):
+        ids[:, :90] = 4
+        last = order.update(ids, 150)
+    assert last == [4, 3]
+
+
+def test_letters_that_no_font_has_are_named():
+    assert missing_letters(["road", "Tree 1"]) == ""
+    assert missing_letters(["road \U0010fffd"]) == "\U0010fffd"

@@ -163,6 +163,10 @@ class Sinks:
         self._reader, self._paths, self._options = reader, paths, options
         self._names, self._about, self._classes = class_names, about, classes
         self._palette = palette_for(class_names)
+        self._legends = (draw.LegendOrder(), draw.LegendOrder())
+        missing = draw.missing_letters(class_names) if options.legend else ""
+        if missing:
+            log.warning("no font here has %s: the legend draws boxes; install one, such as Noto Sans CJK", missing[:80])
         self._flicker = (Flicker(), Flicker())
         self._stack = ExitStack()
 
@@ -267,20 +271,22 @@ class Sinks:
         if self._png is not None:
             self._png.write(result.labels, result.index, name)
         if self._videos:
-            picture = self._overlay(frame, result)
+            picture = self._overlay(frame, result, self._legends[0])
             if "overlay" in self._videos:
                 self._videos["overlay"].write(picture, result.pts)
             if per_frame is not None:
-                pair = self._pair(frame, (self._overlay(frame, per_frame), picture), (per_frame, result), seconds)
+                pair = self._pair(
+                    frame, (self._overlay(frame, per_frame, self._legends[1]), picture), (per_frame, result), seconds
+                )
                 self._videos["compare"].write(pair, result.pts)
         self.frames += 1
         self.key_frames += result.is_key
         self.seconds += time.perf_counter() - began
 
-    def _overlay(self, frame: Frame, result: Segmentation) -> UInt8[np.ndarray, "H W 3"]:
+    def _overlay(self, frame: Frame, result: Segmentation, order: draw.LegendOrder) -> UInt8[np.ndarray, "H W 3"]:
         picture = draw.overlay(frame.rgb, result.labels, self._palette, self._options.alpha, self._classes)
         if self._options.legend:
-            shown = range(len(self._names)) if self._classes is None else self._classes
+            shown = order.update(result.labels, len(self._names))
             picture = draw.legend(picture, [(self._names[index], _colour(self._palette[index])) for index in shown])
         return picture
 

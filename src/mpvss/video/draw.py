@@ -1,7 +1,9 @@
 """Pictures for people: masks over the frame, a class legend, two results side by side. Pictures in, pictures out."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +22,13 @@ _KEY: Colour = (255, 190, 40)
 _WIDEST_PAIR = 1920
 _GAP = 4
 _BACKING = 0.72
+_LEAST_SHARE = 0.001
+_LEGEND_FRAMES = 12
+_FONT_FILES = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf"),
+    *("msyh.ttc", "malgun.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf"),
+)
 
 
 def overlay(
@@ -99,6 +108,47 @@ def legend(picture: Picture, entries: Sequence[tuple[str, Colour]]) -> Picture:
             cv2.rectangle(picture, swatch, _WHITE, 1)
         _put(picture, mask, y + (line - mask.shape[0]) // 2, x + size + pad, _WHITE)
     return picture
+
+
+class LegendOrder:
+    """Which classes a legend lists, largest first, without jumping from frame to frame.
+
+    A class is listed once it covers a thousandth of a frame, until it has not for 12 frames. Two neighbours change
+    places when the lower one's share, averaged over about 12 frames, is a quarter larger.
+    """
+
+    def __init__(self) -> None:
+        self._shares: dict[int, float] = {}
+        self._absent: dict[int, int] = {}
+        self._order: list[int] = []
+
+    def update(self, labels: Labels, classes: int) -> list[int]:
+        """The ids to list for the next frame, of so many classes."""
+        counts = np.bincount(labels.ravel(), minlength=classes)[:classes]
+        now = counts / labels.size
+        for id_ in np.flatnonzero(now >= _LEAST_SHARE).tolist():
+            self._absent[id_] = 0
+            if id_ not in self._shares:
+                self._shares[id_] = float(now[id_])
+                larger = sum(self._shares[other] >= now[id_] for other in self._order)
+                self._order.insert(larger, id_)
+        for id_ in list(self._order):
+            self._shares[id_] += (float(now[id_]) - self._shares[id_]) / _LEGEND_FRAMES
+            self._absent[id_] += now[id_] < _LEAST_SHARE
+            if self._absent[id_] >= _LEGEND_FRAMES:
+                self._order.remove(id_)
+                del self._shares[id_], self._absent[id_]
+        for row in range(len(self._order) - 1):
+            upper, lower = self._order[row : row + 2]
+            if self._shares[lower] > 1.25 * self._shares[upper]:
+                self._order[row : row + 2] = lower, upper
+        return list(self._order)
+
+
+def missing_letters(names: Sequence[str]) -> str:
+    """The letters that no font of this system has, of those that are looked for."""
+    letters = sorted({letter for name in names for letter in name if not letter.isspace()})
+    return "".join(letter for letter in letters if not any(_has(font, letter) for font in _fonts(16)))
 
 
 def caption(picture: Picture, text: str, key: bool = False) -> Picture:
@@ -187,10 +237,26 @@ def _text_size(height: int) -> int:
     return min(max(round(height / 30), 11), 40)
 
 
+@lru_cache(maxsize=64)
+def _fonts(size: int) -> list[Any]:
+    """Pillow's own font, and those of the system that have more letters."""
+    fonts: list[Any] = [ImageFont.load_default(size)]
+    for name in _FONT_FILES:
+        with suppress(OSError):
+            fonts.append(ImageFont.truetype(name, size))
+    return fonts
+
+
+def _has(font: Any, letter: str) -> bool:
+    """Whether a font draws a letter as itself and not as the box for letters that it lacks."""
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe"))
+
+
 @lru_cache(maxsize=512)
 def _text(text: str, size: int) -> UInt8[np.ndarray, "h w"]:
     """The text as coverage, 0 to 255; the height does not depend on the letters."""
-    font = ImageFont.load_default(size)
+    fonts = _fonts(size)
+    font = max(fonts, key=lambda one: sum(_has(one, letter) for letter in text))
     width = max(1, round(font.getlength(text)))
     canvas = Image.new("L", (width, round(size * 1.3)), 0)
     ImageDraw.Draw(canvas).text((0, size), text, fill=255, font=font, anchor="ls")
