@@ -294,3 +294,10 @@ def test_segment_takes_an_export(exported, tmp_path, capfd):
     error = capfd.readouterr().err
     assert "compact: expected a directory made by mpvss export" in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("propagator", "expected"), [("auto", "query"), ("query", "query"), ("hold", "hold")])
+def test_auto_is_the_motion_module_of_the_export(exported, propagator, expected):
+    segmenter = VideoSegmenter.from_pretrained(exported, backend="onnx", propagator=propagator)
+    assert segmenter.propagator.name == expected
+    assert isinstance(segmenter.propagator, OnnxFlow) == (expected == "query")
