@@ -491,7 +491,7 @@ def segmentor_of(name: str | Path) -> str | None:
         return os.environ["MPVSS_SEGMENTOR"]
     segmentor = read_config(name).get("segmentor")
     if segmentor is None or segmentor in EMBEDDED:
-        return segmentor  # type: ignore[no-any-return]
+        return segmentor
     inside = Path(name) / str(segmentor)
     if inside.is_dir() and inside.resolve().is_relative_to(Path(name).resolve()):
         return str(inside)
