@@ -300,3 +300,15 @@ def test_the_mean_of_two_views_has_the_scale_of_one():
     two = averaged(score(views, geometry), views, geometry)
     torch.testing.assert_close(two.planes, one.planes)
     assert averaged(one, [View(views[0].class_logits, views[0].mask_logits)], geometry) is one
+
+
+def test_scoring_leaves_out_what_cannot_win_and_gives_no_share_unless_asked():
+    geometry = GEOMETRIES["plain"]
+    views = random_views(geometry, 1, queries=9, classes=40, scale=8.0)
+    views[0].class_logits[:, 7:] -= 9
+    scores = score(views, geometry)
+    assert torch.equal(scores.ids, possible_classes(views))
+    assert score(views, geometry, every_class=True).ids.tolist() == list(range(40))
+    labels, share = label_map(scores, geometry)
+    assert share is None
+    np.testing.assert_array_equal(labels, decode(views, geometry)[0])

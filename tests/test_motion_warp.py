@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpvss.motion.warp import compose, fit_flow, invert, resize_flow, sample, warp
+from mpvss.motion.warp import compose, fit_flow, invert, resize, resize_flow, sample, warp
 
 
 def _random(*shape, seed=0, scale=1.0):
@@ -162,3 +162,57 @@ def test_sampling_on_a_device_without_border_padding_is_the_same(align_corners, 
     found = sample(values.as_subclass(_Apple), grid, align_corners=align_corners)
     assert paddings == ["zeros"]
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+def _loop_resize(plane, size):
+    """The definition: pixel centres at halves, the border repeated."""
+    height, width = plane.shape
+    out = np.zeros(size)
+    for y in range(size[0]):
+        py = min(max((y + 0.5) * height / size[0] - 0.5, 0.0), height - 1.0)
+        for x in range(size[1]):
+            px = min(max((x + 0.5) * width / size[1] - 0.5, 0.0), width - 1.0)
+            x0, y0 = int(px), int(py)
+            x1, y1 = min(x0 + 1, width - 1), min(y0 + 1, height - 1)
+            top = plane[y0, x0] + (px - x0) * (plane[y0, x1] - plane[y0, x0])
+            bottom = plane[y1, x0] + (px - x0) * (plane[y1, x1] - plane[y1, x0])
+            out[y, x] = top + (py - y0) * (bottom - top)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(9, 16), (5, 31), (12, 7)])
+def test_resizing_equals_the_loop_written_reference(size, dtype):
+    maps = _random(3, 5, 7)
+    expected = np.stack([_loop_resize(plane, size) for plane in maps.numpy()])
+    resized = resize(maps.to(dtype), size)
+    assert resized.dtype == dtype
+    np.testing.assert_allclose(resized, expected, atol=1e-5)
+
+
+def test_resizing_bytes_is_resizing_numbers_to_rounding():
+    maps = torch.randint(0, 256, (2, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    resized = resize(maps, (9, 16))
+    assert resized.dtype == torch.uint8
+    torch.testing.assert_close(resized.double(), resize(maps.double(), (9, 16)), atol=1.01, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2])
+def test_resizing_a_flow_is_resizing_each_axis_and_scaling_it(count, dtype):
+    flow = _random(count, 2, 5, 7)
+    expected = [[_loop_resize(x, (9, 16)) * 16 / 7, _loop_resize(y, (9, 16)) * 9 / 5] for x, y in flow.numpy()]
+    np.testing.assert_allclose(resize_flow(flow.to(dtype), (9, 16)), np.array(expected), atol=1e-5)
+
+
+def test_a_flow_that_covers_what_is_wanted_is_only_resized():
+    flow = _random(1, 2, 8, 12)
+    assert torch.equal(fit_flow(flow, (64, 96), (64, 96), (16, 18)), resize_flow(flow, (16, 18)))
+
+
+@pytest.mark.parametrize("learns", ["values", "flow"])
+def test_gradients_pass_the_warp_and_a_resized_flow_in_single_precision_too(learns):
+    values, flow = _random(1, 2, 6, 8).float(), _random(1, 2, 3, 4, seed=1).float()
+    learned = {"values": values, "flow": flow}[learns].requires_grad_()
+    warp(values, resize_flow(flow, (6, 8))).square().sum().backward()
+    assert learned.grad is not None and learned.grad.abs().sum() > 0

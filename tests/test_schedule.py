@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mpvss.schedule import CutDetector, KeyFrames, Schedule
+from mpvss.schedule import CutDetector, KeyFrames, ListedSchedule, Schedule
 
 SIZE = (120, 160)
 ANY = np.zeros((*SIZE, 3), np.uint8)
@@ -180,3 +180,10 @@ def test_a_fade_of_a_flat_picture_is_no_cut():
         grain = random.integers(0, 2, (*SIZE, 1))
         fade = [np.broadcast_to(level + grain, (*SIZE, 3)).astype(np.uint8) for level in range(20, 140, 10)]
         assert cuts(fade) == []
+
+
+def test_a_list_of_key_frames_is_followed_row_by_row_and_a_restart_is_both():
+    listed = ListedSchedule([True, False, True, False], [False, False, True, False])
+    assert isinstance(listed, KeyFrames)
+    answers = [listed.next(ANY), listed.next(ANY), listed.next(ANY), listed.next(ANY, restart=True)]
+    assert answers == [(True, False), (False, False), (True, True), (True, True)]

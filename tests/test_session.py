@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -104,7 +105,6 @@ def test_the_frame_next_to_a_key_frame_trusts_that_key_frame():
     assert [int(np.median(r.labels)) for r in results] == [0, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
 def _flashed(frames, at, by):
     """The same frames, one of them much brighter: photographed with a flash."""
     lit = frames[at]
@@ -620,3 +620,62 @@ def test_no_double_is_ever_on_the_device(per_query, direction, monkeypatch):
         with pytest.raises(AssertionError, match="on the device"):
             torch.zeros(1).double()
     assert len(results) == 6
+
+
+class QueryHold(Hold):
+    """Nothing moves, said for each query."""
+
+    per_query = True
+
+    def estimate_flow(self, current, other, queries, padded, grid, active=None):
+        return torch.zeros(len(current), queries.shape[1] if active is None else len(active), 2, *grid)
+
+
+@pytest.mark.parametrize("propagator", [Hold(), QueryHold()], ids=["scores", "masks"])
+def test_a_video_and_the_same_video_backwards_have_the_same_labels(propagator):
+    """Both key frames count alike: by their distance and by what they look like."""
+    frames = moving_frames(9)
+    backwards = [Frame(i, Fraction(i), frame.rgb) for i, frame in enumerate(frames[::-1])]
+    segmenter = VideoSegmenter(ColourSegmentor(), propagator, interval=4, cuts=False)
+    one, other = run(segmenter, frames, "both"), run(segmenter, backwards, "both")
+    assert len(one) == len(other) == 9
+    for a, b in zip(one, other[::-1], strict=True):
+        assert a.is_key == b.is_key
+        assert (a.labels == b.labels).mean() > 0.995  # ties aside
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_flow_for_each_query_that_is_the_same_for_all_does_what_one_flow_does(direction):
+    frames = moving_frames(9)
+    one, each = (
+        run(VideoSegmenter(ColourSegmentor(), propagator, interval=4, cuts=False), frames, direction)
+        for propagator in (Hold(), QueryHold())
+    )
+    assert [(r.index, r.is_key) for r in one] == [(r.index, r.is_key) for r in each]
+    assert min((a.labels == b.labels).mean() for a, b in zip(one, each, strict=True)) > 0.95
+
+
+@pytest.mark.parametrize("propagator", [Dis(), QueryHold()], ids=["scores", "masks"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_stages_together_take_no_longer_than_all(direction, propagator):
+    began = time.perf_counter()
+    session = VideoSegmenter(ColourSegmentor(), propagator, interval=4).session(direction)
+    for frame in moving_frames(7):
+        session.push(frame)
+    session.finish()
+    seconds = session.seconds
+    assert min(seconds.key, seconds.propagate, seconds.decode) > 0
+    assert seconds.total == pytest.approx(seconds.key + seconds.propagate + seconds.decode)
+    assert seconds.total <= time.perf_counter() - began
+
+
+def test_a_propagator_with_a_flow_for_each_query_is_called_from_one_thread():
+    threads = set()
+
+    class Watched(QueryHold):
+        def estimate_flow(self, *given, **named):
+            threads.add(threading.get_ident())
+            return super().estimate_flow(*given, **named)
+
+    run(VideoSegmenter(ColourSegmentor(), Watched(), interval=8, motion="direct"), moving_frames(9), "both")
+    assert threads == {threading.get_ident()}
