@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import mpvss
 from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
+from mpvss.errors import ModelError
 from mpvss.motion.classical import Dis, Hold
 from mpvss.pipeline import VideoSegmenter
 from mpvss.sinks import ProcessOptions
@@ -62,6 +63,7 @@ def colour(monkeypatch):
         )
 
     monkeypatch.setattr(VideoSegmenter, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("mpvss.zoo.known_classes", lambda _: None)
     return asked
 
 
@@ -269,7 +271,10 @@ def test_a_video_that_changes_size_is_scaled_with_a_warning(segment, tmp_path):
     (tmp_path / "c.h264").write_bytes(first.read_bytes() + second.read_bytes())
     code, _, err = segment(tmp_path / "c.h264")
     assert code == 0
-    assert "frames change size from 48x64 to 96x128: scaled to the size of the first" in err
+    assert (
+        "frames change size from 64x48 (width x height) to 128x96 (width x height): scaled to the size of the first"
+        in err
+    )
     check_outputs(tmp_path / "OUT", "c", 6)
 
 
@@ -446,8 +451,14 @@ def test_sources_of_one_name_are_refused_before_any_work(segment, colour, clip, 
         (("--save", "nonsense"), "save takes overlay, labels, png, found 'nonsense'"),
         (("--save", "overlay,lables"), "save takes overlay, labels, png, found 'lables'"),
         (("--classes", ","), "classes must name at least one class, found none"),
-        (("--start", "soon"), "expected a time in seconds such as 12.5 or 1:02.5, found 'soon'"),
-        (("--end", "-1"), "expected a time in seconds such as 12.5 or 1:02.5, found '-1'"),
+        (
+            ("--start", "soon"),
+            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, found 'soon'",
+        ),
+        (
+            ("--end", "-1"),
+            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, found '-1'",
+        ),
         (("--start", "2", "--end", "0:02"), "end must be after start, found start 2 and end 0:02"),
         (("--device", "tpu"), "device must be auto, cpu, cuda or mps, found 'tpu'"),
         (("--dtype", "int8"), "dtype must be one of float32, bfloat16, float16, found 'int8'"),
@@ -493,7 +504,7 @@ def test_an_option_out_of_range(segment, colour, clip, tmp_path, arguments, mess
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("segment",), "SOURCE"), (("segment", "a.mp4"), "--out"), (("no-such-command",), "no-such-command")],
+    [(("segment",), "SOURCE"), (("no-such-command",), "no-such-command")],
 )
 def test_an_incomplete_command(command, arguments, message):
     code, out, err = command(*arguments)
@@ -781,3 +792,117 @@ def test_a_signal_leaves_nothing_half_written(tmp_path):
         for process in running.values():
             process.kill()
             process.wait()
+
+
+# --- the first hour
+
+
+def test_a_folder_of_videos_is_answered_with_the_command_that_takes_it(segment, colour, clip, tmp_path):
+    folder = tmp_path / "two videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(clip, folder / name)
+    refused(segment(folder), "found a folder of 2", f"mpvss batch '{folder}' -o {tmp_path / 'OUT'}")
+    assert colour == []
+
+
+def test_wrong_class_names_are_refused_before_anything_is_loaded(command, monkeypatch, clip, tmp_path):
+    monkeypatch.delattr(VideoSegmenter, "from_pretrained")
+    for name in ("segment", "batch"):
+        result = command(name, clip, "-o", tmp_path / "OUT", "--classes", "roda")
+        refused(result, 'found "roda"; did you mean "road"?')
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_devices_are_refused_by_every_command_before_anything_is_loaded(command, colour, clip, tmp_path):
+    for arguments in (("segment", clip), ("batch", clip), ("propagate", clip, "--masks", tmp_path)):
+        refused(command(*arguments, "-o", tmp_path / "OUT", "--device", "gpu"), "device must be auto, cpu", "'gpu'")
+    assert colour == []
+
+
+def test_a_mistyped_model_is_answered_with_the_nearest(command, clip, tmp_path):
+    refused(command("segment", clip, "-o", tmp_path / "OUT", "--model", "compct"), "compct: ", "did you mean compact?")
+
+
+def test_the_results_have_a_default_place(command, colour, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("segment", clip)[0] == 0
+    check_outputs(tmp_path / "out", "clip", FRAMES)
+    refused(command("segment", clip), "clip.json exists already")
+
+
+def test_sizes_are_shown_width_first_and_said_to_be(command, clip):
+    assert "size  64x48 (width x height)" in command("inspect", clip)[1]
+    assert json.loads(command("inspect", clip, "--json")[1])["size"] == list(SIZE)
+
+
+def test_convert_takes_its_directory_by_option_or_place(command, monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr("mpvss.checkpoint.convert_reference", lambda checkpoint, out, names: made.append(out))
+    assert command("convert", "a.pth", "--out", tmp_path / "b")[0] == 0
+    assert command("convert", "a.pth", tmp_path / "b")[0] == 0
+    assert made == [tmp_path / "b"] * 2
+    refused(command("convert", "a.pth"), "expected one directory to make, as --out")
+    refused(command("convert", "a.pth", "b", "-o", "c"), "expected one directory to make, as --out")
+
+
+def test_stages_that_overlap_are_not_shown_as_a_sum(command, colour, clip, tmp_path):
+    assert "(side by side, so not a sum); total" in command("segment", clip, "-o", tmp_path / "OUT")[1]
+
+
+def test_the_shell_completes_commands(command):
+    assert "--install-completion" in command("--help")[1]
+
+
+def test_doctor_names_what_each_extra_lacks(command, monkeypatch):
+    from mpvss import doctor
+
+    monkeypatch.setattr(doctor, "_is_installed", lambda package: package != "s3fs")
+    code, out, _ = command("doctor")
+    assert "extras  s3: missing s3fs: pip install 'mpvss[s3]'" in out
+    assert "extras  http: installed" in out
+    assert code == 0
+
+
+# --- nothing that is typed is a traceback
+
+_ODD = (
+    "", "-1", "1e400", "nan", "99999999999999999999999", "１", "²", "x" * 5000, "a/" * 2000, "\0", "\udcff",
+    "8192x8192x1", "0x0",
+)  # fmt: skip
+_COMMANDS = {
+    "segment": ("--out", "--model", "--interval", "--save", "--classes", "--alpha", "--short-side", "--start", "--end",
+                "--stride", "--device", "--dtype", "--backend", "--propagator"),
+    "batch": ("--out", "--workers", "--retries", "--shard", "--state", "--split", "--threads", "--stall"),
+    "cost": ("--arch", "--size", "--interval", "--classes"),
+    "inspect": (),
+    "compare": ("--seed",),
+    "convert": ("--out", "--classes"),
+    "eval": ("--data", "--split", "--interval", "--predictions", "--out", "--report", "--baseline", "--device"),
+    "export": ("--size", "--out", "--model"),
+    "propagate": ("--masks", "--out", "--save", "--device", "--model"),
+    "train": ("--set",),
+    "distill": ("--out", "--model", "--size", "--max-distance", "--cache", "--confidence", "--stride", "--simulate"),
+    "bench": ("--model", "--arch", "--classes", "--size", "--interval", "--frames", "--repeats", "--runs", "--source",
+              "--threads", "--out", "--plot"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_odd_values_of_every_option_are_refused_in_a_line(command, monkeypatch, tmp_path, name):
+    """With a source that is not there, so that nothing is begun whatever the option."""
+    monkeypatch.chdir(tmp_path)
+    for value in _ODD:
+        for option in _COMMANDS[name]:
+            code, out, err = command(name, "absent", option, value)
+            assert code == 2, (option, value[:20], out, err)
+            assert "Traceback" not in err
+            assert max(map(len, err.splitlines())) < 6000
+        code, _, err = command(name, value)
+        assert code == 2, (value[:20], err)
+
+
+@pytest.mark.parametrize("model", ["x" * 5000, "a\0b", "a/" * 3000 + "b", "ä" * 200])
+def test_a_model_name_that_no_system_takes(model):
+    with pytest.raises(ModelError, match="expected a model"):
+        VideoSegmenter.from_pretrained(model)

@@ -318,7 +318,7 @@ def test_png_files_of_one_clip_may_lie_in_the_directory_itself(colour_folder, tm
     options = EvalOptions(colour_folder, predictions=str(tmp_path / "found"))
     assert evaluate(options, tmp_path / "run")["miou"] == 1
     save(tmp_path / "found" / "3.png", np.zeros((9, 9), np.uint8))
-    with pytest.raises(DataError, match="is 9x9, expected its size 48x64"):
+    with pytest.raises(DataError, match=r"is 9x9 .width x height., expected its size 64x48"):
         evaluate(options, tmp_path / "size")
     (tmp_path / "found" / "3.png").unlink()
     with pytest.raises(DataError, match=r"3\.png: missing prediction"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers import ColourSegmentor, moving_frames
-from mpvss.errors import ConfigError, OutputError, SourceError
+from mpvss.errors import ConfigError, MpvssError, OutputError, SourceError
 from mpvss.motion.classical import Dis, Hold
 from mpvss.pipeline import _WAITING, VideoSegmenter, choose_device, choose_dtype
 from mpvss.sinks import ProcessOptions
@@ -348,3 +348,13 @@ def test_what_decides_the_labels_is_described(options):
     said = {"dtype": "float32", "fast": True, "tolerance": 1e-3, "backend": "torch", "device": "cpu", "start": "1:02"}
     assert described | said | options == described
     assert described["flow"] == {"preset": "lean", "scale": 1.0, "finest_scale": None}
+
+
+def test_a_number_is_that_of_a_cuda_device(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(MpvssError, match="device cuda:0 was asked for, but this machine"):
+        choose_device(0)
+    with pytest.raises(MpvssError, match="device cuda:0 was asked for"):
+        VideoSegmenter.from_pretrained("compact", device=0)
+    with pytest.raises(ValueError, match="device must be auto"):
+        choose_device("0")

@@ -791,7 +791,9 @@ def test_a_model_that_does_not_run_is_said(maskformer, monkeypatch):
         raise RuntimeError("shape '[1, 7]' is invalid for input of size 9")
 
     monkeypatch.setattr(segmentor.model, "forward", broken)
-    with pytest.raises(ModelError, match=r"the model fails at a picture of 64x64 .shape '.1, 7.' is invalid"):
+    with pytest.raises(
+        ModelError, match=r"the model fails at a picture of 64x64 .width x height. .shape '.1, 7.' is invalid"
+    ):
         segmentor(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
 
 

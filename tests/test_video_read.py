@@ -409,7 +409,29 @@ def test_parse_time(value, seconds):
     assert parse_time(value) == Fraction(seconds)
 
 
-@pytest.mark.parametrize("value", ["", "abc", "1:2:3:4", "-1", -1.0, float("nan"), float("inf"), "1/0"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "abc",
+        "1:2:3:4",
+        "-1",
+        -1.0,
+        float("nan"),
+        float("inf"),
+        "1/0",
+        "1e400",
+        "1e-9999999",
+        "1:99",
+        "1:60:00",
+        "1:2:60",
+        "9" * 5000,
+        1e300,
+        "１２",
+        "1_0",
+        "inf",
+    ],
+)
 def test_parse_time_refuses_what_is_no_time(value):
     with pytest.raises(ValueError, match="expected a time in seconds such as"):
         parse_time(value)
@@ -508,7 +530,9 @@ def test_video_that_changes_size_is_scaled_to_the_first_frame(tmp_path):
     with read(path) as reader:
         frames = list(reader)
     assert [frame.size for frame in frames] == [SIZE] * 8
-    assert reader.warnings == ["frames change size from 48x64 to 96x128: scaled to the size of the first"]
+    assert reader.warnings == [
+        "frames change size from 64x48 (width x height) to 128x96 (width x height): scaled to the size of the first"
+    ]
 
 
 # --- images
@@ -564,7 +588,10 @@ def test_an_image_of_another_size_is_scaled_and_counted(folder, odd):
         frames = list(reader)
     assert [frame.size for frame in frames] == [SIZE] * 12
     np.testing.assert_array_equal(frames[int(odd[:-4])].rgb, grey(77))
-    assert reader.warnings == [f"1 of the images are scaled to 48x64, the size of the others (first: {odd}: 40x60)"]
+    assert reader.warnings == [
+        "1 of the images are scaled to 64x48 (width x height), the size of the others "
+        f"(first: {odd}: 60x40 (width x height))"
+    ]
 
 
 @pytest.mark.parametrize("broken", [["0.png"], ["5.png"], ["0.png", "3.png", "11.png"]])

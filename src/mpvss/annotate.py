@@ -31,7 +31,7 @@ from mpvss.session import Session, check_direction, check_motion
 from mpvss.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.spill import Spill
 from mpvss.state import KeyState
-from mpvss.types import Frame, Geometry, Segmentation
+from mpvss.types import Frame, Geometry, Segmentation, shown_size
 from mpvss.untrusted import shown, shown_address
 from mpvss.video import read
 
@@ -311,8 +311,7 @@ def find_masks(folder: Path, size: tuple[int, int], images: Sequence[str] = ()) 
         mask = _read_mask(path, ids)
         if mask.shape != size:
             raise DataError(
-                f"{path}: expected a mask of the video's size {size[0]}x{size[1]} (height x width), found "
-                f"{mask.shape[0]}x{mask.shape[1]}"
+                f"{path}: expected a mask of the video's size {shown_size(size)}, found {shown_size(mask.shape)}"
             )
         masks[index] = path
         values.update(np.unique(mask).tolist())

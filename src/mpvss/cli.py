@@ -5,10 +5,12 @@ import json
 import logging
 import math
 import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,19 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpvss.errors import ConfigError, DataError, MpvssError, OutputError
-from mpvss.untrusted import PublicFormatter, printable, public, without_secrets
+from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
+from mpvss.progress import progress
+from mpvss.untrusted import PublicFormatter, printable, public, shown, without_secrets
 
 if TYPE_CHECKING:
     from mpvss.pipeline import VideoSegmenter
     from mpvss.sinks import ProcessOptions
-    from mpvss.types import Segmentation
     from mpvss.video import VideoInfo
 
 app = typer.Typer(
     help="Segment video: a class for every pixel of every frame, from an image segmentor run on few of them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -42,6 +43,9 @@ _SOME_FAILED = 3
 # A table of more videos than this shows only those that failed.
 _MOST_ROWS = 50
 _LEARNED = ("flow", "query")
+# Of counts: more than any video has, and what every library takes.
+_MOST = 10**6
+_LONGEST_SIDE = 8192
 
 
 class PropagatorName(StrEnum):
@@ -90,6 +94,12 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
+def _count(words: str, *, least: int = 1, most: int = _MOST) -> Any:
+    """An option that is a number of things."""
+    return typer.Option(min=least, max=most, help=words)
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Directory for the results; nothing in it is replaced unasked.")]
 Model = Annotated[
     str, typer.Option(help="compact, a hub id such as owner/name, a directory, or a motion module's directory.")
 ]
@@ -107,7 +117,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last chec
 # Of segment and batch.
 Direction = Annotated[DirectionName | None, typer.Option(help="Default: both for files, forward for live sources.")]
 Interval = Annotated[
-    int | None, typer.Option(min=1, help="Frames from one key frame to the next. Default: 10 both, 5 forward.")
+    int | None,
+    _count("Frames from one key frame to the next. Default: 10 both, 5 forward."),
 ]
 Cuts = Annotated[bool, typer.Option(help="Scene cuts are key frames too.")]
 Save = Annotated[str, typer.Option(help="Any of overlay, labels, png, separated by commas.")]
@@ -117,12 +128,12 @@ Legend = Annotated[bool, typer.Option("--legend", help="Draw class names on the 
 MinScore = Annotated[
     float, typer.Option(min=0.0, help="Pixels whose best class score is lower get no class, such as .5; 0 for none.")
 ]
-ShortSide = Annotated[int | None, typer.Option(min=32, help="Pixels of the shorter side the networks see.")]
+ShortSide = Annotated[int | None, _count("Pixels of the shorter side the networks see.", least=32, most=_LONGEST_SIDE)]
 Compare = Annotated[bool, typer.Option("--compare", help="Also write per frame beside propagated.")]
 Start = Annotated[str | None, typer.Option(help="First moment: seconds, or m:ss.")]
 End = Annotated[str | None, typer.Option(help="Moment to stop before.")]
 Name = Annotated[str | None, typer.Option(help="What the results are called. Default: as the source.")]
-Stride = Annotated[int, typer.Option(min=1, help="Take every so many frames.")]
+Stride = Annotated[int, _count("Take every so many frames.")]
 Deinterlace = Annotated[
     DeinterlaceName, typer.Option(help="auto: frames that are flagged as interlaced are deinterlaced; off: never.")
 ]
@@ -156,7 +167,7 @@ def segment(
         list[str],
         typer.Argument(metavar="SOURCE", help="Videos, image folders or globs, camera:0, RTSP or HTTP URLs."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")],
+    out: Out = Path("out"),
     model: Model = "compact",
     propagator: Propagator = PropagatorName.auto,
     motion: MotionOption = MotionName.chain,
@@ -194,7 +205,9 @@ def segment(
 ) -> None:
     """Segment videos: an overlay to look at, labels to work with, and a JSON description of both."""
     _set_up(verbose, quiet)
+    from mpvss.labels import resolve_classes, short_list
     from mpvss.sinks import ProcessOptions
+    from mpvss.zoo import known_classes
 
     with _option_errors():
         if name is not None and len(sources) > 1:
@@ -218,12 +231,17 @@ def segment(
             model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
             short_side, device, dtype, options, threads=torch.get_num_threads(),
         )  # fmt: skip
+    if options.classes is not None and (known := known_classes(model)):
+        resolve_classes(options.classes, known)
     # What is there of a run that is continued may be replaced by it; it looks itself whether this is one.
     infos = _plan(sources, out, replace(options, overwrite=True) if resume else options)
     segmenter = _load(model, propagator, motion, interval, cuts, short_side, device, dtype, fast, backend)
+    if options.classes is not None:
+        names = segmenter.segmentor.class_names
+        log.info("keeping %s", short_list([names[id_] for id_ in resolve_classes(options.classes, names)]))
     videos = []
     for source, info in zip(sources, infos, strict=True):
-        with _progress(info, _expected_frames(info, options), quiet) as advance:
+        with progress(info.name, _expected_frames(info, options), quiet=quiet) as advance:
             if resume:
                 from mpvss.batch.single import process_in_segments
 
@@ -248,26 +266,25 @@ def batch(
             help="Videos, folders of them, patterns, lists (.txt, .jsonl); here or at s3:// or https://.",
         ),
     ],
-    out: Annotated[str, typer.Option("--out", "-o", help="Directory for the results, or an s3:// address.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Directory for the results, or an s3:// address.")] = "out",
     engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or a Ray cluster.")] = EngineName.local,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Default: one for each GPU, or for every two cores.")
-    ] = None,
+    workers: Annotated[int | None, _count("Default: one for each GPU, or for every two cores.", most=4096)] = None,
     ray_address: Annotated[str | None, typer.Option(help="Of the cluster. Default: one on this machine.")] = None,
-    retries: Annotated[int, typer.Option(min=0, help="How often a video or a segment is tried again.")] = 2,
+    retries: Annotated[int, _count("How often a video or a segment is tried again.", least=0)] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Do only what is not whole yet.")] = False,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only this part of the videos, such as 1/4.")] = None,
     state: Annotated[
         Path | None, typer.Option(help="Directory of the manifest. Default: --out, if that is a directory.")
     ] = None,
     split: Annotated[
-        int, typer.Option(min=0, help="Frames of the segments that longer videos are divided into; 0 for never.")
+        int,
+        _count("Frames of the segments that longer videos are divided into; 0 for never.", least=0),
     ] = 1500,
-    threads: Annotated[int, typer.Option(min=1, help="Of each worker, on the CPU.")] = 1,
+    threads: Annotated[int, _count("Of each worker, on the CPU.", most=1024)] = 1,
     verify: Annotated[
         bool, typer.Option("--verify", help="With --resume, compare checksums and not only sizes.")
     ] = False,
-    stall: Annotated[int, typer.Option(min=1, help="Seconds without a frame after which a worker is stuck.")] = 600,
+    stall: Annotated[int, _count("Seconds without a frame after which a worker is stuck.")] = 600,
     model: Model = "compact",
     propagator: Propagator = PropagatorName.auto,
     motion: MotionOption = MotionName.chain,
@@ -298,7 +315,9 @@ def batch(
     _set_up(verbose, quiet)
     from mpvss.batch.run import BatchOptions, run_batch
     from mpvss.batch.worker import Settings
+    from mpvss.labels import resolve_classes
     from mpvss.sinks import ProcessOptions
+    from mpvss.zoo import known_classes
 
     with _option_errors():
         options = ProcessOptions(
@@ -306,20 +325,29 @@ def batch(
             compare=compare, start=start, end=end, stride=stride,
             deinterlace=deinterlace.value, min_score=min_score, fps=fps, video_stream=video_stream,
         )  # fmt: skip
+        if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device) is None:
+            raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, found {shown(device)}")
         settings = Settings(
             model, propagator.value, motion.value, None if direction is None else direction.value, interval, cuts,
             short_side, device, dtype, options, split, threads,
         )  # fmt: skip
+    if options.classes is not None and (known := known_classes(model)):
+        resolve_classes(options.classes, known)
+    with _option_errors():
         run_options = BatchOptions(
             engine.value, workers, ray_address, retries, resume, overwrite,
             None if shard is None else _parse_shard(shard), state, verify, stall,
         )  # fmt: skip
 
-    def say(item: dict[str, Any], done: int, total: int) -> None:
-        log.info("%d/%d %s: %s", done, total, _printable(item["source"]), item["state"])
-
     try:
-        found = run_batch(sources, out, settings, run_options, on_item=say)
+        # Videos, as only workers see frames; each that is finished has a line of its own.
+        with progress("batch", None, unit="videos", quiet=quiet) as advance:
+
+            def tell(item: dict[str, Any], done: int, total: int) -> None:
+                log.info("%d/%d %s: %s", done, total, _printable(item["source"]), item["state"])
+                advance()
+
+            found = run_batch(sources, out, settings, run_options, on_item=tell)
     except KeyboardInterrupt:
         log.warning("--resume%s goes on from here", " instead of --overwrite" if overwrite else "")
         raise
@@ -333,8 +361,8 @@ def batch(
 
 def _parse_shard(text: str) -> tuple[int, int]:
     first, slash, second = text.partition("/")
-    if not (slash and first.isdecimal() and second.isdecimal()):
-        raise ValueError(f"expected a shard as I/N such as 1/4, found {text!r}")
+    if not (slash and re.fullmatch("[0-9]{1,9}", first) and re.fullmatch("[0-9]{1,9}", second)):
+        raise ValueError(f"expected a shard as I/N such as 1/4, found {shown(text)}")
     return int(first), int(second)
 
 
@@ -359,9 +387,8 @@ def _printable(text: str) -> str:
 def _plan(sources: Sequence[str], out: Path, options: "ProcessOptions") -> list["VideoInfo"]:
     """Describe the sources, and refuse what cannot be read or written before the model is loaded."""
     from mpvss.sinks import output_paths
-    from mpvss.video import parse_rate, probe
 
-    infos = [probe(source, fps=parse_rate(options.fps), video_stream=options.video_stream) for source in sources]
+    infos = [_probe_one(source, out, options) for source in sources]
     folders = {Path(source).parent for source, info in zip(sources, infos, strict=True) if info.kind == "images"}
     if len(infos) > 1 and len(folders) == 1 and all(info.kind == "images" and info.frames == 1 for info in infos):
         log.warning(
@@ -379,6 +406,26 @@ def _plan(sources: Sequence[str], out: Path, options: "ProcessOptions") -> list[
     for info in infos:
         output_paths(options.name or info.name, out, options)
     return infos
+
+
+def _probe_one(source: str, out: Path, options: "ProcessOptions") -> "VideoInfo":
+    """Describe a source; of a folder of videos say the command that takes it."""
+    from mpvss.video import parse_rate, probe
+
+    try:
+        return probe(source, fps=parse_rate(options.fps), video_stream=options.video_stream)
+    except SourceError as error:
+        from mpvss.batch.places import expand
+
+        videos: Sequence[object] = ()
+        with suppress(MpvssError, OSError, ValueError):
+            videos = expand([source]) if Path(source).is_dir() else ()
+        if not videos:
+            raise
+        raise SourceError(
+            f"expected one video, found a folder of {len(videos)} in {source}: "
+            f"mpvss batch {shlex.quote(source)} -o {shlex.quote(str(out))}"
+        ) from error
 
 
 def _expected_frames(info: "VideoInfo", options: "ProcessOptions") -> int | None:
@@ -451,6 +498,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Describe a video without segmenting it."""
+    from mpvss.types import shown_size
     from mpvss.video import parse_rate, probe
 
     with _option_errors():
@@ -460,7 +508,7 @@ def inspect(
         _print_json(info.describe())
         return
     readable = {
-        "size": f"{info.height}x{info.width}",
+        "size": shown_size((info.height, info.width)),
         "time_base": f"{info.time_base} s",
         "frame_rate": "unknown"
         if info.frame_rate is None
@@ -501,8 +549,8 @@ def doctor(as_json: Json = False) -> None:
 def cost(
     arch: Annotated[str, typer.Option(help="r50, r101, swin-t, swin-s, swin-b or swin-l.")],
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "480x853",
-    interval: Annotated[int, typer.Option(min=1, help="Frames from one key frame to the next.")] = 5,
-    classes: Annotated[int, typer.Option(min=1, help="Classes: 124 for VSPW, 19 for Cityscapes.")] = 124,
+    interval: Annotated[int, _count("Frames from one key frame to the next.")] = 5,
+    classes: Annotated[int, _count("Classes: 124 for VSPW, 19 for Cityscapes.", most=65535)] = 124,
     as_json: Json = False,
 ) -> None:
     """Count parameters and multiply-adds of one of the paper's models, as the paper counts them."""
@@ -553,7 +601,7 @@ def bench(
     arch: Annotated[
         str | None, typer.Option(help="Instead: r50, r101, swin-t, swin-s, swin-b or swin-l, with random weights.")
     ] = None,
-    classes: Annotated[int | None, typer.Option(help="Classes of an --arch. Default: 124.")] = None,
+    classes: Annotated[int | None, _count("Classes of an --arch. Default: 124.", most=65535)] = None,
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH in pixels. Default: 480x853 for an --arch, 360x480.")
     ] = None,
@@ -564,18 +612,22 @@ def bench(
         MotionName | None, typer.Option(help="Default: direct for an --arch, or what segment takes.")
     ] = None,
     direction: Annotated[DirectionName | None, typer.Option(help="Default: forward for an --arch, or both.")] = None,
-    interval: Annotated[int | None, typer.Option(help="Default: 5 forward, 10 both.")] = None,
+    interval: Annotated[int | None, _count("Default: 5 forward, 10 both.")] = None,
     frames: Annotated[
-        int | None, typer.Option(help="Frames of a whole run. Default: one interval of an --arch, or five.")
+        int | None,
+        _count("Frames of a whole run. Default: one interval of an --arch, or five."),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds of the segmentation alone, after one to warm up.")] = 3,
+    repeats: Annotated[int, _count("Rounds of the segmentation alone, after one to warm up.")] = 3,
     runs: Annotated[
-        int | None, typer.Option(help="Whole runs from file to files; 0 for none. Default: 1 for an --arch, or 3.")
+        int | None,
+        typer.Option(
+            min=0, max=_MOST, help="Whole runs from file to files; 0 for none. Default: 1 for an --arch, or 3."
+        ),
     ] = None,
     source: Annotated[
         str | None, typer.Option(metavar="VIDEO", help="Measure on this; without it one is made.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch and OpenCV.")] = None,
+    threads: Annotated[int | None, _count("Threads of torch and OpenCV.", most=1024)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory for BENCH.json and BENCH.png.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the seconds of a frame.")] = None,
     as_json: Json = False,
@@ -611,12 +663,18 @@ def bench(
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the published code, a .pth file.")],
-    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    directory: Annotated[Path | None, typer.Argument(metavar="OUT", help="The same as --out.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory to make.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file with one class name a line, in id order.")] = None,
 ) -> None:
     """Turn a checkpoint of the published code into a directory that --model takes."""
     from mpvss.checkpoint import convert_reference
 
+    with _option_errors():
+        if (directory is None) == (out is None):
+            raise ValueError("expected one directory to make, as --out DIRECTORY")
+    target = out or directory
+    assert target is not None
     names = None
     if classes is not None:
         try:
@@ -624,8 +682,8 @@ def convert(
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{classes}: cannot read class names: {error}") from error
     with _option_errors():
-        convert_reference(checkpoint, out, names)
-    print(out)
+        convert_reference(checkpoint, target, names)
+    print(target)
 
 
 @app.command(name="eval")
@@ -637,7 +695,8 @@ def evaluate(
     motion: MotionOption = MotionName.chain,
     direction: Annotated[DirectionName, typer.Option(help="both uses the next key frame too.")] = DirectionName.both,
     interval: Annotated[
-        int | None, typer.Option(min=1, help="Frames from one key frame to the next. Default: 10 both, 5 forward.")
+        int | None,
+        _count("Frames from one key frame to the next. Default: 10 both, 5 forward."),
     ] = None,
     cuts: Annotated[bool, typer.Option("--cuts", help="Scene cuts are key frames too.")] = False,
     oracle: Annotated[bool, typer.Option("--oracle", help="True labels at key frames; DAVIS always has them.")] = False,
@@ -678,9 +737,9 @@ def evaluate(
     def say(video: str, done: int, total: int) -> None:
         log.info("%d/%d %s", done, total, video)
 
-    with TemporaryDirectory(prefix="mpvss-") as temporary:
+    with progress("eval", None, quiet=quiet) as advance, TemporaryDirectory(prefix="mpvss-") as temporary:
         run_directory = out or report or Path(temporary)
-        result = score(options, run_directory, on_video=say)
+        result = score(options, run_directory, on_video=say, on_frame=advance)
         if report is not None:
             page = write_report(run_directory, report, baseline=baseline)
             log.info("report: %s", page)
@@ -694,7 +753,7 @@ def evaluate(
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Directory of a run, as eval --out writes it.")],
     run_b: Annotated[Path, typer.Argument(help="Another run on the same videos.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap's draws.")] = 0,
+    seed: Annotated[int, _count("Of the bootstrap's draws.", least=0, most=2**32 - 1)] = 0,
     as_json: Json = False,
 ) -> None:
     """Put two evaluations side by side, with 95 % intervals of their differences."""
@@ -725,7 +784,7 @@ def propagate(
     masks: Annotated[
         Path, typer.Option(help="Folder of PNG masks named as the images, or by frame number counted from 0.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")],
+    out: Out = Path("out"),
     direction: Annotated[
         DirectionName, typer.Option(help="both fills a gap from the masks on both sides.")
     ] = DirectionName.both,
@@ -744,7 +803,7 @@ def propagate(
     _set_up(verbose, quiet)
     from mpvss.annotate import Filler
     from mpvss.annotate import propagate as fill
-    from mpvss.pipeline import VideoSegmenter, make_propagator
+    from mpvss.pipeline import VideoSegmenter, choose_device, make_propagator
     from mpvss.sinks import ProcessOptions
     from mpvss.video import probe
 
@@ -752,6 +811,7 @@ def propagate(
         if propagator is PropagatorName.none:
             raise ValueError("with propagator none no mask reaches another frame: choose another")
         ProcessOptions(save=_split(save), name=name)
+        choose_device(device)
     info = probe(video)
     if model is None:
         moved_by, segmentor = make_propagator(propagator.value), None
@@ -760,7 +820,7 @@ def propagate(
         moved_by, segmentor = segmenter.propagator, segmenter.segmentor
     assert moved_by is not None
     filler = Filler(moved_by, motion.value, direction.value, segmentor)
-    with _progress(info, info.frames, quiet) as advance:
+    with progress(info.name, info.frames, quiet=quiet) as advance:
         found = fill(video, masks, out, filler, save=_split(save), overwrite=overwrite, name=name, on_frame=advance)
     if as_json:
         _print_json(found)
@@ -799,9 +859,7 @@ def distill(
     ),
     propagator: Annotated[str, typer.Option(help="flow: one flow; query: one for each segment.")] = "flow",
     size: Annotated[str, typer.Option(help="light, or paper for the paper's motion module.")] = "light",
-    max_distance: Annotated[
-        int, typer.Option(min=1, help="Most frames between the two of a pair. Small for --motion chain.")
-    ] = 2,
+    max_distance: Annotated[int, _count("Most frames between the two of a pair. Small for --motion chain.")] = 2,
     simulate: Annotated[
         list[str] | None,
         typer.Option(metavar="KIND:DIR[@SPLIT]", help="Also simulate motion on this data set's labelled pictures."),
@@ -810,7 +868,7 @@ def distill(
     confidence: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Leave out pixels of which the teacher is less certain.")
     ] = 0.5,
-    stride: Annotated[int, typer.Option(min=1, help="Take every so many frames.")] = 1,
+    stride: Annotated[int, _count("Take every so many frames.")] = 1,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, as in optim.steps=2000.")
     ] = None,
@@ -846,8 +904,11 @@ def _print_training(found: dict[str, Any], as_json: bool) -> None:
 
 def _parse_size(text: str) -> tuple[int, int]:
     height, times, width = text.partition("x")
-    if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise ValueError(f"expected a size as HEIGHTxWIDTH such as 480x853, found {text!r}")
+    sides = [side for side in (height, width) if re.fullmatch("[0-9]{1,5}", side) and 0 < int(side) <= _LONGEST_SIDE]
+    if not times or len(sides) < 2:
+        raise ValueError(
+            f"expected a size as HEIGHTxWIDTH such as 480x853, up to {_LONGEST_SIDE} a side, found {shown(text)}"
+        )
     return int(height), int(width)
 
 
@@ -864,33 +925,6 @@ def _option_errors() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-@contextmanager
-def _progress(info: "VideoInfo", total: int | None, quiet: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.speed or 0:.1f} frames/s")
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(printable(info.name), total=total)
-
-        def advance(_: "Segmentation") -> None:
-            bar.advance(task)
-
-        yield advance
-
-
 def _print_json(value: Any) -> None:
     print(json.dumps(public(value)))
 
@@ -903,7 +937,8 @@ def _print_video(video: dict[str, Any]) -> None:
     for kind, path in video["outputs"].items():
         print(f"  {kind:9} {printable(path)}")
     stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
-    print(f"  seconds   {stages}; total {seconds['total']:.1f} ({frames / seconds['total']:.1f} frames/s)")
+    rate = f"{seconds['total']:.1f} ({frames / seconds['total']:.1f} frames/s)"
+    print(f"  seconds   {stages} (side by side, so not a sum); total {rate}")
     if "compare" in video:
         cost, flicker = video["compare"]["seconds_per_frame"], video["compare"]["flicker"]
         print(
@@ -1006,8 +1041,9 @@ def _set_up(verbose: bool, quiet: bool) -> None:
     logging.getLogger("mpvss").setLevel(level)
     # The library's own progress bars and advice are about training.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if quiet:
+    if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "4")  # a hub that does not answer is said within seconds
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it retries without a network, and says so in ten lines
 
 
@@ -1033,6 +1069,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     0 success; 1 a problem was found; 2 an option or the outside world was wrong; 3 some videos of a batch failed; 130
     interrupted.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if any("\0" in argument for argument in given):
+        print("mpvss: expected arguments of text, found one with a NUL byte", file=sys.stderr)
+        return 2
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="mpvss", standalone_mode=False)
     except _Misuse as error:
@@ -1041,6 +1081,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 2
     except MpvssError as error:
         print(f"mpvss: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of a place that was named: too long, not allowed, a full disk
+        if isinstance(error, BrokenPipeError):
+            raise
+        where = f": {shown(str(error.filename))}" if error.filename else ""
+        print(f"mpvss: {printable(without_secrets((error.strerror or str(error)) + where))}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED

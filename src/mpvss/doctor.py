@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+import re
+from contextlib import suppress
 from typing import Any
 
 from mpvss.zoo import list_models
@@ -35,9 +37,35 @@ def examine() -> dict[str, Any]:
         "versions": versions,
         "devices": _devices(),
         "codecs": _codecs(problems),
+        "extras": _extras(),
         "models": _models(problems),
         "problems": problems + _torchvision(),
     }
+
+
+def _extras() -> dict[str, str]:
+    """Whether what each extra needs is installed, or the command that installs it."""
+    needs: dict[str, list[str]] = {}
+    with suppress(importlib.metadata.PackageNotFoundError):
+        for requirement in importlib.metadata.requires("mpvss") or ():
+            name, _, marker = requirement.partition(";")
+            match = re.search(r"extra == ['\"]([^'\"]+)", marker)
+            if match:
+                needs.setdefault(match[1], []).append(re.split(r"[\s<>=!~\[]", name.strip(), maxsplit=1)[0])
+    found = {}
+    for extra, packages in needs.items():
+        missing = [package for package in packages if not _is_installed(package)]
+        command = f"missing {', '.join(missing)}: pip install 'mpvss[{extra}]'"
+        found[extra] = command if missing else "installed"
+    return found
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def library_versions() -> dict[str, str]:

@@ -7,15 +7,15 @@ line and exits with 2.
 
 from mpvss.untrusted import without_secrets
 
-_LONGEST = 600
+_LONGEST = 590
 _KEPT_END = 200
 
 
 class MpvssError(Exception):
     """Base of every error that a file, a video, a checkpoint or a data set can cause.
 
-    Its message holds no password and no signature of an address, and at most 600 characters: the middle of a longer one
-    is left out.
+    Its message holds no password and no signature of an address, and less than 600 characters: the middle of a longer
+    one is left out.
     """
 
     def __init__(self, message: str = "") -> None:

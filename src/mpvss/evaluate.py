@@ -54,7 +54,7 @@ from mpvss.segmentors import Segmentor
 from mpvss.segmentors.protocol import prepare
 from mpvss.session import DIRECTIONS, MOTIONS, Session, check_min_score
 from mpvss.spill import Spill
-from mpvss.types import Frame
+from mpvss.types import Frame, shown_size
 from mpvss.untrusted import demand, parse_json, read_json, shown
 from mpvss.video import LabelReader, LabelWriter, MetaWriter, write_meta
 
@@ -168,6 +168,7 @@ def evaluate(
     run: str | Path,
     *,
     on_video: Callable[[str, int, int], None] | None = None,
+    on_frame: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Score a data set; go on where an earlier call in the same directory stopped.
 
@@ -175,6 +176,7 @@ def evaluate(
         options: What is scored, and how.
         run: Directory of the run; made if missing.
         on_video: Called after each video with its name, the number of finished videos and that of all.
+        on_frame: Called after each frame, for progress.
 
     Returns:
         ``miou``, ``wiou``, ``vc8``, ``vc16``, ``correct_vc8``, ``correct_vc16``, ``flicker`` (0 to 1), ``j`` for DAVIS,
@@ -206,7 +208,7 @@ def evaluate(
         if clip.name in done:
             continue
         predictor = predictor or _Predictor(resolved, dataset)
-        directory.append(predictor.score(clip, directory.path / "worst"))
+        directory.append(predictor.score(clip, directory.path / "worst", on_frame or (lambda: None)))
         if on_video is not None:
             on_video(clip.name, number, len(dataset.clips))
     result = directory.result()
@@ -491,7 +493,7 @@ class _Predictor:
             self._propagator = make_propagator("hold" if options.propagator == "none" else options.propagator)
         self._ids = np.array(ids)
 
-    def score(self, clip: Clip, worst: Path) -> dict[str, Any]:
+    def score(self, clip: Clip, worst: Path, on_frame: Callable[[], object]) -> dict[str, Any]:
         """Predict and score one clip; return its line."""
         began = time.perf_counter()
         if self._dataset.protocol == "cityscapes":
@@ -503,6 +505,7 @@ class _Predictor:
                 with _timed(scores.seconds, "read"):
                     truth = clip.load_label(found.index)
                 scores.update(found, truth, clip)
+                on_frame()
             line = scores.line(clip.name)
         if self._segmentor is not None and not self._options.oracle:
             # What ONNX Runtime computes, torch cannot count.
@@ -609,8 +612,8 @@ class _Predictor:
                 rgb = clip.load_image(index)
                 if labels.shape != rgb.shape[:2]:
                     raise DataError(
-                        f"{folder}: the prediction for {clip.frames[index].image_path} is {labels.shape[0]}x"
-                        f"{labels.shape[1]}, expected its size {rgb.shape[0]}x{rgb.shape[1]}"
+                        f"{folder}: the prediction for {clip.frames[index].image_path} is "
+                        f"{shown_size(labels.shape)}, expected its size {shown_size(rgb.shape)}"
                     )
                 if self._dataset.protocol == "davis":
                     labels = (labels != 0).astype(np.uint8)
@@ -762,7 +765,7 @@ def _of_one_size(clip: Clip, found: Iterable[_Found]) -> Iterator[_Found]:
         if here != size:
             raise DataError(
                 f"{clip.frames[item.index].image_path}: expected the size of the clip's first picture, "
-                f"{size[0]}x{size[1]}, found {here[0]}x{here[1]}; make pictures of another size a clip of their own"
+                f"{shown_size(size)}, found {shown_size(here)}; make pictures of another size a clip of their own"
             )
         yield item
 

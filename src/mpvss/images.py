@@ -73,8 +73,8 @@ def open_image(path: Path) -> ImageFile:
     if image.width * image.height > max_pixels():
         image.close()
         raise ValueError(
-            f"{image.height}x{image.width} are more than {max_pixels()} pixels; MPVSS_MAX_PIXELS in the environment "
-            "raises the limit"
+            f"{image.width}x{image.height} (width x height) are more than {max_pixels()} pixels; MPVSS_MAX_PIXELS in "
+            "the environment raises the limit"
         )
     return image
 

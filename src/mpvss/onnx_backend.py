@@ -18,6 +18,7 @@ from mpvss.errors import ModelError
 from mpvss.motion.encoder import PAD_MULTIPLE
 from mpvss.motion.warp import fit_flow
 from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.types import shown_size
 from mpvss.untrusted import demand, read_json
 
 EXPORT_NAME = "export.json"
@@ -183,8 +184,8 @@ def check_size(expected: tuple[int, int], found: tuple[int, int]) -> None:
     """
     if expected != found:
         raise ModelError(
-            f"this model was exported for pictures of {expected[0]}x{expected[1]} (height x width), found "
-            f"{found[0]}x{found[1]}: export it again with --size {found[0]}x{found[1]}, or use backend torch"
+            f"this model was exported for pictures of {shown_size(expected)}, found {shown_size(found)}: "
+            f"export it again with --size {found[0]}x{found[1]} (HEIGHTxWIDTH), or use backend torch"
         )
 
 

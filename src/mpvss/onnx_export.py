@@ -25,7 +25,7 @@ from mpvss.pipeline import VideoSegmenter
 from mpvss.segmentors import EMBEDDED, HuggingFaceSegmentor
 from mpvss.segmentors.huggingface import library_prediction
 from mpvss.state import View
-from mpvss.types import Geometry
+from mpvss.types import Geometry, shown_size
 from mpvss.video.write import Pending
 
 # Two class scores that differ by less than this share of the larger one are a tie.
@@ -79,8 +79,8 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
     geometry = segmenter.rule.fit(size)
     if geometry.resized != size:
         raise ModelError(
-            f"{model} sees pictures of {size[0]}x{size[1]} at {geometry.resized[0]}x{geometry.resized[1]}: export it "
-            f"for that size"
+            f"{model} sees pictures of {shown_size(size)} at {shown_size(geometry.resized)}: export it for "
+            f"that size, with --size {geometry.resized[0]}x{geometry.resized[1]} (HEIGHTxWIDTH)"
         )
     info = ExportInfo(
         name=segmentor.name,

@@ -34,7 +34,7 @@ from mpvss.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.spill import Spill
 from mpvss.state import KeyState
 from mpvss.types import Frame, Geometry, Segmentation
-from mpvss.untrusted import shown_address
+from mpvss.untrusted import shown, shown_address
 from mpvss.video import Reader, read
 
 log = logging.getLogger(__name__)
@@ -117,12 +117,18 @@ def describe_propagator(propagator: Propagator | None) -> dict[str, Any]:
 _PLAIN = (bool, int, float, str, type(None), list, tuple)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of this name; ``auto`` takes CUDA, then MPS, then the CPU.
+def choose_device(name: str | int) -> torch.device:
+    """Return the device of this name; ``auto`` takes CUDA, then MPS, then the CPU. A number is that of a CUDA device.
 
     Raises:
+        ValueError: There is no such kind of device.
+        TypeError: It is neither text nor a number.
         MpvssError: The device is not there. Nothing falls back silently.
     """
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = f"cuda:{name}"
+    if not isinstance(name, str):
+        raise TypeError(f"device must be text such as cuda:0, or the number of a CUDA device, got {name!r}")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
@@ -138,6 +144,21 @@ def choose_device(name: str) -> torch.device:
     if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MpvssError(f"device {name} was asked for, but there are only {torch.cuda.device_count()}; use cuda:0")
     return device
+
+
+def _check_name(model: str | Path) -> None:
+    """Refuse a model's name that no system takes as a path: too long, or with a NUL byte.
+
+    Raises:
+        ModelError: It is so.
+    """
+    try:
+        Path(model).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"{shown(str(model))}: expected a model's name or directory, found: {reason}") from error
 
 
 def choose_dtype(name: str) -> torch.dtype:
@@ -229,7 +250,7 @@ class VideoSegmenter:
         cuts: bool = True,
         short_side: int | None = None,
         tolerance: float = 1e-3,
-        device: str = "auto",
+        device: str | int = "auto",
         dtype: str = "float32",
         fast: bool = True,
         backend: str = "torch",
@@ -256,7 +277,8 @@ class VideoSegmenter:
             ModelError: The model cannot be loaded.
             ValueError: An option is out of its range.
         """
-        check_backend(backend, device, dtype)
+        _check_name(model)
+        check_backend(backend, str(device), dtype)
         check_motion(motion)
         if backend == "onnx":
             from mpvss.onnx_backend import load_exported

@@ -14,6 +14,11 @@ IMAGE_RATE = Fraction(25)
 """Pictures without times of their own count as so many a second."""
 
 
+def shown_size(size: tuple[int, ...]) -> str:
+    """A (height, width) as people write it, width first, for messages."""
+    return f"{size[1]}x{size[0]} (width x height)"
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One picture of a video.

@@ -1,6 +1,11 @@
 """Models worth starting from: the embedded one and some from the hub. Any other mask classifier loads as well."""
 
+import difflib
+from importlib.resources import files
+from pathlib import Path
 from typing import TypedDict
+
+from mpvss.untrusted import read_json
 
 
 class ModelEntry(TypedDict):
@@ -64,3 +69,20 @@ _MODELS: tuple[ModelEntry, ...] = (
 def list_models() -> list[ModelEntry]:
     """Return the embedded model and the recommended ones."""
     return list(_MODELS)
+
+
+def known_classes(model: str) -> tuple[str, ...] | None:
+    """The class names of a model on this machine, without loading it; ``None`` where they are not known so easily."""
+    folder = Path(str(files("mpvss") / "assets" / model)) if "/" not in model else Path(model)
+    try:
+        folder = folder if folder.is_dir() else Path(model)
+        names = read_json(folder / "config.json")["id2label"]
+        return tuple(str(names[str(id_)]) for id_ in range(len(names)))
+    except (OSError, ValueError, KeyError, TypeError):  # whatever it is, loading says what is wrong with it
+        return None
+
+
+def nearest_model(name: str) -> str | None:
+    """The known model that a mistyped name is nearest to."""
+    near = difflib.get_close_matches(name[:200], [model["id"] for model in _MODELS], n=1, cutoff=0.6)
+    return near[0] if near else None

@@ -26,6 +26,7 @@ from mpvss.images import (
     read_rgb,
 )
 from mpvss.labels import ignore_id, label_dtype, palette_for
+from mpvss.types import shown_size
 from mpvss.untrusted import shown
 
 Protocol = Literal["semantic", "davis", "cityscapes"]
@@ -108,8 +109,8 @@ class Clip:
         size = _image_size(frame.image_path)
         if values.shape != size:
             raise DataError(
-                f"{frame.label_path}: expected the size of its picture {frame.image_path}, {size[0]}x{size[1]}, "
-                f"found {values.shape[0]}x{values.shape[1]}"
+                f"{frame.label_path}: expected the size of its picture {frame.image_path}, {shown_size(size)}, "
+                f"found {shown_size(values.shape)}"
             )
         table = self.label_table
         labels = table.take(values, mode="clip")

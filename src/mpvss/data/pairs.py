@@ -27,6 +27,7 @@ from mpvss.data.simulate import LabelMap, SimulationConfig, simulate
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE
 from mpvss.schedule import CutDetector
+from mpvss.types import shown_size
 from mpvss.untrusted import demand, read_json, shown_address
 from mpvss.video import read
 from mpvss.video.write import Pending, output_errors
@@ -168,8 +169,8 @@ class PairSampler:
         if images[0].shape != images[1].shape:
             paths = [clip.frames[i].image_path for i in (current, key)]
             raise DataError(
-                f"{paths[0]}: expected the size of {paths[1]}, {images[1].shape[0]}x{images[1].shape[1]}, "
-                f"found {images[0].shape[0]}x{images[0].shape[1]}"
+                f"{paths[0]}: expected the size of {paths[1]}, {shown_size(images[1].shape)}, "
+                f"found {shown_size(images[0].shape)}"
             )
         labels = [_label_tensor(clip.load_label(i)) for i in (current, key)]
         pair = Pair(_tensor(images[0]), _tensor(images[1]), labels[0], labels[1], None, None, abs(key - current))

@@ -22,7 +22,9 @@ from mpvss.errors import ModelError
 from mpvss.segmentors import fast_mask2former
 from mpvss.segmentors.efficientnet import register
 from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.types import shown_size
 from mpvss.untrusted import demand, read_json, shown
+from mpvss.zoo import nearest_model
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +194,7 @@ class HuggingFaceSegmentor:
                 found = self._adapter(self.model, pixels, self._task, (images.shape[-2], images.shape[-1]))
             except _DOES_NOT_RUN as error:
                 raise ModelError(
-                    f"{self.name}: the model fails at a picture of {images.shape[-2]}x{images.shape[-1]} "
+                    f"{self.name}: the model fails at a picture of {shown_size(images.shape[-2:])} "
                     f"({_first_line(error)}); its configuration does not fit its weights, or memory is short"
                 ) from error
         if not (found.class_logits.isfinite().all() and found.mask_logits.isfinite().all()):
@@ -304,8 +306,10 @@ def load_huggingface(
         _demand_file(place, "config.json")
         name = name or place.resolve().name
     elif place.is_absolute() or model_id.count("/") != 1 or place.exists():
+        near = nearest_model(model_id)
         raise ModelError(
             f"{model_id}: expected a model directory or a hub id such as owner/name, found no such directory"
+            + (f"; did you mean {near}?" if near else "; mpvss models lists some")
         )
     try:
         if place.is_dir():

@@ -21,6 +21,7 @@ from mpvss.data import open_dataset
 from mpvss.data.pairs import Batch
 from mpvss.errors import ConfigError, ModelError, MpvssError
 from mpvss.pipeline import choose_device
+from mpvss.progress import progress
 from mpvss.train.checkpoints import (
     begin,
     cut_metrics,
@@ -110,7 +111,11 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     sums: dict[str, float] = {}
     stream = batches(samples, config, start, rank, world)
     model.train()
-    with _progress(config, start, quiet or not main) as advance, contextlib.closing(journal or contextlib.ExitStack()):
+    hidden = quiet or not main
+    with (
+        progress("training", optim.steps, unit="steps", done=start, quiet=hidden) as advance,
+        contextlib.closing(journal or contextlib.ExitStack()),
+    ):
         for step in range(start, optim.steps):
             _seed(config.seed, step + 1, rank)
             for group in optimizer.param_groups:
@@ -147,7 +152,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
             done = step + 1
             _update_average(average, trained, optim.ema, done)
 
-            advance(done)
+            advance()
             if done % config.run.log_every == 0 or done == optim.steps:
                 steps = done - max(start, done - 1 - (done - 1) % config.run.log_every)
                 seconds = time.monotonic() - logged
@@ -276,22 +281,3 @@ def _averaged(module: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         module.load_state_dict(kept)
-
-
-@contextlib.contextmanager
-def _progress(config: TrainConfig, start: int, hidden: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    per_step = config.optim.batch * config.optim.accumulate
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{per_step * (task.speed or 0):.1f} images/s")
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
-        shown = bar.add_task("training", total=config.optim.steps, completed=start)
-        yield lambda done: bar.update(shown, completed=done)

@@ -46,7 +46,7 @@ from mpvss.images import (
     read_page,
     read_rgb,
 )
-from mpvss.types import IMAGE_RATE
+from mpvss.types import IMAGE_RATE, shown_size
 from mpvss.untrusted import shown_address
 from mpvss.video.clock import Clock
 from mpvss.video.colour import to_rgb
@@ -1104,7 +1104,7 @@ def _is_animated(path: Path) -> bool:
 
 
 def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+    return shown_size(size)
 
 
 def _pair(value: Fraction | None) -> list[int] | None:

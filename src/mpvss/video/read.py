@@ -2,9 +2,11 @@
 
 import math
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import Any
 
 from mpvss.errors import SourceError
 from mpvss.types import Frame
+from mpvss.untrusted import shown
 from mpvss.video.clock import Clock
 from mpvss.video.deinterlace import check_deinterlace
 from mpvss.video.probe import ImageMedia, VideoInfo, VideoMedia, open_media
@@ -25,6 +28,11 @@ _LONGEST_CLOSE_SECONDS = 5
 _MOST_WAITING_BYTES = 2**28  # ten pictures of 4K
 
 
+# Seconds as a decimal or a ratio, after minutes and hours; with a bound on digits, as millions of them take hours.
+_TIME = re.compile(r"(([0-9]{1,6}:)?[0-9]{1,6}:)?([0-9]{1,12}(\.[0-9]{0,18})?|\.[0-9]{1,18}|[0-9]{1,12}/[0-9]{1,12})")
+_LONGEST_SECONDS = 10**9
+
+
 def parse_time(value: Seconds) -> Fraction:
     """Seconds as an exact rational.
 
@@ -32,17 +40,20 @@ def parse_time(value: Seconds) -> Fraction:
         value: A number of seconds, or text: seconds ("12.5"), minutes ("1:02.5") or hours ("1:00:02.5").
 
     Raises:
-        ValueError: The text is no time, or the time is negative.
+        ValueError: The text is no time, or has 60 or more after a colon; the time is negative, or beyond 30 years.
     """
-    try:
-        parts = [Fraction(part) for part in str(value).split(":")] if isinstance(value, str) else [Fraction(value)]
-    except (ValueError, ZeroDivisionError, OverflowError):
-        parts = []
-    if not 1 <= len(parts) <= 3 or min(parts) < 0:
-        raise ValueError(f"expected a time in seconds such as 12.5 or 1:02.5, found {value!r}")
-    seconds = Fraction(0)
-    for part in parts:
-        seconds = seconds * 60 + part
+    text = value.strip() if isinstance(value, str) else None
+    parts: list[Fraction] = []
+    with suppress(ValueError, ZeroDivisionError, OverflowError):
+        if text is None:
+            parts = [Fraction(value)]
+        elif _TIME.fullmatch(text):
+            parts = [Fraction(part) for part in text.split(":")]
+    seconds = sum((part * 60**place for place, part in enumerate(reversed(parts))), Fraction(0))
+    if not parts or not 0 <= seconds <= _LONGEST_SECONDS or any(part >= 60 for part in parts[1:]):
+        raise ValueError(
+            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, found " + shown(value)
+        )
     return seconds
 
 
