@@ -555,6 +555,7 @@ def test_options_reach_the_run(segment, clip, tmp_path):
         "fast": None,
         "threads": torch.get_num_threads(),
         "deinterlace": "auto",
+        "min_score": 0.0,
     }
     assert [frame["index"] for frame in meta["frames"]] == [1, 3, 5, 7, 9]
     assert [frame["key"] for frame in meta["frames"]] == [True, False, False, True, False]
