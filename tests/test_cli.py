@@ -556,6 +556,8 @@ def test_options_reach_the_run(segment, clip, tmp_path):
         "threads": torch.get_num_threads(),
         "deinterlace": "auto",
         "min_score": 0.0,
+        "fps": None,
+        "video_stream": None,
     }
     assert [frame["index"] for frame in meta["frames"]] == [1, 3, 5, 7, 9]
     assert [frame["key"] for frame in meta["frames"]] == [True, False, False, True, False]
