@@ -14,6 +14,7 @@ import urllib.request
 from collections import deque
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,8 @@ def test_segments_cover_the_video_and_begin_at_key_frames(frames):
     assert all(keys[row] for row in bounds[:-1])
     assert bounds == sorted(set(bounds))
     assert len(bounds) - 1 <= -(-40 // frames)
+    for first, end in pairwise(bounds):  # none goes on past a key frame that it could have ended before
+        assert not keys[first + frames : end].any()
 
 
 def test_segments_have_at_least_a_frame():
@@ -310,6 +313,38 @@ def test_a_damaged_plan_is_reported(clip, tmp_path, name, monkeypatch):
         process_in_segments(colour_segmenter(), str(clip), tmp_path, SETTINGS)
 
 
+def test_a_listing_with_columns_that_do_not_fit_or_objects_is_refused_unread(clip, tmp_path):
+    _, rows = listed(clip)
+    path = tmp_path / "frames.npz"
+    keys = np.zeros(len(rows), bool)
+    Listing(rows, keys, keys[1:]).write(path)
+    with pytest.raises(DataError, match=r"expected a list of frames in .*frames\.npz"):
+        Listing.read(path)
+    Listing(rows, keys, keys).write(path)
+    assert len(Listing.read(path).keys) == len(rows)
+    with np.load(path) as file:
+        columns = dict(file)
+    columns["keys"] = columns["keys"].astype(object)  # a pickle inside: reading it could run anything
+    np.savez(path, **columns)
+    with pytest.raises(DataError, match=r"expected a list of frames in .*frames\.npz"):
+        Listing.read(path)
+
+
+@pytest.mark.parametrize(("direction", "more"), [("forward", 0), ("both", 1)])
+def test_a_segment_costs_its_own_key_frames_and_the_one_after_where_that_counts(clip, tmp_path, direction, more):
+    segmenter = colour_segmenter(interval=5, cuts=False)
+    options = ProcessOptions()
+    plan = list_frames(
+        segmenter, clip, options, tmp_path, direction=direction, at_most=10, identity={}, beat=lambda: None
+    )
+    listing = Listing.read(tmp_path / segments.FRAMES)
+    for number, (first, end) in enumerate(pairwise(plan.bounds)):
+        before = segmenter.segmentor.calls
+        segment_part(segmenter, clip, options, plan, listing, number, tmp_path, beat=lambda: None)
+        own = int(listing.keys[first:end].sum())
+        assert segmenter.segmentor.calls - before == own + (more if end < plan.frames else 0)
+
+
 # --- the manifest
 
 
@@ -335,12 +370,45 @@ def test_a_torn_last_line_is_as_if_it_had_not_been_begun(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["{}", "junk", '{"event": "no"}', '{"event": "done", "item": "a"}', '{"event": "run", "schema": 2}', "[]"]
+    "line",
+    [
+        '{"event": "done", "item": "a", "outputs": []}',
+        '{"event": "done", "item": "a", "outputs": {"labels": {"bytes": "1", "sha256": "0"}}}',
+        '{"event": "run", "schema": 1, "settings": [], "overwrite": false}',
+        '{"event": "run", "schema": 1, "settings": {}, "overwrite": 1}',
+        "{}",
+        "junk",
+        '{"event": "no"}',
+        '{"event": "done", "item": "a"}',
+        '{"event": "run", "schema": 2}',
+        "[]",
+    ],
 )
 def test_a_manifest_of_something_else_is_refused(tmp_path, line):
     (tmp_path / "m.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match=r"expected an event of schema 1 in line 1 of .*m.jsonl.*move the file away"):
         Manifest(tmp_path / "m.jsonl")
+
+
+def test_a_lock_is_waited_for_as_long_as_asked(tmp_path):
+    path = tmp_path / "lock"
+    begun, release = threading.Event(), threading.Event()
+
+    def hold():
+        held = lock(path)
+        begun.set()
+        release.wait(60)
+        unlock(held)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert begun.wait(60)
+    assert lock(path) is None
+    threading.Timer(0.2, release.set).start()
+    mine = lock(path, seconds=60)
+    holder.join()
+    assert mine is not None
+    unlock(mine)
 
 
 def test_one_driver_at_a_time(tmp_path):
@@ -375,7 +443,7 @@ import signal, sys
 sys.modules["fcntl"] = None
 del signal.pthread_sigmask
 from mpvss.batch import local, run, single
-from mpvss.batch.manifest import Manifest
+from mpvss.batch.manifest import Manifest, lock
 from pathlib import Path
 Manifest(Path({str(tmp_path / "m.jsonl")!r})).close()
 with local._deaf_to_ctrl_c():
