@@ -6,6 +6,7 @@ import http.server
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -291,6 +292,69 @@ def test_another_option_or_source_is_not_gone_on_with(clip, tmp_path, monkeypatc
     os.utime(source, (1, 1))
     with pytest.raises(SourceError, match=r"has changed since .* was begun: remove the folder"):
         process_in_segments(segmenter, str(source), out, SETTINGS)
+
+
+def as_the_version_before(settings):
+    """Settings as the version before described them, without the options that came later."""
+    about = settings.describe()
+    kept = ("save", "alpha", "classes", "legend", "compare", "start", "end", "stride")
+    return about | {"options": {name: about["options"][name] for name in kept}}
+
+
+NEWER = [
+    ("deinterlace", "off", "deinterlace was 'auto', now 'off'"),
+    ("min_score", 0.5, "min_score was 0.0, now 0.5"),
+    ("fps", "30", "fps was None, now '30'"),
+    ("video_stream", 1, "video_stream was None, now 1"),
+]
+
+
+def test_every_newer_option_has_a_test():
+    before = as_the_version_before(Settings())["options"]
+    assert set(Settings().describe()["options"]) - set(before) == {name for name, *_ in NEWER}
+
+
+@pytest.mark.parametrize(("name", "value", "message"), NEWER)
+def test_options_that_a_version_did_not_have_were_at_their_defaults(name, value, message):
+    newer = replace(SETTINGS, options=ProcessOptions(**{name: value}))
+    assert SETTINGS.difference(as_the_version_before(SETTINGS)) is None
+    assert newer.difference(as_the_version_before(SETTINGS)) == message
+    # And the other way round: what was given once is not dropped without a word.
+    assert newer.difference(newer.describe()) is None
+    assert SETTINGS.difference(newer.describe()).startswith(f"{name} was ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mpvss": "0.0.9"}, r"mpvss was '0\.0\.9', now"),
+        ({"later": 3}, "later was 3, now None"),
+        ({"options": [1]}, r"options was \[1\], now"),
+        ({"interval": "x" * 5000}, "interval was 'xxx"),
+    ],
+)
+def test_settings_of_another_program_are_said(change, message):
+    assert re.match(message, SETTINGS.difference(SETTINGS.describe() | change))
+    assert len(SETTINGS.difference(SETTINGS.describe() | change)) < 600
+
+
+def test_a_run_begun_by_the_version_before_is_gone_on_with(clip, tmp_path, monkeypatch):
+    segmenter, out = colour_segmenter(interval=5), tmp_path / "OUT"
+    with monkeypatch.context() as killed:
+        killed.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            process_in_segments(segmenter, str(clip), out, SETTINGS)
+    path = out / ".clip.parts" / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["identity"] = {key: plan["identity"][key] for key in ("source", "stamp")} | as_the_version_before(SETTINGS)
+    path.write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=r"min_score was 0\.0, now 0\.5; give the same, or remove it to start anew"):
+        process_in_segments(segmenter, str(clip), out, replace(SETTINGS, options=ProcessOptions(min_score=0.5)))
+    calls = segmenter.segmentor.calls
+    process_in_segments(segmenter, str(clip), out, SETTINGS)
+    assert segmenter.segmentor.calls == calls  # the segments were all there
+    process_in_segments(segmenter, str(clip), tmp_path / "whole", SETTINGS)
+    assert tree(out) == tree(tmp_path / "whole")
 
 
 def test_a_run_in_segments_does_not_replace_what_is_there(clip, tmp_path):
@@ -800,6 +864,21 @@ def test_a_batch_is_gone_on_with_only_as_it_was_begun(inline, videos, tmp_path):
     found = run_batch([str(videos)], str(out), replace(HOLD, interval=3), replace(TWO, overwrite=True))
     assert found["done"] == 3
     assert json.loads((out / "two.json").read_text())["options"]["interval"] == 3
+
+
+def test_a_batch_begun_by_the_version_before_is_gone_on_with(inline, videos, tmp_path):
+    out = tmp_path / "OUT"
+    run_batch([str(videos)], str(out), HOLD, TWO)
+    path = out / "manifest.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["settings"] = as_the_version_before(HOLD)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (out / "two.labels.mkv").unlink()
+    assert states(run_batch([str(videos)], str(out), HOLD, replace(TWO, resume=True)))["long"] == "skipped"
+    assert (out / "two.labels.mkv").is_file()
+    with pytest.raises(ConfigError, match="deinterlace was 'auto', now 'off'; give the same, or choose another"):
+        other = replace(HOLD, options=ProcessOptions(deinterlace="off"))
+        run_batch([str(videos)], str(out), other, replace(TWO, resume=True))
 
 
 def test_what_another_program_wrote_is_not_replaced(inline, videos, tmp_path):

@@ -94,7 +94,8 @@ def process_in_segments(
                 raise ConfigError(
                     f"{folder} was begun with other options: {changed}; give the same, or remove it to start anew"
                 )
-            if plan.identity != identity:
+            former = shown_address(str(plan.identity.get("source"))), plan.identity.get("stamp")
+            if former != (identity["source"], identity["stamp"]):
                 raise SourceError(f"{source} has changed since {folder} was begun: remove the folder to start anew")
         lap("list")
         listing = Listing.read(folder / FRAMES)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mpvss.batch.places import Job, below, digest, exists, fetch, is_remote, publish, remove, stamp
 from mpvss.errors import ConfigError, DataError, MpvssError, SourceError
 from mpvss.sinks import ENDINGS, ProcessOptions
-from mpvss.untrusted import without_secrets
+from mpvss.untrusted import shown, without_secrets
 
 if TYPE_CHECKING:
     from mpvss.batch.segments import Plan
@@ -75,19 +75,20 @@ class Settings:
         options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
         for key in ("start", "end", "fps"):
             options[key] = None if options[key] is None else str(options[key])
-        for key in ("fps", "video_stream"):  # a batch of the version before goes on
-            if options[key] is None:
-                del options[key]
         return {"mpvss": __version__} | {**asdict(self), "options": options}
 
     def difference(self, former: Mapping[str, Any]) -> str | None:
-        """Say what is not as in an earlier description, or ``None``."""
-        before, now = (
-            {"min_score": 0.0, **values, **values.get("options", {})} for values in (former, self.describe())
-        )
-        for name in now.keys() - {"options"}:
-            if name not in before or before[name] != now[name]:
-                return f"{name} was {before.get(name)}, now {now[name]}"
+        """Say what is not as in an earlier description, or ``None``.
+
+        Options that the version which wrote it did not have yet are at their defaults there.
+        """
+        if not isinstance(former.get("options"), dict):
+            return f"options was {shown(former.get('options'))}, now {self.describe()['options']}"
+        defaults = Settings().describe()["options"]
+        before, now = ({**defaults, **values, **values["options"]} for values in (former, self.describe()))
+        for name in [*now, *(before.keys() - now.keys() - {"source", "stamp"})]:
+            if name != "options" and (name not in before or before[name] != now.get(name)):
+                return f"{name} was {shown(before.get(name))}, now {shown(now.get(name))}"
         return None
 
     def load(self, device: str | None = None) -> "VideoSegmenter":
