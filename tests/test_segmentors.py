@@ -1,5 +1,6 @@
 """Laws of the segmentors, on tiny random models: queries that belong to the logits, the input rule, what is refused."""
 
+import importlib
 import json
 import pickle
 import shutil
@@ -336,7 +337,7 @@ def test_crops_cover_the_longer_side_from_end_to_end_and_start_on_the_grid(lengt
         ({"size": {"shortest_edge": 80, "longest_edge": 200}}, 80, 200),
         ({"size": {"height": 96, "width": 160}}, 96, None),
         ({"size": 80, "do_resize": False}, None, None),
-        ({}, 512, None),
+        ({}, 800, 1333),
     ],
 )
 def test_the_size_is_read_in_each_of_its_forms(size, short, long):
@@ -573,6 +574,40 @@ def test_each_form_of_a_size_is_what_the_library_makes_of_it(size, max_size, exp
         assert min(library["height"], library["width"]) == rule.short_side
 
 
+@pytest.mark.parametrize("family", ["MaskFormer", "Mask2Former", "OneFormer"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"image_mean": [0.5, 0.4, 0.3]},
+        {"size": {"shortest_edge": 32}},
+        {"do_resize": False, "do_rescale": False},
+    ],
+)
+def test_what_is_absent_is_the_default_of_the_librarys_class(family, settings):
+    module = importlib.import_module(f"transformers.models.{family.lower()}.image_processing_pil_{family.lower()}")
+    processor = getattr(module, f"{family}ImageProcessorPil").from_dict(settings)
+    rule = input_rule(settings, family.lower())
+    if processor.do_resize:
+        assert {"shortest_edge": rule.short_side, "longest_edge": rule.long_side} == {
+            key: getattr(processor.size, key) for key in ("shortest_edge", "longest_edge")
+        }
+    else:
+        assert (rule.short_side, rule.long_side) == (None, None)
+    images = pictures(1, 32, 32)
+    expected = images.double() * (processor.rescale_factor if processor.do_rescale else 1)
+    mean, std = (torch.tensor(value).double()[:, None, None] for value in (processor.image_mean, processor.image_std))
+    torch.testing.assert_close(rule.normalise(images), ((expected - mean) / std).float(), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["MaskFormer", "Mask2Former"])
+def test_a_bound_alone_is_that_of_the_default_size(family):
+    module = importlib.import_module(f"transformers.models.{family.lower()}.image_processing_pil_{family.lower()}")
+    size = getattr(module, f"{family}ImageProcessorPil").from_dict({"max_size": 200}).size
+    rule = input_rule({"max_size": 200}, family.lower())
+    assert (rule.short_side, rule.long_side) == (size.shortest_edge, size.longest_edge) == (800, 200)
+
+
 def test_one_number_for_mean_and_deviation_stands_for_all_channels():
     one = input_rule({"image_mean": 0.5, "image_std": 0.25}, "mask2former")
     assert one == input_rule({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, "mask2former")
@@ -663,7 +698,7 @@ def test_pickled_tensors_load(copied, segmentors):
         "no JSON",
         '{"size": "big"}',
         '{"size": -1}',
-        '{"size": [64, 64]}',
+        '{"size": [64, 64, 64]}',
         '{"image_mean": [0.5]}',
         '{"image_std": [0, 0, 0]}',
         '{"rescale_factor": 0}',

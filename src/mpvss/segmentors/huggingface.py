@@ -221,23 +221,30 @@ def _sides(size: Any, max_size: int | None) -> tuple[int | None, int | None]:
     return short, size.get("longest_edge") or (max_size if "shortest_edge" in size else None)
 
 
+_DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}  # EoMT's is that of its configuration
+
+
 def _three(value: Any, default: tuple[float, float, float]) -> tuple[float, ...]:
     """A mean or deviation for each channel; one number stands for all three."""
     if value is None:
         return default
-    return (float(value),) * 3 if isinstance(value, int | float) else tuple(value)
+    return (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
 
 
 def input_rule(settings: dict[str, Any], model_type: str, config: Any = None) -> InputRule:
     """Read size and normalisation from a checkpoint's ``preprocessor_config.json``.
 
-    A fixed height and width becomes the shorter side: a video keeps its aspect.
+    A fixed height and width becomes the shorter side: a video keeps its aspect. What is absent is at the default
+    of the library's image processors.
 
     Raises:
         ValueError: A setting is out of range.
         TypeError: A setting is of another type.
     """
-    short, long = _sides(settings.get("size", 512), settings.get("max_size"))
+    max_size, size = settings.get("max_size"), settings.get("size")
+    if size is None:
+        size = _DEFAULT_SIZE | ({"longest_edge": max_size} if max_size else {})
+    short, long = _sides(size, max_size)
     # The library multiplies by the factor, then subtracts the mean; we subtract from 0..255.
     factor = 1 / settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     mean = _three(settings.get("image_mean"), (0.485, 0.456, 0.406))
