@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import math
 import re
+import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -14,7 +16,17 @@ from helpers import moving_frames
 from mpvss.cli import run as command
 from mpvss.errors import DataError, OutputError
 from mpvss.evaluate import EvalOptions, RunDirectory, evaluate
-from mpvss.report import _video_units, _window_units, class_bars, compare, distance_lines, time_line, write_report
+from mpvss.metrics import ConfusionMatrix
+from mpvss.report import (
+    LEAST_UNITS,
+    _video_units,
+    _window_units,
+    class_bars,
+    compare,
+    distance_lines,
+    time_line,
+    write_report,
+)
 
 SIZE = (48, 64)
 CLASSES = ("red & <b>", "green", "never")
@@ -36,6 +48,20 @@ def make_data(root, clips):
     return f"folder:{root}"
 
 
+def enlarge(run, out, videos=1, windows=1):
+    """A run with every video several times, or with the whole windows of each several times and its tail once."""
+    header = json.loads((run / "run.json").read_text())
+    lines = [json.loads(text) for text in (run / "videos.jsonl").read_text().splitlines()]
+    for line in lines:
+        whole, tail = divmod(line["frames"], 10)
+        line["parts"] = line["parts"][:whole] * windows + line["parts"][whole:]
+        line["frames"] = 10 * whole * windows + tail
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({**header, "clips": len(lines) * videos}))
+    copies = [{**line, "clip": f"{line['clip']} {copy}"} for copy in range(videos) for line in lines]
+    (out / "videos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in copies))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Hold and DIS on four clips, and on one; predictions of a perfect program; an unfinished run."""
@@ -49,6 +75,9 @@ def runs(tmp_path_factory):
             options = EvalOptions(spec, propagator=propagator, direction="forward", interval=5, oracle=True)
             evaluate(options, folder / f"{name}-{propagator}")
     evaluate(EvalOptions(data["many"], predictions=str(folder / "data" / "labels")), folder / "perfect")
+    for propagator in ("hold", "dis"):
+        enlarge(folder / f"many-{propagator}", folder / f"twelve-{propagator}", videos=3)
+        enlarge(folder / f"one-{propagator}", folder / f"long-{propagator}", windows=4)
     lines = (folder / "many-dis" / "videos.jsonl").read_text().splitlines(keepends=True)
     (folder / "part").mkdir()
     (folder / "part" / "videos.jsonl").write_text("".join(lines[:2]))
@@ -59,29 +88,79 @@ def runs(tmp_path_factory):
 # Comparison
 
 
-@pytest.mark.parametrize("data", ["many", "one"])
+@pytest.mark.parametrize("data", ["twelve", "long"])
 def test_differences_are_those_of_the_results(runs, data):
     found = compare(runs / f"{data}-hold", runs / f"{data}-dis")
     assert found["a"] == RunDirectory(runs / f"{data}-hold").result()
-    assert (found["unit"], found["units"]) == (("video", 4) if data == "many" else ("window", 4))
+    assert (found["unit"], found["units"]) == ("video" if data == "twelve" else "window", 12)
+    assert found["frames_left_out"] == (0 if data == "twelve" else 3)
     for name, difference in found["difference"].items():
         assert difference["value"] == found["b"][name] - found["a"][name]
-        assert difference["low"] <= difference["high"]
+        if difference["method"] is not None:
+            assert difference["low"] <= difference["high"]
+    assert found["difference"]["miou"]["method"] == "BCa"
     assert found["difference"]["miou"]["low"] > 0  # DIS is better in every video
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-@pytest.mark.parametrize("data", ["many", "one"])
+@pytest.mark.parametrize(("data", "why"), [("many", "4 videos, needs 10"), ("one", "3 windows, needs 10")])
+def test_few_units_make_no_interval_and_say_why(runs, data, why, capsys):
+    assert command(["compare", str(runs / f"{data}-hold"), str(runs / f"{data}-dis"), "--json"]) == 0
+    for difference in json.loads(capsys.readouterr().out)["difference"].values():
+        assert (difference["low"], difference["high"], difference["method"]) == (None, None, None)
+        assert difference["why"].endswith(f"needs {LEAST_UNITS}")
+    assert command(["compare", str(runs / f"{data}-hold"), str(runs / f"{data}-dis")]) == 0
+    out = capsys.readouterr().out
+    assert f"none: {why}" in out
+    assert ("the last 3 frames fill no window of 10" in out) == (data == "one")
+
+
+def test_windows_are_equal_and_a_video_shorter_than_one_has_none(runs, tmp_path):
+    for propagator in ("hold", "dis"):
+        (line,) = RunDirectory(runs / f"one-{propagator}").lines()
+        out = tmp_path / propagator
+        enlarge(runs / f"one-{propagator}", out)
+        for frames, units in ((21, 2), (7, 0)):  # of 21 frames the last window would be a single key frame
+            line = {**line, "frames": frames, "parts": line["parts"][: math.ceil(frames / 10)]}
+            (out / "videos.jsonl").write_text(json.dumps(line) + "\n")
+            assert len(_window_units(RunDirectory(out)).counts) == units
+    found = compare(tmp_path / "hold", tmp_path / "dis")
+    assert (found["units"], found["frames_left_out"]) == (0, 7)
+    assert found["difference"]["miou"]["why"] == "0 windows, needs 10"
+
+
+def test_units_without_true_pixels_do_not_count(runs, tmp_path):
+    for propagator in ("hold", "dis"):
+        enlarge(runs / f"long-{propagator}", tmp_path / propagator)
+        (line,) = RunDirectory(tmp_path / propagator).lines()
+        for part in line["parts"][:3]:
+            part["confusion"] = ConfusionMatrix(len(CLASSES)).state()
+        (tmp_path / propagator / "videos.jsonl").write_text(json.dumps(line) + "\n")
+    assert compare(tmp_path / "hold", tmp_path / "dis")["difference"]["miou"]["why"] == "9 windows, needs 10"
+
+
+@pytest.mark.parametrize("data", ["many", "long"])
 def test_every_unit_once_is_the_whole(runs, data):
     run = RunDirectory(runs / f"{data}-dis")
-    units = _video_units(run) if data == "many" else _window_units(run)
-    values = units.values(np.ones((1, len(units.counts))))
-    for name in ("miou", "vc8", "vc16", "correct_vc8", "correct_vc16"):
-        assert values[name][0] == pytest.approx(run.result()[name], abs=1e-12)
+    (line, *_) = run.lines()
+    if data == "many":
+        units, expected = _video_units(run), run.result()
+    else:
+        units, expected = _window_units(run), {"miou": whole_miou(line["parts"][:12])}
+    for name, value in expected.items():
+        if name in ("miou", "vc8", "vc16", "correct_vc8", "correct_vc16"):
+            assert units.values(name, np.ones((1, len(units.counts))))[0] == pytest.approx(value, abs=1e-12)
 
 
-def test_the_bootstrap_equals_drawing_videos_one_by_one(runs):
-    a, b = (_video_units(RunDirectory(runs / f"many-{name}")) for name in ("hold", "dis"))
+def whole_miou(parts):
+    total = ConfusionMatrix.from_state(parts[0]["confusion"])
+    for part in parts[1:]:
+        total += ConfusionMatrix.from_state(part["confusion"])
+    return total.miou
+
+
+def test_the_bootstrap_equals_drawing_videos_one_by_one(runs, monkeypatch):
+    a, b = (_video_units(RunDirectory(runs / f"twelve-{name}")) for name in ("hold", "dis"))
 
     def miou(units, chosen):
         right, true, predicted = sum(units.counts[i, 0] for i in chosen)
@@ -89,21 +168,38 @@ def test_the_bootstrap_equals_drawing_videos_one_by_one(runs):
         return np.mean(right[present] / (true + predicted - right)[present])
 
     random = np.random.default_rng(1)
-    drawn = [random.integers(0, 4, 4) for _ in range(4000)]
+    drawn = [random.integers(0, 12, 12) for _ in range(4000)]
     low, high = np.quantile([miou(b, chosen) - miou(a, chosen) for chosen in drawn], (0.025, 0.975))
-    found = compare(runs / "many-hold", runs / "many-dis", samples=4000)["difference"]["miou"]
-    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.003)
+    bca = compare(runs / "twelve-hold", runs / "twelve-dis")["difference"]["miou"]
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    plain = compare(runs / "twelve-hold", runs / "twelve-dis", samples=4000)["difference"]["miou"]
+    assert (plain["method"], plain["why"]) == ("percentile", "scipy is not installed")
+    assert (plain["low"], plain["high"]) == pytest.approx((low, high), abs=0.003)
+    assert (bca["low"], bca["high"]) == pytest.approx((low, high), abs=0.02)
+
+
+def test_percentiles_instead_of_bca_are_said(runs, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert command(["compare", str(runs / "twelve-hold"), str(runs / "twelve-dis")]) == 0
+    assert "plain percentiles for mIoU, VC8" in capsys.readouterr().out
 
 
 def test_a_comparison_repeats_itself_and_depends_on_the_seed(runs):
-    pair = (runs / "many-hold", runs / "many-dis")
+    pair = (runs / "twelve-hold", runs / "twelve-dis")
     assert compare(*pair, seed=3) == compare(*pair, seed=3)
     assert compare(*pair, seed=3)["difference"] != compare(*pair, seed=4)["difference"]
 
 
 def test_a_run_does_not_differ_from_itself(runs):
-    for difference in compare(runs / "many-dis", runs / "many-dis")["difference"].values():
-        assert difference == {"value": 0, "low": 0, "high": 0}
+    differences = compare(runs / "twelve-dis", runs / "twelve-dis")["difference"]
+    assert (differences["miou"]) == {
+        "value": 0,
+        "low": 0,
+        "high": 0,
+        "method": "percentile",
+        "why": "BCa is undefined here",
+    }
+    assert all(difference["value"] == 0 for difference in differences.values())
 
 
 def test_runs_that_do_not_fit_are_errors(runs, tmp_path):
@@ -231,8 +327,8 @@ def test_lines_go_lower_for_less_and_stop_where_nothing_is_known():
 def test_command_line(runs, tmp_path, capsys):
     assert command(["compare", str(runs / "many-hold"), str(runs / "many-dis"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == compare(runs / "many-hold", runs / "many-dis")
-    assert command(["compare", str(runs / "many-hold"), str(runs / "many-dis")]) == 0
-    assert "2000 draws of 4 videos" in capsys.readouterr().out
+    assert command(["compare", str(runs / "twelve-hold"), str(runs / "twelve-dis")]) == 0
+    assert "2000 draws of 12 videos" in capsys.readouterr().out
     assert command(["compare", str(runs / "many-hold"), str(runs / "one-dis")]) == 2
     assert capsys.readouterr().err.startswith("mpvss: ")
     options = ["--oracle", "--propagator", "dis", "--direction", "forward", "--interval", "5", "-q"]

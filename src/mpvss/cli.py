@@ -757,8 +757,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put two evaluations side by side, with 95 % intervals of their differences."""
-    from mpvss.report import FIGURES
+    from mpvss.report import FIGURES, interval_text
     from mpvss.report import compare as compare_runs
+    from mpvss.report import comparison_notes as notes
 
     found = compare_runs(run_a, run_b, seed=seed)
     if as_json:
@@ -769,13 +770,11 @@ def compare(
         a, b = found["a"].get(name), found["b"].get(name)
         if a is None or b is None:
             continue
-        interval = found["difference"].get(name, {})
-        known = interval.get("low") is not None
-        spread = f"{interval['low']:+.4f} to {interval['high']:+.4f}" if known else ""
+        spread = interval_text(found["difference"][name]) if name in found["difference"] else ""
         rows.append((words, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}", spread))
     _print_table(("", "A", "B", "B - A", "95 % interval"), rows)
     what = "videos" if found["unit"] == "video" else "windows of frames"
-    print(f"paired bootstrap: {found['samples']} draws of {found['units']} {what}")
+    print("; ".join([f"paired bootstrap: {found['samples']} draws of {found['units']} {what}", *notes(found)]))
 
 
 @app.command()
