@@ -679,3 +679,23 @@ def test_a_propagator_with_a_flow_for_each_query_is_called_from_one_thread():
 
     run(VideoSegmenter(ColourSegmentor(), Watched(), interval=8, motion="direct"), moving_frames(9), "both")
     assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("propagator", [Hold(), QueryHold()], ids=["scores", "masks"])
+def test_where_both_key_frames_look_alike_the_nearer_one_counts_more(propagator):
+    class Changed(ColourSegmentor):
+        """Says something else of the same image at the second call."""
+
+        def __call__(self, images):
+            answer = super().__call__(images)
+            if self.calls == 1:
+                return answer
+            return Prediction(answer.class_logits[:, [1, 2, 0, 3]], answer.mask_logits, answer.queries)
+
+    still = [Frame(i, Fraction(i), moving_frames(1)[0].rgb) for i in range(6)]
+    results = run(VideoSegmenter(Changed(), propagator, interval=5, cuts=False), still, "both")
+    labels = [result.labels for result in results]
+    assert (labels[0] != labels[5]).all()
+    for near, far, frames in ((0, 5, (1, 2)), (5, 0, (3, 4))):
+        for frame in frames:
+            assert (labels[frame] == labels[near]).mean() > (labels[frame] == labels[far]).mean() + 0.1
