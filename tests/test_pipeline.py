@@ -70,16 +70,19 @@ def test_the_description_says_what_was_done(clip, tmp_path):
     assert meta["schema"] == 1
     assert (meta["source"], meta["size"], meta["model"]) == (str(clip), [48, 64], "colour")
     assert (meta["classes"], meta["ignore"], len(meta["palette"])) == (["red", "green", "blue"], 255, 3)
-    assert meta["options"] == {
-        "propagator": "dis",
-        "motion": "chain",
-        "direction": "forward",
-        "interval": 4,
-        "cuts": False,
-        "short_side": None,
-        "classes": ["Blue", "red"],
-        "stride": 2,
-    }
+    assert (
+        meta["options"].items()
+        >= {
+            "propagator": "dis",
+            "motion": "chain",
+            "direction": "forward",
+            "interval": 4,
+            "cuts": False,
+            "short_side": None,
+            "classes": ["Blue", "red"],
+            "stride": 2,
+        }.items()
+    )
     assert meta["time_base"] == [1, 1000]
     assert [frame["index"] for frame in meta["frames"]] == list(range(0, FRAMES, 2))
     assert [frame["pts"] for frame in meta["frames"]] == [2 * i + (i > 6) for i in range(0, FRAMES, 2)]

@@ -205,7 +205,7 @@ def test_sound_follows_the_selected_range(tmp_path, name, codec):
 def test_a_source_without_sound(tmp_path):
     write(tmp_path / "silent.mp4", [k * TB for k in range(3)])
     writer = write(tmp_path / "o.mp4", [k * TB for k in range(3)], audio_from=tmp_path / "silent.mp4")
-    assert writer.warnings == []
+    assert writer.warnings == ["the sound of silent.mp4 is left out: no sound is found in it"]
     with av.open(str(tmp_path / "o.mp4")) as container:
         assert not container.streams.audio
 
@@ -369,3 +369,71 @@ def test_whatever_the_sound_raises_ends_in_a_warning_but_not_what_the_disk_does(
     sound = _Sound.__new__(_Sound)
     with pytest.raises(OSError, match="full"), sound.forgiven():
         raise OSError(28, "full")
+
+
+@pytest.mark.parametrize("copying", ["fails", "succeeds"])
+def test_a_file_that_the_sound_spoils_at_its_end_is_written_without(tmp_path, monkeypatch, copying):
+    """MP4 may find only in its trailer that it cannot hold the sound; the pictures are whole by then."""
+    path = source_with_sound(tmp_path / "v.mkv", "flac", frames=8)
+    finish, tries = _Sound.finish, []
+
+    def spoil(sound):
+        finish(sound)
+        tries.append(sound)
+        if copying == "fails" or len(tries) == 1:
+            raise av.error.InvalidDataError(1, "no trailer")
+
+    monkeypatch.setattr(_Sound, "finish", spoil)
+    warnings = overlay_of(path, tmp_path / "o.mp4")
+    assert len(list(read(tmp_path / "o.mp4"))) == 8
+    assert names(tmp_path) == ["o.mp4", "v.mkv"]
+    if copying == "fails":
+        assert warnings == ["the sound of v.mkv is left out: no trailer"]
+    else:
+        assert (warnings, sound_of(tmp_path / "o.mp4")[0]) == ([], "aac")
+
+
+def test_no_sound_is_left_out_without_a_word(tmp_path):
+    path = source_with_sound(tmp_path / "v.mkv", "libopus", frames=8)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"OpusHead", b"0pusHead"))
+    said = overlay_of(path, tmp_path / "o.mp4")
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert said or container.streams.audio
+    path.write_bytes(whole)
+    writer = write(tmp_path / "late.mp4", [Fraction(9)], audio_from=path, origin=Fraction(9))
+    assert writer.warnings == ["the sound of v.mkv is left out: none of it that decodes belongs to these pictures"]
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_sound_that_begins_before_or_after_the_pictures_keeps_its_time(tmp_path, shift):
+    path = tmp_path / "v.mkv"
+    with av.open(str(source_with_sound(tmp_path / "s.mp4", "aac"))) as source, av.open(str(path), "w") as target:
+        copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                late = (packet.stream.type == "audio") == (shift > 0)
+                packet.pts += round(late / packet.time_base)
+                packet.dts += round(late / packet.time_base)
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    assert overlay_of(path, tmp_path / "o.mp4") == []
+    first, last = (sound_of(tmp_path / "o.mp4")[1][at][0] for at in (0, -1))
+    assert abs(first - max(0, shift)) < Fraction(1, 10)
+    assert abs(last - (Fraction(6, 5) + shift)) < Fraction(1, 5)
+
+
+def test_the_first_of_several_sound_tracks_is_kept(tmp_path):
+    path = tmp_path / "v.mkv"
+    one, two = source_with_sound(tmp_path / "a.mkv", "flac"), source_with_sound(tmp_path / "b.mkv", "aac")
+    with av.open(str(one)) as first, av.open(str(two)) as second, av.open(str(path), "w") as target:
+        streams = [*first.streams, *second.streams.audio]
+        copies = [target.add_stream_from_template(stream) for stream in streams]
+        for container, kept in ((first, copies[:2]), (second, copies[2:])):
+            for packet in container.demux(*streams[:2] if container is first else streams[2:]):
+                if packet.size:
+                    packet.stream = kept[packet.stream.index if container is first else 0]
+                    target.mux(packet)
+    assert overlay_of(path, tmp_path / "o.mp4") == []
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert [stream.codec_context.name for stream in container.streams.audio] == ["flac"]

@@ -23,7 +23,7 @@ Seconds = Fraction | float | int | str
 
 _POLL_SECONDS = 0.1
 # When a live source is given up that its reading thread does not give up itself, as it does on a network's time limit.
-_SILENT_SECONDS = {"camera": 10, "stream": 60}
+_CAMERA_SILENT_SECONDS, _STREAM_SILENT_SECONDS = 10, 60
 _LONGEST_CLOSE_SECONDS = 5
 _MOST_WAITING_BYTES = 2**28  # ten pictures of 4K
 
@@ -217,12 +217,13 @@ class Reader:
 
     def __next__(self) -> Frame:
         item: Frame | BaseException | None = None
-        silent_at = time.monotonic() + _SILENT_SECONDS[self.info.kind] if self.info.live else math.inf
+        patience = _CAMERA_SILENT_SECONDS if self.info.kind == "camera" else _STREAM_SILENT_SECONDS
+        silent_at = time.monotonic() + patience if self.info.live else math.inf
         while not self._done:
             if time.monotonic() > silent_at:
                 self.close()
                 raise SourceError(
-                    f"expected more frames of {self.info.source}, got none for {_SILENT_SECONDS[self.info.kind]} s: "
+                    f"expected more frames of {self.info.source}, got none for {patience} s: "
                     "check that it is connected and switched on"
                 )
             try:

@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain, islice
 from math import lcm
@@ -232,7 +232,7 @@ class OverlayWriter(Output):
         self.warnings: list[str] = []
         self._size = size
         self._origin = origin
-        self._sound: _Sound | None = None
+        self._audio = None if audio_from is None else (Path(audio_from), end, clock)
         # mp4 counts in whole parts of a second, and places the start of a track in parts that are its own setting.
         self._ticks = min(time_base.denominator, _FINEST_TICKS)
         if self._ticks < 1000:
@@ -244,12 +244,7 @@ class OverlayWriter(Output):
         super().__init__(path)
         try:
             with output_errors(self._pending.path):
-                self._container: OutputContainer = av.open(
-                    str(self._pending.temporary),
-                    "w",
-                    format="mp4",
-                    container_options={"movflags": "+faststart", "movie_timescale": str(self._ticks)},
-                )
+                self._container = self._mp4(self._pending.temporary)
                 options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
                 self._stream = self._container.add_stream("libx264", rate=25, options=options)  # the rate is a hint
                 self._stream.height, self._stream.width = (side + side % 2 for side in size)
@@ -260,8 +255,6 @@ class OverlayWriter(Output):
                 context.color_range = _LIMITED_RANGE
                 if sample_aspect_ratio != 1:  # an output of square pixels says nothing of them
                     context.sample_aspect_ratio = sample_aspect_ratio.limit_denominator(_FINEST_ASPECT)
-                if audio_from is not None:
-                    self._sound = _Sound(Path(audio_from), self._container, origin, end, self.warnings, clock)
         except BaseException:
             self.abort()
             raise
@@ -297,37 +290,86 @@ class OverlayWriter(Output):
         frame.time_base = Fraction(1, self._ticks)
         with output_errors(self._pending.path):
             self._mux(self._stream.encode(frame))
-            if self._sound is not None:
-                self._sound.copy(until=pts)
+
+    def _mp4(self, path: Path) -> OutputContainer:
+        options = {"movflags": "+faststart", "movie_timescale": str(self._ticks)}
+        return av.open(str(path), "w", format="mp4", container_options=options)
 
     def _finish(self) -> None:
         if self._last is None:
             raise ValueError("expected at least one picture before the overlay is closed")
-        if self._sound is not None:
-            self._sound.finish()
         if self.until is not None:
             self._last_duration = max(1, round((self.until - self._origin) * self._ticks) - self._last)
         self._mux(self._stream.encode(None))
         self._container.close()
+        if self._audio is not None:
+            self._add_sound(*self._audio)
 
     def _release(self) -> None:
-        if self._sound is not None:
-            self._sound.close()
         self._container.close()
 
     def _mux(self, packets: list[_AnyPacket]) -> None:
         for packet in packets:
             if packet.pts == self._last and self._last_duration:
                 packet.duration = self._last_duration
-            if self._sound is None:
-                self._container.mux(packet)
-            else:  # the muxer may be about to write a packet of the sound that it was given before
-                with self._sound.forgiven():
-                    self._container.mux(packet)
+            self._container.mux(packet)
+
+    def _add_sound(self, source: Path, end: Fraction | None, clock: Clock[Any] | None) -> None:
+        """Put the sound beside the pictures, which are whole already, so that nothing about it can cost them.
+
+        Sound that does not go in as it is becomes AAC, and is left out where that fails, too.
+        """
+        warnings: list[str] = []
+        for encode in (False, True):
+            both = Pending(f"{self._pending.path}.sound")
+            warnings.clear()
+            try:
+                with (
+                    av.open(str(self._pending.temporary)) as pictures,
+                    self._mp4(both.temporary) as target,
+                    closing(_Sound(source, target, self._origin, end, warnings, clock, encode=encode)) as sound,
+                ):
+                    wanted = pictures.streams.video[0].frames
+                    _merge(pictures, target, sound)
+                if _frames_in(both.temporary) != wanted:
+                    raise ValueError("it does not fit beside the pictures")
+                self.warnings += warnings
+                if sound.written:
+                    both.temporary.replace(self._pending.temporary)
+                return
+            except Exception as error:  # a damaged file may raise anything, and is not worth a run
+                if getattr(error, "errno", None) in _REFUSALS:
+                    raise
+                reason = _reason(error)
+            finally:
+                both.discard()
+        self.warnings += [*warnings, f"the sound of {source.name} is left out: {reason}"]
+
+
+def _merge(pictures: InputContainer, target: OutputContainer, sound: "_Sound") -> None:
+    """Write the pictures and the sound in the order of their times."""
+    stream = pictures.streams.video[0]
+    copy = target.add_stream_from_template(stream)
+    for packet in pictures.demux(stream):
+        if packet.size and packet.pts is not None and stream.time_base is not None:
+            sound.copy(until=packet.pts * stream.time_base)
+            packet.stream = copy
+            with sound.forgiven():  # the muxer may be about to write a packet of the sound that it was given before
+                target.mux(packet)
+    sound.copy(until=None)
+    sound.finish()
+
+
+def _frames_in(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return container.streams.video[0].frames
 
 
 class _Sound:
-    """The sound track of one file, carried over to another as far as the pictures have come.
+    """The sound track of one file, carried over to another beside its pictures.
+
+    Attributes:
+        written: Number of packets so far.
 
     Packets that overlap the origin are kept whole: players cut them there, and codecs need the one before it.
     """
@@ -340,25 +382,26 @@ class _Sound:
         end: Fraction | None,
         warnings: list[str],
         clock: Clock[Any] | None,
+        *,
+        encode: bool,
     ) -> None:
+        self.written = 0
         self._clock = clock
-        self._all_pictures_written = False
         self._target = target
         self._origin = origin
         self._end = end
         self._warnings = warnings
+        self._name = source.name
         self._container: InputContainer | None = None
         self._encoder: AudioStream | None = None
-        self._packets: Iterator[tuple[Fraction, list[_SoundPacket]] | None] = iter(())
+        self._packets: Iterator[tuple[Fraction, list[_SoundPacket]]] = iter(())
         self._waiting: tuple[Fraction, list[_SoundPacket]] | None = None
         try:
             self._container = container = open_file(source)
             stream = next((one for one in container.streams.audio if one.codec_context is not None), None)
             if stream is None:
-                if container.streams.audio:
-                    raise ValueError("its codec is unknown")
-                return
-            if stream.codec_context.name in _AUDIO_IN_MP4 and _can_be_copied(source, stream.index):
+                raise ValueError("its codec is unknown" if container.streams.audio else "no sound is found in it")
+            if not encode and stream.codec_context.name in _AUDIO_IN_MP4 and _can_be_copied(source, stream.index):
                 self._packets = self._copied(container, stream, target.add_stream_from_template(stream))
             else:
                 rate = stream.rate if stream.rate in _AAC_RATES else 48000
@@ -369,24 +412,26 @@ class _Sound:
             warnings.append(f"the sound of {source.name} is left out: {_reason(error)}")
 
     def copy(self, until: Fraction | None) -> None:
-        """Write the packets before a time of the source; ``None`` for all that are wanted."""
-        limit = self._end if until is None else until if self._end is None else min(until, self._end)
+        """Write the packets before a time of the target; ``None`` for all that are wanted."""
+        limit = None if until is None else until + self._origin
+        if self._end is not None:
+            limit = self._end if limit is None else min(limit, self._end)
         while True:
             with self.forgiven():
                 self._waiting = self._waiting or next(self._packets, None)
                 if self._waiting is None or (limit is not None and self._waiting[0] >= limit):
                     return
                 self._target.mux(self._waiting[1])
+                self.written += 1
             self._waiting = None
 
     def finish(self) -> None:
-        """Write what is left, and close the source."""
-        self._all_pictures_written = True
-        self.copy(until=None)
+        """Write what the encoder still holds."""
         if self._encoder is not None:
             with self.forgiven():
                 self._target.mux(self._encoder.encode(None))
-        self.close()
+        if not self.written and not self._warnings:
+            self._warn(f"the sound of {self._name} is left out: none of it that decodes belongs to these pictures")
 
     @contextmanager
     def forgiven(self) -> Iterator[None]:
@@ -407,12 +452,9 @@ class _Sound:
 
     def _copied(
         self, container: InputContainer, stream: AudioStream, copy: AudioStream
-    ) -> Iterator[tuple[Fraction, list[_SoundPacket]] | None]:
+    ) -> Iterator[tuple[Fraction, list[_SoundPacket]]]:
         first_kind, differs = "", False
         for packet in self._timed(container, stream):
-            if packet is None:
-                yield None
-                continue
             time_base = packet.time_base
             pts = packet.pts if packet.pts is not None else packet.dts
             if pts is None or (pts + (packet.duration or 0)) * time_base < self._origin:
@@ -441,12 +483,9 @@ class _Sound:
 
     def _encoded(
         self, container: InputContainer, stream: AudioStream, encoder: AudioStream
-    ) -> Iterator[tuple[Fraction, list[_SoundPacket]] | None]:
+    ) -> Iterator[tuple[Fraction, list[_SoundPacket]]]:
         resampler, kind = None, None
         for packet in self._timed(container, stream):
-            if packet is None:
-                yield None
-                continue
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
@@ -464,8 +503,8 @@ class _Sound:
                     resampler = av.AudioResampler(encoder.format, encoder.layout, encoder.rate)
                 yield time, [one for like in resampler.resample(frame) for one in encoder.encode(like)]
 
-    def _timed(self, container: InputContainer, stream: AudioStream) -> Iterator[_SoundPacket | None]:
-        """Packets with the times that belong to the pictures'; ``None`` where the pictures have to go on first."""
+    def _timed(self, container: InputContainer, stream: AudioStream) -> Iterator[_SoundPacket]:
+        """Packets with the times that belong to the pictures'."""
         if self._clock is None or stream.time_base is None:
             yield from self._demuxed(container, stream)
             return
@@ -477,9 +516,6 @@ class _Sound:
                 settled = clock.finish()
             else:
                 settled = clock.push(packet.pts if packet.pts is not None else packet.dts, packet)
-            while clock.waiting and not self._all_pictures_written:
-                yield None
-                settled += clock.settle()
             for time, one in settled:
                 ticks = round(time / time_base)
                 if end is not None and ticks < end - round(_OVERLAP_SECONDS / time_base):
@@ -487,6 +523,8 @@ class _Sound:
                 one.pts = one.dts = ticks if end is None else max(end, ticks)
                 end = ticks + (one.duration or 0)
                 yield one
+            if clock.waiting:  # for pictures that were not wanted
+                return
 
     def _demuxed(self, container: InputContainer, stream: AudioStream) -> Iterator[_SoundPacket]:
         try:
