@@ -673,6 +673,31 @@ def test_inspect_describes_a_video(command, clip):
     assert described["has_audio"] == "no"
 
 
+def test_inspect_verifies_labels(command, segment, clip, tmp_path):
+    assert segment(clip, "--save", "labels")[0] == 0
+    for name in ("clip.json", "clip.labels.mkv"):
+        code, printed, _ = command("inspect", "--verify", tmp_path / "OUT" / name)
+        assert (code, ": verified, " in printed) == (0, True)
+    damaged = bytearray((tmp_path / "OUT" / "clip.labels.mkv").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "OUT" / "clip.labels.mkv").write_bytes(damaged)
+    code, printed, err = command("inspect", "--verify", tmp_path / "OUT" / "clip.json", "--json")
+    assert (code, printed) == (2, "")
+    assert "frame" in err
+    code, _, err = command("inspect", "--verify", clip)
+    assert (code, "expected NAME.json or NAME.labels.mkv to verify" in err) == (2, True)
+
+
+def test_an_error_of_the_system_is_one_line(command, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "/x/y")
+
+    monkeypatch.setattr("mpvss.zoo.list_models", full)
+    code, printed, err = command("models")
+    assert (code, printed) == (2, "")
+    assert err == "mpvss: No space left on device: '/x/y'\n"
+
+
 def test_doctor_finds_this_installation_healthy(command):
     code, out, _ = command("doctor", "--json")
     found = json.loads(out)
@@ -772,7 +797,7 @@ def test_a_signal_leaves_nothing_half_written(tmp_path):
     ignoring = ("/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh")
     running = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # at the same time, because most of it is imports
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # at the same time, because most of it is imports
             out = tmp_path / number.name
             options = ("-o", str(out), "--quiet", "--propagator", "none", "--save", "overlay,labels,png")
             running[number, out] = subprocess.Popen(

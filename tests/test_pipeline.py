@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from helpers import ColourSegmentor, moving_frames
-from mpvss.errors import ConfigError, MpvssError, OutputError, SourceError
+from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.motion.classical import Dis, Hold
 from mpvss.pipeline import _WAITING, VideoSegmenter, choose_device, choose_dtype
 from mpvss.sinks import ProcessOptions
 from mpvss.types import Frame
 from mpvss.video import LabelReader, LabelWriter, OverlayWriter, read
+from mpvss.video.write import Pending
 from test_video_read import cut_off, write_video
 
 SIZE = (48, 64)
@@ -328,11 +329,72 @@ def test_the_number_of_frames_in_memory_does_not_grow(tmp_path, monkeypatch, dir
     assert len(alive) <= 1
 
 
-def test_labels_of_an_earlier_run_do_not_stay_beside_a_new_description(clip, tmp_path):
+def test_labels_that_a_run_did_not_write_stay_and_are_not_taken_for_its_own(clip, tmp_path):
+    """Law: nothing that a run did not write is removed, with or without NAME.json."""
+    colour_segmenter().process(clip, tmp_path, ProcessOptions(classes=("red",)))
+    labels = (tmp_path / "clip.labels.mkv").read_bytes()
+    (tmp_path / "clip.json").unlink()
+    colour_segmenter().process(clip, tmp_path, ProcessOptions(save=("png",)))
+    assert (tmp_path / "clip.labels.mkv").read_bytes() == labels
+    with pytest.raises(DataError, match="expected the labels of frame 0"):
+        list(LabelReader(tmp_path / "clip.json"))
+
+
+@pytest.mark.parametrize("kill", range(4))
+def test_a_kill_between_two_names_leaves_no_pair_of_two_runs(clip, tmp_path, monkeypatch, kill):
     colour_segmenter().process(clip, tmp_path)
-    assert "clip.labels.mkv" in names(tmp_path)
-    colour_segmenter().process(clip, tmp_path, ProcessOptions(save=("overlay",), overwrite=True))
-    assert names(tmp_path) == ["clip.json", "clip.overlay.mp4"]
+    former = list(map(str, LabelReader(tmp_path / "clip.json")))
+    done = []
+
+    class Killed(BaseException):
+        pass
+
+    def replace_until_killed(self):
+        if len(done) == kill:
+            monkeypatch.setattr(Pending, "discard", lambda self: None)
+            raise Killed
+        done.append(self.path.name)
+        commit(self)
+
+    commit = Pending.commit
+    monkeypatch.setattr(Pending, "commit", replace_until_killed)
+    options = ProcessOptions(classes=("red",), overwrite=True)
+    try:
+        colour_segmenter().process(clip, tmp_path, options)
+    except Killed:
+        assert not (tmp_path / "clip.json").exists()  # so that no reader takes the others for one result
+        with pytest.raises(DataError, match="expected the description of the labels"):
+            LabelReader(tmp_path / "clip.json")
+    else:
+        assert done == ["clip.labels.mkv", "clip.overlay.mp4", "clip.json"]
+        assert list(map(str, LabelReader(tmp_path / "clip.json"))) != former
+
+
+def test_two_runs_of_one_output(clip, tmp_path):
+    """Law: one wins, the other is refused, and the later replaces nothing unasked."""
+    refused = []
+
+    def again(result):
+        if result.index == 3:
+            for overwrite in (False, True):
+                with pytest.raises(OutputError, match="found another run at work; wait for it"):
+                    colour_segmenter().process(clip, tmp_path, ProcessOptions(overwrite=overwrite))
+                refused.append(overwrite)
+
+    colour_segmenter().process(clip, tmp_path, on_frame=again)
+    assert refused == [False, True]
+    assert len(list(LabelReader(tmp_path / "clip.json"))) == FRAMES
+    assert names(tmp_path) == ["clip.json", "clip.labels.mkv", "clip.overlay.mp4"]
+
+
+def test_an_output_that_appears_meanwhile_is_not_replaced(clip, tmp_path):
+    def appear(result):
+        (tmp_path / "clip.labels.mkv").write_text("of someone else")
+
+    with pytest.raises(OutputError, match=r"clip.labels.mkv exists already; pass --overwrite"):
+        colour_segmenter().process(clip, tmp_path, on_frame=appear)
+    assert names(tmp_path) == ["clip.labels.mkv"]
+    assert (tmp_path / "clip.labels.mkv").read_text() == "of someone else"
 
 
 def test_a_device_that_is_not_there_is_refused():

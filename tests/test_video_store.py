@@ -37,7 +37,7 @@ def header(size, num_classes):
     }
 
 
-def store(folder, maps, num_classes, *, listed=None):
+def store(folder, maps, num_classes, *, listed=None, summed=False):
     size = maps.shape[1:]
     with (
         LabelWriter(folder / "a.labels.mkv", size, num_classes, TB) as labels,
@@ -46,7 +46,7 @@ def store(folder, maps, num_classes, *, listed=None):
         for i, label_map in enumerate(maps):
             labels.write(label_map, 7 * i * TB)
         for i in range(len(maps) if listed is None else listed):
-            meta.add(3 * i, 7 * i * TB, i % 5 == 0)
+            meta.add(3 * i, 7 * i * TB, i % 5 == 0, labels=maps[i] if summed else None)
     return folder / "a.json"
 
 
@@ -66,7 +66,9 @@ def test_labels_come_back_bit_for_bit(tmp_path, size, num_classes):
 
 def test_meta_has_the_documented_schema(tmp_path):
     path = store(tmp_path, label_maps(2, (4, 6), 3), 3)
-    assert json.loads(path.read_text()) == {
+    written = json.loads(path.read_text())
+    assert isinstance(written.pop("crc32"), int)
+    assert written == {
         "schema": 1,
         **header((4, 6), 3),
         "time_base": [1001, 30000],
@@ -113,9 +115,89 @@ def test_counts_that_differ(tmp_path, listed):
         list(LabelReader(path))
 
 
+@pytest.mark.parametrize("flips", [200, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_classes", [3, 300])
+def test_no_flipped_bit_gives_other_labels_without_an_error(tmp_path, flips, num_classes):
+    maps = np.repeat(np.repeat(label_maps(6, (3, 4), num_classes), 8, 1), 8, 2)
+    path = store(tmp_path, maps, num_classes, summed=True)
+
+    def content():
+        reader = LabelReader(path)
+        return reader.meta, [(index, pts, labels.tobytes(), key) for index, pts, labels, key in reader]
+
+    expected = content()
+    random = np.random.default_rng(0)
+    results = {"right": 0, "refused": 0, "wrong": 0}
+    for file in (path, tmp_path / "a.labels.mkv"):
+        whole = file.read_bytes()
+        for bit in random.integers(0, 8 * len(whole), flips // 4).tolist():
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(damaged)
+            try:
+                results["right" if content() == expected else "wrong"] += 1
+            except DataError:
+                results["refused"] += 1
+        file.write_bytes(whole)
+    print(results)
+    assert results["wrong"] == 0
+    assert results["refused"] > flips // 4
+    assert content() == expected
+
+
+def test_a_damaged_frame_is_named(tmp_path):
+    maps = label_maps(3, (8, 8), 3)
+    path = store(tmp_path, maps, 3, summed=True)
+    maps[1, 4, 4] ^= 1
+    with LabelWriter(tmp_path / "a.labels.mkv", (8, 8), 3, TB) as labels:
+        for i, label_map in enumerate(maps):
+            labels.write(label_map, 7 * i * TB)
+    with pytest.raises(
+        DataError, match=r"expected the labels of frame 3 in .*a.labels.mkv to have the checksum of a.json"
+    ):
+        list(LabelReader(path))
+
+
+def test_a_description_that_was_changed_is_refused_and_one_that_is_laid_out_anew_is_not(tmp_path):
+    path = store(tmp_path, label_maps(2, (8, 8), 3), 3, summed=True)
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True))
+    assert LabelReader(path).verified
+    path.write_text(path.read_text().replace('"c1"', '"c9"'))
+    with pytest.raises(
+        DataError, match=r"expected the checksum \d+ in .*a.json, found \d+: the file is damaged or was"
+    ):
+        LabelReader(path)
+
+
+def test_files_without_checksums_are_read_and_said_to_be_unverified(tmp_path, caplog):
+    path = store(tmp_path, label_maps(2, (8, 8), 3), 3)
+    content = json.loads(path.read_text())
+    del content["crc32"]
+    path.write_text(json.dumps(content))
+    reader = LabelReader(path)
+    assert len(list(reader)) == 2
+    assert not reader.verified
+    assert "labels are read unverified" in caplog.text
+
+
+@pytest.mark.parametrize("time_base", [Fraction(1, 10**9), Fraction(1, 2**33), Fraction(1, 3 * 10**9)])
+def test_labels_of_times_finer_than_a_microsecond(tmp_path, time_base):
+    maps = label_maps(3, (8, 8), 3)
+    with (
+        LabelWriter(tmp_path / "a.labels.mkv", (8, 8), 3, time_base) as labels,
+        MetaWriter(tmp_path / "a.json", header((8, 8), 3), time_base) as meta,
+    ):
+        for i, label_map in enumerate(maps):
+            labels.write(label_map, i * time_base)
+            meta.add(i, i * time_base, True, labels=label_map)
+    assert [pts for _, pts, _, _ in LabelReader(tmp_path / "a.json")] == [i * time_base for i in range(3)]
+
+
 def test_sizes_that_differ(tmp_path):
     path = store(tmp_path, label_maps(2, (8, 8), 3), 3)
-    path.write_text(path.read_text().replace("[8, 8]", "[8, 9]"))
+    content = json.loads(path.read_text()) | {"size": [8, 9]}
+    del content["crc32"]
+    path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"expected labels of \(8, 9\).*found \(8, 8\).*different runs"):
         list(LabelReader(path))
 

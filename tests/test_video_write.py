@@ -1,4 +1,6 @@
 import resource
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from mpvss.errors import OutputError
 from mpvss.video import OverlayWriter, read
-from mpvss.video.write import _Sound
+from mpvss.video.write import Pending, _Sound
 
 SIZE = (48, 64)
 TB = Fraction(1, 25)
@@ -100,6 +102,28 @@ def test_the_last_picture_stays_as_long_as_the_one_before(tmp_path):
     write(tmp_path / "o.mp4", [0 * TB, 5 * TB, 10 * TB])
     with av.open(str(tmp_path / "o.mp4")) as container:
         assert container.duration == 600_000
+
+
+def test_times_that_differ_by_less_than_can_be_written_stay_in_order(tmp_path):
+    times = [Fraction(k, 10**9) for k in (0, 100, 200, 40_000_000)]
+    write(tmp_path / "o.mp4", times, time_base=Fraction(1, 10**9))
+    assert [frame.pts for frame in read(tmp_path / "o.mp4")] == [0, Fraction(1, 10**6), Fraction(2, 10**6), TB]
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    code = "import os, sys; from mpvss.video.write import Pending; a = Pending(sys.argv[1]); os.kill(os.getpid(), 9)"
+    dead = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], check=False)
+    assert dead.returncode == -9
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / ".mine.01234567.part").write_text("of no writer: it has no lock")
+    alive = Pending(tmp_path / "b.json")
+    (tmp_path / f".c.json.{2**22 + 1}.part").write_text("of a process of the version before that is gone")
+    with pytest.raises(OutputError, match="found another run at work"):
+        Pending(tmp_path / "b.json")
+    Pending(tmp_path / "c.json").discard()
+    assert alive.temporary.exists()
+    alive.commit()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".mine.01234567.part", "b.json"]
 
 
 def test_times_must_increase(tmp_path):

@@ -493,11 +493,18 @@ def models(as_json: Json = False) -> None:
 @app.command()
 def inspect(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Anything segment takes.")],
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare NAME.json and NAME.labels.mkv, frame by frame, with their checksums."),
+    ] = False,
     fps: Fps = None,
     video_stream: VideoStream = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a video without segmenting it."""
+    """Describe a video without segmenting it, or verify labels that were written."""
+    if verify:
+        _verify(source, as_json)
+        return
     from mpvss.types import shown_size
     from mpvss.video import parse_rate, probe
 
@@ -524,6 +531,21 @@ def inspect(
     }
     for name, value in info.describe().items():
         print(f"{name:>19}  {printable(str(readable.get(name, value)))}")
+
+
+def _verify(path: str, as_json: bool) -> None:
+    from mpvss.video import LabelReader
+
+    if not path.endswith((".json", ".mkv")):
+        raise DataError(f"expected NAME.json or NAME.labels.mkv to verify, found {path}: name one of these two")
+    reader = LabelReader(path)
+    frames = sum(1 for _ in reader)
+    if as_json:
+        print(json.dumps({"source": path, "frames": frames, "verified": reader.verified}))
+    elif reader.verified:
+        print(f"{printable(path)}: verified, {frames} frames have the labels that were written")
+    else:
+        print(f"{printable(path)}: unverified, {frames} frames can be read, but there are no checksums to compare with")
 
 
 @app.command()
@@ -1058,7 +1080,9 @@ def _share_one_heap() -> None:
         library.mallopt(-8, 1)  # M_ARENA_MAX
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt(number: int, *_: Any) -> None:
+    if number != signal.SIGINT:  # shells and the system both say that a terminal is gone; once is enough
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -1081,16 +1105,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MpvssError as error:
         print(f"mpvss: {printable(str(error))}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read the output has enough of it
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  which Python flushes at its end
+        return 1
     except OSError as error:  # of a place that was named: too long, not allowed, a full disk
-        if isinstance(error, BrokenPipeError):
-            raise
         where = f": {shown(str(error.filename))}" if error.filename else ""
         print(f"mpvss: {printable(without_secrets((error.strerror or str(error)) + where))}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # newer versions of typer turn the exception into the code themselves
-        print("mpvss: interrupted; nothing half-written was kept", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print("mpvss: interrupted; nothing half-written was kept", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
@@ -1099,6 +1125,9 @@ def main() -> None:
     # SIGINT as well: shells start background jobs with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    hang_up = getattr(signal, "SIGHUP", None)  # which Windows does not have, and nohup has ignored
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        signal.signal(hang_up, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal has no letters for is not worth a failure
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -25,6 +25,7 @@ from mpvss.metrics import SMALLEST_FLOW, Flicker
 from mpvss.types import Frame, Segmentation
 from mpvss.video import LabelWriter, MetaWriter, OverlayWriter, PngWriter, Reader, draw, parse_rate, parse_time
 from mpvss.video.deinterlace import check_deinterlace
+from mpvss.video.write import output_errors, remove_first
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,15 @@ def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Pat
     wanted = {"meta", *options.save} | ({"compare"} if options.compare else set())
     paths = {kind: out / f"{name}{ending}" for kind, ending in ENDINGS.items() if kind in wanted}
     try:
+        _check_existing(paths, options)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot make the output directory: {error.strerror}") from error
+    return paths
+
+
+def _check_existing(paths: dict[str, Path], options: ProcessOptions) -> None:
+    with output_errors(next(iter(paths.values()))):
         for kind, path in paths.items():
             if not (path.exists() or path.is_symlink()):  # a link that leads nowhere is there as well
                 continue
@@ -133,10 +143,6 @@ def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Pat
             if path.is_dir() != (kind == "png"):
                 found = "a folder" if path.is_dir() else "a file"
                 raise OutputError(f"{path} is {found}, which is not replaced; move it away, or choose another output")
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot make the output directory: {error.strerror}") from error
-    return paths
 
 
 class Sinks:
@@ -192,6 +198,7 @@ class Sinks:
         with ExitStack() as stack:
             # Closed in the other order: the description is there only when what it describes is.
             self._meta = stack.enter_context(MetaWriter(paths["meta"], header, info.time_base))
+            _check_existing(paths, self._options)  # again, now that no other run can begin
             self._videos = {
                 kind: stack.enter_context(self._video(paths[kind], kind == "compare"))
                 for kind in ("overlay", "compare")
@@ -231,22 +238,15 @@ class Sinks:
                 for output in (self._labels, self._png, *self._videos.values(), self._meta):
                     if output is not None:
                         output.finish()  # all of them are whole before the first gets its name
+                _check_existing(self._paths, self._options)
+                remove_first(self._paths["meta"])  # which speaks for the others, old or new, and comes last
         except BaseException as failure:
             self._stack.__exit__(type(failure), failure, failure.__traceback__)
             raise
         self._stack.__exit__(kind, error, trace)
-        if kind is None:
-            self._remove_former()
         self.seconds += time.perf_counter() - began
         for warning in dict.fromkeys(warning for video in self._videos.values() for warning in video.warnings):
             log.warning("%s: %s", self._reader.info.source, warning)
-
-    def _remove_former(self) -> None:
-        """Remove label files of an earlier run that the new description would be taken for."""
-        meta = self._paths["meta"]
-        labels = meta.with_name(meta.name.removesuffix(ENDINGS["meta"]) + ENDINGS["labels"])
-        if "labels" not in self._paths:
-            labels.unlink(missing_ok=True)
 
     def write(
         self, frame: Frame, per_frame: Segmentation | None, result: Segmentation, seconds: tuple[float, float]
@@ -265,7 +265,7 @@ class Sinks:
         began = time.perf_counter()
         names = self._reader.names
         name = names[result.index] if names else None
-        self._meta.add(result.index, result.pts, result.is_key, name)
+        self._meta.add(result.index, result.pts, result.is_key, name, result.labels)
         if self._labels is not None:
             self._labels.write(result.labels, result.pts)
         if self._png is not None:

@@ -12,6 +12,7 @@ A folder holds what is finished, and each of it appears only when it is whole:
     00000.json            their description; written last
 """
 
+import logging
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -40,7 +41,10 @@ from mpvss.video import (
     read_listed,
     write_meta,
 )
+from mpvss.video.store import content_crc
 from mpvss.video.write import Pending
+
+log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 FRAMES = "frames.npz"
@@ -98,6 +102,9 @@ class Plan:
         try:
             found = read_json(path)
             demand(found, _PLAN)
+            stated = found.pop("crc32", None)
+            if stated not in (None, content_crc(found)):
+                raise ValueError("it is damaged")
             return cls(**(found | {"size": tuple(found["size"])}))
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"expected the plan of a run in {path}, found other data: remove {folder}") from error
@@ -226,7 +233,8 @@ def list_frames(
             warnings=reader.warnings,
         )
     listing.write(folder / FRAMES)
-    write_meta(folder / PLAN, asdict(plan))
+    content = asdict(plan)
+    write_meta(folder / PLAN, content | {"crc32": content_crc(content)})
     return plan
 
 
@@ -282,7 +290,7 @@ def segment_part(
             for result in results:
                 if after is None or result.index < after:
                     labels.write(result.labels, result.pts)
-                    meta.add(result.index, result.pts, result.is_key)
+                    meta.add(result.index, result.pts, result.is_key, labels=result.labels)
                     beat()
 
         for frame in read_listed(
@@ -294,6 +302,20 @@ def segment_part(
         ):
             keep(session.push(frame))
         keep(session.finish())
+
+
+def is_whole(folder: Path, number: int) -> bool:
+    """Whether a chunk is finished, and every frame of it passes its checksum; of a damaged one a warning tells."""
+    labels_name, meta_name = part_files(number)
+    if not (folder / meta_name).exists():
+        return False
+    try:
+        for _ in LabelReader(folder / labels_name):
+            pass
+    except DataError as error:
+        log.warning("a finished chunk is damaged, and done again: %s", error)
+        return False
+    return True
 
 
 def join(

@@ -11,7 +11,7 @@ from typing import Any
 
 from mpvss.batch.manifest import lock, unlock
 from mpvss.batch.places import publish, refuse_link, stamp
-from mpvss.batch.segments import FRAMES, Listing, Plan, join, list_frames, part_files, segment_part
+from mpvss.batch.segments import FRAMES, Listing, Plan, is_whole, join, list_frames, part_files, segment_part
 from mpvss.batch.worker import Settings, publish_all
 from mpvss.errors import ConfigError, OutputError, SourceError
 from mpvss.pipeline import VideoSegmenter
@@ -19,9 +19,10 @@ from mpvss.sinks import ENDINGS, output_paths
 from mpvss.types import Segmentation
 from mpvss.untrusted import shown_address
 from mpvss.video import parse_rate, probe
-from mpvss.video.write import output_errors
+from mpvss.video.write import output_errors, owned
 
 _STAGE = "tmp"
+_PUBLISHING = "publishing"
 
 
 def process_in_segments(
@@ -63,7 +64,7 @@ def process_in_segments(
     folder = out / f".{name}.parts"
     refuse_link(folder)
     identity = {"source": shown_address(source), "stamp": stamp(source), **settings.describe()}
-    if not folder.exists():
+    if not (folder / _PUBLISHING).exists():  # after a kill while they appeared, they are this run's own
         output_paths(name, out, settings.options)  # or the error that they exist
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def process_in_segments(
         listing = Listing.read(folder / FRAMES)
         for number in range(plan.segments):
             files = part_files(number)
-            if not (folder / files[-1]).exists():
+            if not is_whole(folder, number):
                 segment_part(segmenter, source, options, plan, listing, number, stage, beat=lambda: None)
                 for file in files:
                     publish(stage / file, str(folder / file))
@@ -113,7 +114,12 @@ def process_in_segments(
 
         summary = join(segmenter, source, options, plan, parts(), stage, on_frame=on_frame or (lambda _: None))
         outputs = {kind: str(out / f"{name}{ENDINGS[kind]}") for kind in summary["outputs"]}
-        publish_all({kind: Path(path) for kind, path in summary["outputs"].items()}, str(out / name))
+        with owned((out / f"{name}{ENDINGS['meta']}").absolute()):
+            if not (folder / _PUBLISHING).exists():
+                output_paths(name, out, settings.options)  # again, now that no other run can begin
+            with output_errors(folder):
+                (folder / _PUBLISHING).touch()
+            publish_all({kind: Path(path) for kind, path in summary["outputs"].items()}, str(out / name))
         lap("join")
         if os.name == "nt":  # which removes no open file
             unlock(held)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -296,7 +297,9 @@ class Worker:
         """Move the outputs to their places, and describe them."""
         staged = {kind: Path(path) for kind, path in summary["outputs"].items()}
         outputs = {kind: {"path": job.name + ENDINGS[kind], **digest(path)} for kind, path in staged.items()}
-        publish_all(staged, below(self.setup.out, job.name), beat=self._beat)
+        place = below(self.setup.out, job.name)
+        with nullcontext() if is_remote(place) else _owned_output(place):
+            publish_all(staged, place, beat=self._beat)
         return {key: summary[key] for key in ("frames", "key_frames", "damaged")} | {"outputs": outputs}
 
     # --- long videos
@@ -344,21 +347,35 @@ class Worker:
         return plan, listing
 
     def _part(self, task: Task, stage: Path) -> Outcome:
+        folder = self._folder(task.job)
+        if self._fetched_part(folder, task.part, stage / "part"):  # finished by a run that was killed
+            return Outcome(task)
+        plan, listing = self._plan(task.job, stage)
+        self._segment_part(task.job, plan, listing, task.part, stage)
+        return Outcome(task)
+
+    def _fetched_part(self, folder: str, number: int, to: Path) -> bool:
+        """Fetch a chunk that is finished and whole."""
+        from mpvss.batch.segments import is_whole, part_files
+
+        files = part_files(number)
+        if not exists(below(folder, files[-1])):
+            return False
+        for name in files:
+            if exists(below(folder, name)):
+                fetch(below(folder, name), to, beat=self._beat)
+        return is_whole(to, number)
+
+    def _segment_part(self, job: Job, plan: "Plan", listing: Path, number: int, stage: Path) -> None:
         from mpvss.batch.segments import Listing, part_files, segment_part
 
-        folder = self._folder(task.job)
-        files = part_files(task.part)
-        if exists(below(folder, files[-1])):  # finished by a run that was killed
-            return Outcome(task)
-        source = self._source(task.job)
-        plan, listing = self._plan(task.job, stage)
+        source, folder = self._source(job), self._folder(job)
         segment_part(
-            self.segmenter, source, self.setup.settings.options, plan, Listing.read(listing), task.part, stage,
+            self.segmenter, source, self.setup.settings.options, plan, Listing.read(listing), number, stage,
             beat=self._beat,
         )  # fmt: skip
-        for name in files:
+        for name in part_files(number):
             publish(stage / name, below(folder, name), beat=self._beat)
-        return Outcome(task)
 
     def _join(self, task: Task, stage: Path) -> Outcome:
         from mpvss.batch.segments import join, part_files
@@ -366,12 +383,16 @@ class Worker:
         job, folder = task.job, self._folder(task.job)
         options = replace(self.setup.settings.options, overwrite=True)
         source = self._source(job)
-        plan, _ = self._plan(job, stage)
+        plan, listing = self._plan(job, stage)
 
         def parts() -> Iterator[Path]:
             for number in range(plan.segments):
-                labels, _ = (fetch(below(folder, name), stage / "part", beat=self._beat) for name in part_files(number))
-                yield labels
+                if not self._fetched_part(folder, number, stage / "part"):
+                    shutil.rmtree(stage / "part", ignore_errors=True)
+                    self._segment_part(job, plan, listing, number, stage)
+                    if not self._fetched_part(folder, number, stage / "part"):
+                        raise DataError(f"expected chunk {number} of {job.shown} in {folder} to be whole, found damage")
+                yield stage / "part" / part_files(number)[0]
                 shutil.rmtree(stage / "part", ignore_errors=True)
 
         summary = join(self.segmenter, source, options, plan, parts(), stage, named=job.shown, on_frame=self._beat)
@@ -391,11 +412,17 @@ def publish_all(staged: Mapping[str, Path], place: str, *, beat: Callable[[], No
     Raises:
         OutputError: One cannot be written.
     """
-    remove(place + ENDINGS["meta"])
-    if "labels" not in staged:
-        remove(place + ENDINGS["labels"])  # of an earlier run, which the new description would be taken for
+    remove(place + ENDINGS["meta"])  # and labels of an earlier run, which stay, do not pass the new one's checksums
     for kind in sorted(staged, key=lambda kind: kind == "meta"):
         publish(staged[kind], place + ENDINGS[kind], beat=beat)
+
+
+def _owned_output(place: str) -> AbstractContextManager[None]:
+    from mpvss.video.write import owned
+
+    path = Path(place + ENDINGS["meta"]).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return owned(path)
 
 
 def parts_folder(job: Job) -> str:

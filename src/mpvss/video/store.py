@@ -1,9 +1,15 @@
 """Label maps on disk: FFV1 in Matroska beside a JSON file that says what the ids mean and when each frame is shown.
 
 Matroska rounds times to milliseconds. The exact ones are in the JSON file, and frames are paired with them by order.
+
+The JSON file holds a checksum of each frame's labels and one of itself, by which damage and files of different runs are
+noticed.
 """
 
 import json
+import logging
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +26,11 @@ from mpvss.untrusted import demand, read_json, shown
 from mpvss.video.file import bound, open_file
 from mpvss.video.write import Output, Pending, check_picture, output_errors
 
+log = logging.getLogger(__name__)
+
 SCHEMA = 1
+
+_MICROSECOND = Fraction(1, 1_000_000)
 
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 
@@ -46,6 +56,9 @@ class LabelWriter(Output):
         self._format = "gray" if self._dtype is np.uint8 else "gray16le"
         self._size = size
         self._time_base = time_base
+        # Matroska has whole milliseconds, and FFmpeg counts in 31 bits.
+        fits = max(time_base.numerator, time_base.denominator) < 2**31
+        self._written_base = time_base if fits else _MICROSECOND
         self._written = 0
         super().__init__(path)
         try:
@@ -61,7 +74,7 @@ class LabelWriter(Output):
                 self._stream = self._container.add_stream("ffv1", rate=25, options=options)  # the rate is a hint
                 self._stream.height, self._stream.width = size
                 self._stream.pix_fmt = self._format
-                self._stream.codec_context.time_base = time_base
+                self._stream.codec_context.time_base = self._written_base
         except BaseException:
             self.abort()
             raise
@@ -81,8 +94,9 @@ class LabelWriter(Output):
         if labels.dtype != self._dtype:
             raise ValueError(f"expected labels of type {np.dtype(self._dtype)}, found {labels.dtype}")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(labels), self._format)
-        frame.pts = _ticks(pts, self._time_base)
-        frame.time_base = self._time_base
+        ticks = _ticks(pts, self._time_base)
+        frame.pts = ticks if self._written_base == self._time_base else round(pts / self._written_base)
+        frame.time_base = self._written_base
         with output_errors(self._pending.path):
             self._container.mux(self._stream.encode(frame))
         self._written += 1
@@ -111,19 +125,20 @@ class MetaWriter(Output):
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], time_base: Fraction) -> None:
-        own = {"schema", "time_base", "frames"} & header.keys()
+        own = {"schema", "time_base", "frames", "crc32"} & header.keys()
         if own:
             raise ValueError(f"expected a header without {', '.join(sorted(own))}, which the writer adds")
         self._time_base = time_base
         self._separator = "\n"
         whole = {"schema": SCHEMA, **header, "time_base": [time_base.numerator, time_base.denominator]}
         text = json.dumps(whole)
+        self._crc = content_crc(json.loads(text))
         super().__init__(path)
         with output_errors(self._pending.path):
             self._file = self._pending.temporary.open("w", encoding="utf-8")
         self._write(f'{text[:-1]}, "frames": [')
 
-    def add(self, index: int, pts: Fraction, key: bool, name: str | None = None) -> None:
+    def add(self, index: int, pts: Fraction, key: bool, name: str | None = None, labels: Labels | None = None) -> None:
         """Append a frame.
 
         Args:
@@ -131,14 +146,19 @@ class MetaWriter(Output):
             pts: Time in seconds, a whole multiple of the time base.
             key: Whether the segmentor ran on it.
             name: What the outputs of an image of a folder are called.
+            labels: Its labels, of which the checksum is kept; without them they cannot be verified.
 
         Raises:
             OutputError: The file cannot be written.
             ValueError: The time is no multiple of the time base.
         """
-        entry = {"index": index, "pts": _ticks(pts, self._time_base), "key": key}
-        frame = json.dumps(entry if name is None else entry | {"name": name})
-        self._write(f"{self._separator}{frame}")
+        entry: dict[str, Any] = {"index": index, "pts": _ticks(pts, self._time_base), "key": key}
+        if name is not None:
+            entry["name"] = name
+        if labels is not None:
+            entry["crc32"] = labels_crc(labels)
+        self._crc = content_crc(entry, self._crc)
+        self._write(f"{self._separator}{json.dumps(entry)}")
         self._separator = ",\n"
 
     def _write(self, text: str) -> None:
@@ -146,7 +166,7 @@ class MetaWriter(Output):
             self._file.write(text)
 
     def _finish(self) -> None:
-        self._file.write("\n]}\n")
+        self._file.write(f'\n], "crc32": {self._crc}}}\n')
         self._file.close()
 
     def _release(self) -> None:
@@ -214,17 +234,19 @@ def write_meta(path: str | Path, content: Mapping[str, Any]) -> None:
 class LabelReader:
     """Reads label maps back, bit for bit, with their exact times.
 
-    Iterating gives (index, pts in seconds, labels, is_key) for each frame, and can be repeated.
+    Iterating gives (index, pts in seconds, labels, is_key) for each frame, and can be repeated. Both files are verified
+    by their checksums; those of an earlier version, which have none, are read with a warning.
 
     Args:
         path: ``NAME.labels.mkv`` or ``NAME.json``; the other one lies beside it.
 
     Attributes:
-        meta: What the JSON file says, without the list of frames.
+        meta: What the JSON file says, without the list of frames and the checksums.
+        verified: Whether there are checksums, which every frame that is given has passed.
         names: What the images of a folder were called, frame by frame; empty for a video.
 
     Raises:
-        DataError: A file is missing or is not what the other one says.
+        DataError: A file is missing, damaged, or not what the other one says.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -237,6 +259,7 @@ class LabelReader:
                 raise DataError(f"expected the {what} {file}, found no such file: keep both files in one folder")
         self.meta = _read_meta(self._json)
         try:
+            stated = self.meta.pop("crc32", None)
             frames = self.meta.pop("frames")
             demand(self.meta, {"time_base": [int], "size": [int], "classes": [str]})
             demand(frames, [{"index": int, "pts": int, "key": bool}], "frames")
@@ -246,6 +269,7 @@ class LabelReader:
             self._index = np.array([frame["index"] for frame in frames], dtype=np.int64)
             self._pts = np.array([frame["pts"] for frame in frames], dtype=np.int64)
             self._key = np.array([frame["key"] for frame in frames], dtype=bool)
+            self._crc = [frame.get("crc32") for frame in frames]
             named = bool(frames) and all(isinstance(frame.get("name"), str) for frame in frames)
             self.names: tuple[str, ...] = tuple(frame["name"] for frame in frames) if named else ()
         except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
@@ -253,6 +277,25 @@ class LabelReader:
                 f"expected schema {SCHEMA} of label descriptions in {self._json}, found an entry that does not fit: "
                 f"{type(error).__name__} {error}"
             ) from error
+
+        self.verified = self._check_description(stated, frames)
+
+    def _check_description(self, stated: object, frames: list[dict[str, Any]]) -> bool:
+        """Compare the JSON file with its checksum, and say whether all can be verified."""
+        if stated is None and all(crc is None for crc in self._crc):
+            log.warning(
+                "%s: it has no checksums, like those of earlier versions: labels are read unverified", self._json
+            )
+            return False
+        computed = content_crc(self.meta)
+        for frame in frames:
+            computed = content_crc(frame, computed)
+        if stated != computed:
+            raise DataError(
+                f"expected the checksum {computed} in {self._json}, found {shown(stated)}: the file is damaged or was "
+                "edited; segment the video again"
+            )
+        return None not in self._crc
 
     def __len__(self) -> int:
         return len(self._index)
@@ -273,16 +316,36 @@ class LabelReader:
                             f"{labels.shape} and {labels.dtype}: the two files belong to different runs"
                         )
                     if count < len(self):
+                        if self._crc[count] not in (None, labels_crc(labels)):
+                            raise DataError(
+                                f"expected the labels of frame {self._index[count]} in {self._video} to have the "
+                                f"checksum of {self._json.name}, found another: the file is damaged, or the two are "
+                                "of different runs; segment the video again"
+                            )
                         pts = int(self._pts[count]) * self._time_base
                         yield int(self._index[count]), pts, labels, bool(self._key[count])
                     count += 1
-        except (av.FFmpegError, IndexError, ValueError) as error:
-            raise DataError(f"expected a label video in {self._video}, found data that is none ({error})") from error
+        except (av.FFmpegError, IndexError, ValueError, OverflowError, MemoryError, NotImplementedError) as error:
+            where = f" at frame {self._index[count]}" if 0 < count < len(self) else ""
+            raise DataError(
+                f"expected a label video in {self._video}, found data that is none{where} ({error})"
+            ) from error
         if count != len(self):
             raise DataError(
                 f"expected {len(self)} frames in {self._video}, as {self._json.name} lists, found {count}: "
                 "the two files belong to different runs, or one was cut off"
             )
+
+
+def labels_crc(labels: Labels) -> int:
+    """CRC-32 of the bytes of a label map, in rows from the top, 16 bits with the lower byte first."""
+    ordered = labels if sys.byteorder == "little" else labels.astype(f"<u{labels.itemsize}")
+    return zlib.crc32(np.ascontiguousarray(ordered).data)
+
+
+def content_crc(value: Any, before: int = 0) -> int:
+    """CRC-32 of a JSON value, however it is laid out, after what came before."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode(), before)
 
 
 def _ticks(pts: Fraction, time_base: Fraction) -> int:

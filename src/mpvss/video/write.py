@@ -3,10 +3,13 @@
 import errno
 import io
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
+from glob import escape
 from itertools import chain, islice
 from math import lcm
 from pathlib import Path
@@ -27,6 +30,8 @@ from mpvss.video.clock import Clock
 from mpvss.video.file import open_file
 
 if TYPE_CHECKING:  # generic only in its type stubs
+    from filelock import BaseFileLock
+
     _AnyPacket = Packet[Stream]
     _SoundPacket = Packet[AudioStream]
 else:
@@ -37,6 +42,10 @@ _AnyOutput = TypeVar("_AnyOutput", bound="Output")
 _FINEST_TICKS = 1_000_000
 _OVERLAP_SECONDS = Fraction(1, 200)
 _FINEST_ASPECT = 255  # of the two 16-bit numbers that H.264 has, far below a pixel
+_TOKEN = 8
+_TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]{{{_TOKEN}}}\.(?:part|former)", re.DOTALL)
+# What file systems without locks say, besides ENOSYS, which the library knows.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 _BT709 = 1  # colour matrix, primaries and transfer have the same number in FFmpeg
 _LIMITED_RANGE = 1
 _AUDIO_IN_MP4 = {"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac"}
@@ -58,50 +67,156 @@ def output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Keep an output for this writer: others of this process, of this machine and of a shared disk are refused.
+
+    The system lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        OutputError: Another writer has it, or its folder cannot be written.
+    """
+    lock = _lock(path)
+    try:
+        yield
+    finally:
+        _let_go(lock)
+
+
+def _lock(path: Path) -> "BaseFileLock":
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    file = path.with_name(f".{path.name}.lock")
+    try:
+        with output_errors(path):
+            if not path.parent.is_dir():  # which the library would make
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            try:
+                lock: BaseFileLock = FileLock(file, thread_local=False)
+                lock.acquire(timeout=0)
+            except OSError as error:
+                if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
+                    raise
+                lock = SoftFileLock(file, thread_local=False)
+                lock.acquire(timeout=0)
+    except OutputError as error:
+        if isinstance(error.__cause__, Timeout):
+            raise OutputError(
+                f"expected to be the only one that writes {path}, found another run at work; wait for it, or choose "
+                "another output"
+            ) from None
+        raise
+    return lock
+
+
+def _let_go(lock: "BaseFileLock") -> None:
+    if os.name != "nt":  # there the library does it
+        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for this file sees that it is gone, and makes one
+    lock.release()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what writers left in a folder that were killed: those of which the lock is to be had."""
+    for leftover in sorted(folder.glob(".*")):
+        match = _TEMPORARY.fullmatch(leftover.name)
+        if match is None or not (folder / f".{match[1]}.lock").is_file():
+            continue
+        with suppress(OutputError), owned(folder / match[1]):
+            _remove(leftover)
+
+
+def _remove_of_dead(path: Path) -> None:
+    """Remove what the version before, which had no locks, left of an output: those of processes that are gone."""
+    for leftover in path.parent.glob(f".{escape(path.name)}.*.part"):
+        number = leftover.name.removesuffix(".part").rpartition(".")[2]
+        if os.name != "nt" and number.isdecimal() and len(number) < _TOKEN:
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                _remove(leftover)
+            except (OSError, OverflowError):
+                continue
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 class Pending:
-    """An output under its temporary name, next to its final one.
+    """An output under its temporary name, next to its final one, which no other writer has meanwhile.
+
+    What writers that were killed left in the folder is removed.
 
     Attributes:
         path: Final name.
         temporary: Hidden temporary name in the same folder, to write to.
+
+    Raises:
+        OutputError: Another writer has this output, or its folder cannot be written.
     """
 
     def __init__(self, path: str | Path, *, folder: bool = False) -> None:
         self.path = Path(path).absolute()
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(_TOKEN // 2)}.part")
+        self._synced = False
         with output_errors(self.path):
-            if folder:
-                shutil.rmtree(self.temporary, ignore_errors=True)
-                self.temporary.mkdir()
-            else:
-                # Made anew: what lies there under this name, a link perhaps, is not written to.
-                self.temporary.unlink(missing_ok=True)
-                self.temporary.touch(exist_ok=False)
+            _remove_leftovers(self.path.parent)
+            _remove_of_dead(self.path)
+            self._lock: BaseFileLock | None = _lock(self.path)
+            try:
+                if folder:
+                    self.temporary.mkdir()
+                else:
+                    self.temporary.touch(exist_ok=False)
+            except BaseException:
+                self.discard()
+                raise
+
+    def sync(self) -> None:
+        """Return when what was written is on the disk."""
+        with output_errors(self.path):
+            for file in self.temporary.iterdir() if self.temporary.is_dir() else ():
+                _sync(file)
+            _sync(self.temporary)
+        self._synced = True
 
     def commit(self) -> None:
         """Give the output its final name, in place of what had it, once its bytes are on the disk."""
+        if not self._synced:
+            self.sync()
         with output_errors(self.path):
             if not self.temporary.is_dir():
-                _sync(self.temporary)
                 self.temporary.replace(self.path)
             else:
-                for file in (*self.temporary.iterdir(), self.temporary):
-                    _sync(file)
                 former = self.temporary.with_suffix(".former")
                 if self.path.exists() or self.path.is_symlink():
                     self.path.rename(former)  # a folder that has files cannot be replaced in one step
                 self.temporary.rename(self.path)
-                if former.is_symlink():
-                    former.unlink()
-                shutil.rmtree(former, ignore_errors=True)
+                _remove(former)
             _sync(self.path.parent)
+        self._release()
 
     def discard(self) -> None:
-        """Remove what was written."""
-        if self.temporary.is_dir():
-            shutil.rmtree(self.temporary, ignore_errors=True)
-        else:
-            self.temporary.unlink(missing_ok=True)
+        """Remove what was written; harmless when committed or discarded already."""
+        if self._lock is not None:
+            _remove(self.temporary)
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            _let_go(self._lock)
+            self._lock = None
+
+
+def remove_first(path: Path) -> None:
+    """Remove an output that is about to be replaced, so that it never stands beside parts of the new one."""
+    with output_errors(path):
+        path.unlink(missing_ok=True)
+        _sync(path.absolute().parent)
 
 
 def _sync(path: Path) -> None:
@@ -136,6 +251,7 @@ class Output:
         try:
             with output_errors(self._pending.path):
                 self._finish()
+            self._pending.sync()
         except BaseException:
             self.abort()
             raise
@@ -188,7 +304,8 @@ class Output:
 class OverlayWriter(Output):
     """Writes H.264 mp4 (yuv420p, BT.709, fast start) with the source's timestamps and sound.
 
-    Timestamps are exact for time bases down to a microsecond; finer ones are rounded to that. H.264 with 4:2:0 chroma
+    Timestamps are exact for time bases down to a microsecond; finer ones are rounded to that, and those that
+    would become one are a microsecond apart. H.264 with 4:2:0 chroma
     holds only even sizes: the last row or column of an odd one is repeated once. There are no B-frames: without them,
     decoding order is display order and no player needs an edit list to get the times right.
 
@@ -238,6 +355,7 @@ class OverlayWriter(Output):
         if self._ticks < 1000:
             self._ticks = lcm(self._ticks, 1000)
         self._last: int | None = None
+        self._last_pts: Fraction | None = None
         self._last_duration = 0
         self.until: Fraction | None = None
         self._reformatter = VideoReformatter()
@@ -272,11 +390,12 @@ class OverlayWriter(Output):
         """
         check_picture(rgb.shape, self._size)
         ticks = round((pts - self._origin) * self._ticks)
-        if self._last is not None:
-            if ticks <= self._last:
+        if self._last is not None and self._last_pts is not None:
+            if pts <= self._last_pts:
                 raise ValueError(f"expected a time after the picture before, found {float(pts):g} s")
+            ticks = max(ticks, self._last + 1)  # times that differ by less than can be written stay apart
             self._last_duration = ticks - self._last
-        self._last = ticks
+        self._last, self._last_pts = ticks, pts
         bottom, right = rgb.shape[0] % 2, rgb.shape[1] % 2
         if bottom or right:
             rgb = np.pad(rgb, ((0, bottom), (0, right), (0, 0)), mode="edge")
