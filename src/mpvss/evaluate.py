@@ -715,7 +715,7 @@ class _Predictor:
                     path = folder / f"{clip.name}.labels.mkv"
                     video = stack.enter_context(LabelWriter(path, size, clip.num_classes, 1 / clip.fps))
                 pts = Fraction(item.index) / clip.fps
-                meta.add(item.index, pts, bool(item.is_key))
+                meta.add(item.index, pts, bool(item.is_key), labels=item.labels)
                 video.write(item.labels, pts)
                 yield item
 
