@@ -354,17 +354,17 @@ class Worker:
         self._segment_part(task.job, plan, listing, task.part, stage)
         return Outcome(task)
 
-    def _fetched_part(self, folder: str, number: int, to: Path) -> bool:
-        """Fetch a chunk that is finished and whole."""
+    def _fetched_part(self, folder: str, number: int, to: Path) -> Path | None:
+        """The label file of a chunk that is finished and whole, fetched if it is not on this machine."""
         from mpvss.batch.segments import is_whole, part_files
 
         files = part_files(number)
         if not exists(below(folder, files[-1])):
-            return False
-        for name in files:
-            if exists(below(folder, name)):
-                fetch(below(folder, name), to, beat=self._beat)
-        return is_whole(to, number)
+            return None
+        if not exists(below(folder, files[0])):  # a description without labels
+            return None
+        labels, _ = (fetch(below(folder, name), to, beat=self._beat) for name in files)
+        return labels if is_whole(labels.parent, number) else None
 
     def _segment_part(self, job: Job, plan: "Plan", listing: Path, number: int, stage: Path) -> None:
         from mpvss.batch.segments import Listing, part_files, segment_part
@@ -378,7 +378,7 @@ class Worker:
             publish(stage / name, below(folder, name), beat=self._beat)
 
     def _join(self, task: Task, stage: Path) -> Outcome:
-        from mpvss.batch.segments import join, part_files
+        from mpvss.batch.segments import join
 
         job, folder = task.job, self._folder(task.job)
         options = replace(self.setup.settings.options, overwrite=True)
@@ -387,12 +387,14 @@ class Worker:
 
         def parts() -> Iterator[Path]:
             for number in range(plan.segments):
-                if not self._fetched_part(folder, number, stage / "part"):
+                labels = self._fetched_part(folder, number, stage / "part")
+                if labels is None:
                     shutil.rmtree(stage / "part", ignore_errors=True)
                     self._segment_part(job, plan, listing, number, stage)
-                    if not self._fetched_part(folder, number, stage / "part"):
-                        raise DataError(f"expected chunk {number} of {job.shown} in {folder} to be whole, found damage")
-                yield stage / "part" / part_files(number)[0]
+                    labels = self._fetched_part(folder, number, stage / "part")
+                if labels is None:
+                    raise DataError(f"expected chunk {number} of {job.shown} in {folder} to be whole, found damage")
+                yield labels
                 shutil.rmtree(stage / "part", ignore_errors=True)
 
         summary = join(self.segmenter, source, options, plan, parts(), stage, named=job.shown, on_frame=self._beat)
