@@ -276,6 +276,27 @@ def test_a_killed_run_goes_on_after_its_last_segment(clip, tmp_path, monkeypatch
     assert (summary["frames"], set(summary["seconds"])) == (40, {"list", "segment", "join", "total"})
 
 
+def test_a_damaged_segment_of_a_killed_run_is_done_again(clip, tmp_path, monkeypatch, caplog):
+    colour_segmenter(interval=5).process(clip, tmp_path / "whole")
+    out = tmp_path / "OUT"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        process_in_segments(colour_segmenter(interval=5), str(clip), out, SETTINGS)
+    flip_a_bit(out / ".clip.parts" / "00001.labels.mkv")
+    process_in_segments(colour_segmenter(interval=5), str(clip), out, SETTINGS)
+    assert "a finished chunk is damaged, and done again" in caplog.text
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_results_that_came_meanwhile_are_not_replaced_by_a_run_that_goes_on(clip, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        process_in_segments(colour_segmenter(interval=5), str(clip), tmp_path, SETTINGS)
+    (tmp_path / "clip.json").write_text("of another run")
+    with pytest.raises(OutputError, match=r"clip.json exists already"):
+        process_in_segments(colour_segmenter(interval=5), str(clip), tmp_path, SETTINGS)
+
+
 def test_another_option_or_source_is_not_gone_on_with(clip, tmp_path, monkeypatch):
     source = tmp_path / "clip.mp4"
     source.write_bytes(clip.read_bytes())
@@ -968,7 +989,15 @@ def test_a_video_given_up_takes_its_segments_with_it(inline, videos, tmp_path, m
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_damaged_segment_is_made_anew(inline, videos, tmp_path, monkeypatch):
+def flip_a_bit(path):
+    """In the middle, where the last but one frame or so is; it decodes."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, Path.unlink])
+def test_a_damaged_segment_is_made_anew(inline, videos, tmp_path, monkeypatch, damage):
     out = tmp_path / "OUT"
     seen = []
 
@@ -976,13 +1005,13 @@ def test_a_damaged_segment_is_made_anew(inline, videos, tmp_path, monkeypatch):
         if task.kind == "join" and not seen:
             seen.append(task)
             (part,) = out.glob(".mpvss-work/parts/*/00001.labels.mkv")
-            cut_off(part)
+            damage(part)
         return
 
     monkeypatch.setattr(InlineEngine, "fault", staticmethod(fault))
     found = run_batch([str(videos / "long.mp4")], str(out), HOLD, TWO)
     assert states(found) == {"long": "done"}
-    assert found["items"][0]["attempts"] == 2
+    assert found["items"][0]["attempts"] == 1  # only the segment is done again
     VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(videos / "long.mp4"), tmp_path / "whole")
     assert tree(out) == tree(tmp_path / "whole")
 

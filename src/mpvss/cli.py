@@ -1106,7 +1106,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print(f"mpvss: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # who read the output has enough of it
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  which Python flushes at its end
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  which Python flushes at its end
         return 1
     except OSError as error:  # of a place that was named: too long, not allowed, a full disk
         where = f": {shown(str(error.filename))}" if error.filename else ""
