@@ -346,6 +346,9 @@ def test_label_videos_are_matched_by_the_names_of_their_classes(colour_folder, t
     assert names[:3] == ["red", "green", "blue"]
     description = next(saved.glob("*.json"))
     meta = json.loads(description.read_text())
+    del meta["crc32"]  # and those of the frames: as the version before wrote it, unverified
+    for frame in meta["frames"]:
+        del frame["crc32"]
     options = EvalOptions(colour_folder, predictions=str(saved), interval=4)
     meta["classes"] = [names[1], names[0], *names[2:]]
     description.write_text(json.dumps(meta))

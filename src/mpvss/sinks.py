@@ -25,7 +25,7 @@ from mpvss.metrics import SMALLEST_FLOW, Flicker
 from mpvss.types import Frame, Segmentation
 from mpvss.video import LabelWriter, MetaWriter, OverlayWriter, PngWriter, Reader, draw, parse_rate, parse_time
 from mpvss.video.deinterlace import check_deinterlace
-from mpvss.video.write import output_errors, remove_first
+from mpvss.video.write import remove_first
 
 log = logging.getLogger(__name__)
 
@@ -134,15 +134,14 @@ def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Pat
 
 
 def _check_existing(paths: dict[str, Path], options: ProcessOptions) -> None:
-    with output_errors(next(iter(paths.values()))):
-        for kind, path in paths.items():
-            if not (path.exists() or path.is_symlink()):  # a link that leads nowhere is there as well
-                continue
-            if not options.overwrite:
-                raise OutputError(f"{path} exists already; pass --overwrite to replace it, or choose another output")
-            if path.is_dir() != (kind == "png"):
-                found = "a folder" if path.is_dir() else "a file"
-                raise OutputError(f"{path} is {found}, which is not replaced; move it away, or choose another output")
+    for kind, path in paths.items():
+        if not os.path.lexists(path):  # a link that leads nowhere is there as well
+            continue
+        if not options.overwrite:
+            raise OutputError(f"{path} exists already; pass --overwrite to replace it, or choose another output")
+        if path.is_dir() != (kind == "png"):
+            found = "a folder" if path.is_dir() else "a file"
+            raise OutputError(f"{path} is {found}, which is not replaced; move it away, or choose another output")
 
 
 class Sinks:
