@@ -118,11 +118,13 @@ def test_the_ratios_are_those_of_the_seconds(result):
 
 def test_the_result_has_the_documented_keys_and_is_json(result):
     assert set(result) == {
-        "seconds", "gmac", "sgemm", "peak_mib", "ratios", "all_active", "note", "options", "machine"
+        "seconds", "gmac", "classical_flow", "sgemm", "peak_mib", "ratios", "all_active", "note", "options", "machine"
     }  # fmt: skip
     assert set(result["seconds"]["stages"]) == {"key", "propagate", "decode", "read", "write"}
     assert set(result["seconds"]["run"]) == set(RUNS)
     assert set(result["gmac"]) == {"key", "non_key", "per_frame"}
+    assert set(result["classical_flow"]) == {"flows_per_frame", "seconds"}
+    assert min(result["classical_flow"].values()) > 0
     assert set(result["sgemm"]["share"]) == {"library_frame", "ours_key", "ours_non_key", "ours_interval"}
     assert {"processor", "cores", "threads", "torch", "commit"} <= set(result["machine"])
     assert result["machine"]["threads"] == 1
@@ -152,6 +154,7 @@ def test_what_was_not_run_is_null(directory):
     assert nothing == {name for name in RATIOS if "run" in name} | {"non_key_share_of_library_frame"}
     assert found["peak_mib"] is None
     assert found["gmac"]["non_key"] is None
+    assert found["classical_flow"] is None
     assert found["sgemm"]["share"]["ours_non_key"] is None
 
 

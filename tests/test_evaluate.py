@@ -91,6 +91,9 @@ def colour_folder(tmp_path):
     return f"folder:{root}"
 
 
+WORK = ("gmac_per_frame", "classical_flows_per_frame")
+
+
 def without(result, *names):
     return {name: value for name, value in result.items() if name not in ("seconds", *names)}
 
@@ -209,13 +212,33 @@ def test_multiply_adds_follow_from_key_frames_and_sides(colour_folder, colours, 
     pixels = SIZE[0] * SIZE[1]
     padded = 64 * 64
     decoding = 4 * (3 * pixels + 4 * padded)
-    warp = 4 * 4 * 16 * 16
+    warp = 4 * 3 * pixels  # one flow for all: class scores are warped, and nothing is decoded
     assert gmac("none", propagator="none") == pytest.approx(decoding / 1e9)
     forward = gmac("forward", propagator="dis", direction="forward", interval=4)
-    assert forward == pytest.approx((7 * decoding + 5 * warp) / 7 / 1e9)
+    assert forward == pytest.approx((2 * decoding + 5 * warp) / 7 / 1e9)
     both = gmac("both", propagator="dis", direction="both", interval=4)
     # Frames 1 to 3 lie between key frames, 5 and 6 after the last.
-    assert both == pytest.approx((10 * decoding + 8 * warp) / 7 / 1e9)
+    assert both == pytest.approx((2 * decoding + 8 * warp) / 7 / 1e9)
+
+
+def test_classical_flow_has_a_figure_of_its_own(colour_folder, colours, tmp_path):
+    def flows(name, **options):
+        result = evaluate(EvalOptions(colour_folder, interval=4, **options), tmp_path / name)
+        return result["classical_flows_per_frame"]
+
+    # Frames 1 to 3 and 5 to 6; in both directions one flow between neighbours serves both sides, from frame 1 on.
+    assert flows("forward", propagator="dis", direction="forward") == 5 / 7
+    assert flows("both", propagator="dis", direction="both") == 6 / 7
+    assert flows("direct", propagator="dis", direction="both", motion="direct") == 8 / 7
+    assert flows("hold", propagator="hold") == 0
+    assert flows("none", propagator="none") == 0
+    assert flows("oracle", propagator="dis", oracle=True) is None
+    # A line of the version before says nothing of it.
+    path = tmp_path / "both" / "videos.jsonl"
+    line = json.loads(path.read_text())
+    del line["classical_flows"]
+    path.write_text(json.dumps(line) + "\n")
+    assert RunDirectory(tmp_path / "both").result()["classical_flows_per_frame"] is None
 
 
 class NineteenSegmentor(ColourSegmentor):
@@ -268,14 +291,14 @@ def test_cityscapes_scores_the_labelled_frame_at_every_distance(cityscapes, tmp_
     assert result["miou"] == pytest.approx(np.mean(result["miou_by_distance"]))
     assert (result["frames"], result["key_frames"], result["vc8"], result["flicker"]) == (6, 2, None, None)
     again = evaluate(EvalOptions(cityscapes, predictions=str(tmp_path / "saved")), tmp_path / "again")
-    assert without(again, "options", "gmac_per_frame") == without(result, "options", "gmac_per_frame")
+    assert without(again, "options", *WORK) == without(result, "options", *WORK)
     both = evaluate(EvalOptions(cityscapes, propagator="hold", interval=3), tmp_path / "both")
     assert both["miou_by_distance"][0] == result["miou_by_distance"][0]
     assert both["miou_by_distance"][1] != result["miou_by_distance"][1]
     # One key frame and two others in every snippet; the others pay for one side, or for both.
-    decoding, warp = 4 * (19 * SIZE[0] * SIZE[1] + 4 * 64 * 64), 4 * 4 * 16 * 16
-    assert result["gmac_per_frame"] == pytest.approx((3 * decoding + 2 * warp) / 3 / 1e9)
-    assert both["gmac_per_frame"] == pytest.approx((5 * decoding + 4 * warp) / 3 / 1e9)
+    decoding, warp = 4 * (19 * SIZE[0] * SIZE[1] + 4 * 64 * 64), 4 * 19 * SIZE[0] * SIZE[1]
+    assert result["gmac_per_frame"] == pytest.approx((decoding + 2 * warp) / 3 / 1e9)
+    assert both["gmac_per_frame"] == pytest.approx((decoding + 4 * warp) / 3 / 1e9)
 
 
 def test_cityscapes_errors(cityscapes, tmp_path):

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
 from mpvss import cli, onnx_backend, onnx_export
 from mpvss.errors import ModelError, OutputError
-from mpvss.evaluate import EvalOptions
+from mpvss.evaluate import EvalOptions, evaluate
 from mpvss.motion import PixelFlow, QueryFlow
 from mpvss.motion.propagator import Propagator
 from mpvss.onnx_backend import ExportInfo, OnnxFlow, load_exported
@@ -301,3 +302,23 @@ def test_auto_is_the_motion_module_of_the_export(exported, propagator, expected)
     segmenter = VideoSegmenter.from_pretrained(exported, backend="onnx", propagator=propagator)
     assert segmenter.propagator.name == expected
     assert isinstance(segmenter.propagator, OnnxFlow) == (expected == "query")
+
+
+@pytest.mark.parametrize("oracle", [False, True])
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_eval_takes_the_same_motion_module_as_segment(model, exported, tmp_path, backend, oracle):
+    place = {"onnx": exported, "torch": model}[backend]
+    root = tmp_path / "data"
+    for frame in moving_frames(3, SIZE):
+        for folder in ("images", "labels"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame.rgb).save(root / "images" / f"{frame.index}.png")
+        Image.fromarray(np.zeros(SIZE, np.uint8)).save(root / "labels" / f"{frame.index}.png")
+    names = VideoSegmenter.from_pretrained(place, backend=backend).segmentor.class_names
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    options = EvalOptions(f"folder:{root}", model=str(place), backend=backend, interval=2, oracle=oracle)
+    result = evaluate(options, tmp_path / "run")
+    assert result["options"]["propagator"] == "query"
+    named = evaluate(replace(options, propagator="query"), tmp_path / "named")
+    assert named["miou"] == result["miou"]
+    assert evaluate(replace(options, propagator="dis"), tmp_path / "dis")["options"]["propagator"] == "dis"

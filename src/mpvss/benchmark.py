@@ -31,12 +31,13 @@ from torch import Tensor
 
 import mpvss
 from mpvss.cost import count_gmac
+from mpvss.decode import score_size
 from mpvss.doctor import cores
 from mpvss.errors import MpvssError, OutputError, SourceError
 from mpvss.labels import label_dtype
 from mpvss.models import Model, build
 from mpvss.motion import PixelFlow
-from mpvss.motion.classical import Hold
+from mpvss.motion.classical import Dis, Hold
 from mpvss.motion.propagator import serves_both_ways
 from mpvss.motion.warp import warp
 from mpvss.pipeline import DEFAULT_INTERVAL, VideoSegmenter, make_propagator
@@ -435,7 +436,8 @@ def bench(options: BenchOptions) -> dict[str, Any]:
 
     Returns:
         ``seconds``: per frame, medians. ``gmac``: thousand millions of multiply-adds of a key frame, of a frame between
-        and on average, all queries and classes decoded (what optical flow without a network does is not counted).
+        and on average, of networks on the padded image, all queries and classes decoded. ``classical_flow``: flows a
+        frame without a network, which are not among them, and the ``seconds`` of one; null where there are none.
         ``sgemm``: the machine's rate, and the share of it that each path reaches by that count. ``peak_mib``: of a
         process that does nothing but our whole run. ``ratios``. ``all_active``: the same for every query and class,
         with random weights. ``options``, ``machine``, ``note``.
@@ -497,6 +499,7 @@ def _bench(options: BenchOptions, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "seconds": seconds,
         "gmac": gmac,
+        "classical_flow": _classical_flow(ours, frames, direction, interval),
         "sgemm": {"gmac_per_second": rate, "share": _shares(gmac, seconds, rate)},
         "peak_mib": _peak_of_whole_run(options, source) if options.runs else None,
         "ratios": ratios(seconds),
@@ -550,17 +553,41 @@ def _count(contest: _Contest, frames: list[Frame], direction: str, interval: int
         return propagator.estimate_flow(now[None], then[None], state.queries[None], geometry.padded, grid)[0]
 
     def move() -> None:
+        if not propagator.per_query:  # nothing is decoded between key frames: the scores of all classes are warped
+            classes = state.class_logits.shape[1] - 1
+            warp(torch.zeros(1, classes, *score_size(geometry)), torch.zeros(1, 2, *score_size(geometry)))
+            return
         masks = state.mask_logits[None] if len(flow) == 1 else state.mask_logits[:, None]
         plain_decode(state.class_logits, warp(masks, flow).reshape_as(state.mask_logits), geometry)
 
-    # Each of the two sides has its own masks and its own part of the class scores. Of flows that serve both, an
-    # interval has one more than frames between.
+    # Each of the two sides has its own masks and its own part of the class scores.
     sides = 2 if direction == "both" else 1
-    shared = sides == 2 and serves_both_ways(propagator, ours.motion)
-    searches = interval / (interval - 1) if shared else sides
     flow = estimate()
-    non_key = searches * count_gmac(estimate) + sides * count_gmac(move)
+    non_key = _flows(ours, direction, interval) / (interval - 1) * count_gmac(estimate) + sides * count_gmac(move)
     return {"key": key, "non_key": non_key, "per_frame": (key + (interval - 1) * non_key) / interval}
+
+
+def _flows(ours: VideoSegmenter, direction: str, interval: int) -> int:
+    """Flows of an interval: of those that serve both sides there is one more than frames between."""
+    if ours.propagator is not None and direction == "both" and serves_both_ways(ours.propagator, ours.motion):
+        return interval
+    return (interval - 1) * (2 if direction == "both" else 1)
+
+
+def _classical_flow(
+    ours: VideoSegmenter, frames: list[Frame], direction: str, interval: int
+) -> dict[str, float] | None:
+    """How many flows without a network a frame takes, and the seconds of one; multiply-adds say nothing of them."""
+    dis = ours.propagator
+    if not isinstance(dis, Dis):
+        return None
+    (then, geometry), (now, _) = (prepare(frame, ours.rule) for frame in frames[:2])
+    grid = score_size(geometry)
+    seconds = [_timed(lambda: dis.estimate_flow(now[None], then[None], None, geometry.padded, grid)) for _ in range(3)]
+    return {
+        "flows_per_frame": _flows(ours, direction, interval) / interval,
+        "seconds": statistics.median(seconds),
+    }
 
 
 def _shares(gmac: Mapping[str, float | None], seconds: Mapping[str, Any], rate: float) -> dict[str, float | None]:

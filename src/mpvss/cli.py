@@ -1029,6 +1029,9 @@ def _print_bench(found: dict[str, Any]) -> None:
     console.print(f"sgemm: {found['sgemm']['gmac_per_second']:.1f} GMAC/s; share of it: {shares}")
     counts = ", ".join(f"{name} {value:.2f}" for name, value in found["gmac"].items() if value is not None)
     console.print(f"GMAC: {counts}")
+    if found["classical_flow"] is not None:
+        flows, spent = (found["classical_flow"][name] for name in ("flows_per_frame", "seconds"))
+        console.print(f"classical flow, which is no GMAC: {flows:.2f} a frame, {1000 * spent:.1f} ms each")
     if found["peak_mib"] is not None:
         console.print(f"peak memory of our whole run: {found['peak_mib']:.0f} MiB")
     if found["note"]:

@@ -25,6 +25,7 @@ from jaxtyping import UInt8, UInt16
 from mpvss import __version__
 from mpvss.annotate import oracle_rule, true_state
 from mpvss.data import Clip, Dataset, open_dataset, read_label
+from mpvss.decode import score_size
 from mpvss.doctor import library_versions
 from mpvss.errors import DataError, ModelError, OutputError
 from mpvss.labels import label_dtype, map_classes, short_list
@@ -37,9 +38,9 @@ from mpvss.metrics import (
     VideoConsistency,
     region_similarity,
 )
+from mpvss.motion.classical import Dis
 from mpvss.motion.propagator import Propagator, serves_both_ways
 from mpvss.pipeline import (
-    BEST_PROPAGATOR,
     DEFAULT_INTERVAL,
     PROPAGATORS,
     VideoSegmenter,
@@ -48,6 +49,7 @@ from mpvss.pipeline import (
     choose_dtype,
     describe_propagator,
     make_propagator,
+    meant_propagator,
 )
 from mpvss.schedule import CutDetector, Schedule
 from mpvss.segmentors import Segmentor
@@ -141,11 +143,12 @@ class EvalOptions:
 
         Raises:
             DataError: True labels are asked for, but most frames of the data set have none.
+            ModelError: The model does not say which motion module it has.
         """
         if self.predictions is not None:
             return EvalOptions(self.data, self.split, "", "none", interval=self.interval, predictions=self.predictions)
         oracle = self.oracle or dataset.protocol == "davis"
-        propagator = BEST_PROPAGATOR if self.propagator == "auto" else self.propagator
+        propagator = meant_propagator(self.model, self.propagator, self.backend)
         if dataset.protocol == "cityscapes" and oracle:
             raise DataError(
                 "true labels at key frames need every frame labelled; these snippets have one labelled frame"
@@ -181,7 +184,8 @@ def evaluate(
     Returns:
         ``miou``, ``wiou``, ``vc8``, ``vc16``, ``correct_vc8``, ``correct_vc16``, ``flicker`` (0 to 1), ``j`` for DAVIS,
         ``miou_by_distance`` (a list), ``iou`` (by class name), ``videos``, ``frames``, ``key_frames``,
-        ``gmac_per_frame`` (thousand millions of multiply-adds), ``seconds`` (by stage) and ``options``. What is
+        ``gmac_per_frame`` (thousand millions of multiply-adds), ``classical_flows_per_frame`` (which are no
+        multiply-adds and not among them), ``seconds`` (by stage) and ``options``. What is
         undefined or unknown is ``None``.
 
     Raises:
@@ -335,6 +339,7 @@ class RunDirectory:
         videos = frames = 0
         key_frames: int | None = 0
         gmac: float | None = 0.0
+        flows: int | None = 0
         for line in self.lines():
             for name, state in line["metrics"].items():
                 metric = _METRICS[name].from_state(state)
@@ -348,6 +353,8 @@ class RunDirectory:
             frames += line["frames"]
             key_frames = None if key_frames is None or line["key_frames"] is None else key_frames + line["key_frames"]
             gmac = None if gmac is None or line["gmac"] is None else gmac + line["gmac"]
+            more = line.get("classical_flows")  # runs of the version before have none
+            flows = None if flows is None or more is None else flows + more
         if videos != header["clips"]:
             raise DataError(
                 f"{self.path}: {videos} of {header['clips']} videos are scored; "
@@ -374,6 +381,7 @@ class RunDirectory:
             "frames": frames,
             "key_frames": key_frames,
             "gmac_per_frame": None if gmac is None else gmac / frames,
+            "classical_flows_per_frame": None if flows is None else flows / frames,
             "seconds": seconds,
             "options": header["options"],
         }
@@ -409,6 +417,7 @@ def _check_line(line: Any, classes: int) -> None:
         ValueError: Something is missing or of another form, or too large for the memory.
     """
     demand(line, _LINE, "the line")
+    demand(line.get("classical_flows"), (int, type(None)), "classical_flows")
     for value in line["seconds"].values():
         demand(value, float, "seconds")
     for name, state in line["metrics"].items():
@@ -509,9 +518,9 @@ class _Predictor:
             line = scores.line(clip.name)
         if self._segmentor is not None and not self._options.oracle:
             # What ONNX Runtime computes, torch cannot count.
-            line["gmac"] = (
-                None if self._options.backend == "onnx" else self._multiply_adds(clip, line["timeline"]["key"])
-            )
+            gmac, searches = self._work(clip, line["timeline"]["key"])
+            line["gmac"] = None if self._options.backend == "onnx" else gmac
+            line["classical_flows"] = searches if isinstance(self._propagator, Dis) else 0
         line["seconds"]["total"] = time.perf_counter() - began
         return line
 
@@ -719,16 +728,18 @@ class _Predictor:
                 video.write(item.labels, pts)
                 yield item
 
-    def _multiply_adds(self, clip: Clip, keys: list[bool]) -> float:
-        """Thousand millions of multiply-adds of a clip's frames.
+    def _work(self, clip: Clip, keys: list[bool]) -> tuple[float, int]:
+        """GMAC of a clip's frames, and the number of flows among them.
 
         A frame between two key frames pays for both sides where both are used, but for one flow where one between
-        neighbours serves both. Classical flow counts nothing.
+        neighbours serves both.
         """
-        frame = Frame(0, Fraction(0), clip.load_image(0))
-        if frame.size not in self._gmac:
-            self._gmac[frame.size] = gmac(self._segmenter, frame)
-        key, flow, view = self._gmac[frame.size]
+        key = flow = view = 0.0
+        if self._options.backend != "onnx":
+            frame = Frame(0, Fraction(0), clip.load_image(0))
+            if frame.size not in self._gmac:
+                self._gmac[frame.size] = gmac(self._segmenter, frame)
+            key, flow, view = self._gmac[frame.size]
         # A snippet's frames are each before another key frame.
         after_last = 0 if self._dataset.protocol == "cityscapes" else keys[::-1].index(True)
         between = len(keys) - sum(keys) - after_last
@@ -737,7 +748,7 @@ class _Predictor:
         shared = propagator is not None and serves_both_ways(propagator, self._options.motion)
         # With both sides, flows to the neighbour before: each frame but the first, key frames included.
         searches = len(keys) - 1 if shared and sides == 2 else sides * between + after_last
-        return sum(keys) * key + (sides * between + after_last) * view + searches * flow
+        return sum(keys) * key + (sides * between + after_last) * view + searches * flow, searches
 
 
 def _by_name(
@@ -804,8 +815,9 @@ _UNNAMED = re.compile(r"(?:class|label)?[ _-]?\d+", re.IGNORECASE)
 def gmac(segmenter: VideoSegmenter, frame: Frame) -> tuple[float, float, float]:
     """Count the thousand millions of multiply-adds of a key frame, of a flow, and of the rest of one side of a frame.
 
-    Networks are counted as they run; a resized or warped value costs 4; decoding is that of all queries and classes at
-    the size of the picture.
+    Networks are counted as they run, on the padded image, which is how the paper counts; a resized or warped value
+    costs 4; decoding is that of all queries and classes at the size of the image. With one flow for all queries nothing
+    is decoded between key frames: the scores of all classes are warped.
 
     Args:
         segmenter: A segmentor and its propagator.
@@ -823,6 +835,8 @@ def gmac(segmenter: VideoSegmenter, frame: Frame) -> tuple[float, float, float]:
     if segmenter.propagator is not None:
         estimate = segmenter.propagator.estimate_flow
         flow = count_gmac(lambda: estimate(image[None], image[None], states[0].queries[None], geometry.padded, grid))
+    if segmenter.propagator is not None and not segmenter.propagator.per_query:
+        return key + decoding, flow, 4 * classes * math.prod(score_size(geometry)) / 1e9
     return key + decoding, flow, 4 * queries * math.prod(grid) / 1e9 + decoding
 
 
@@ -951,6 +965,7 @@ class _Scores:
                 "key_frames": None if None in keys else sum(keys),
                 "metrics": {kind: metric.state() for kind, metric in self._metrics.items()},
                 "gmac": None,
+                "classical_flows": None,
                 "seconds": self.seconds,
                 "timeline": self._timeline,
                 "worst": [{"index": index, "score": score} for score, index, _ in self._worst],

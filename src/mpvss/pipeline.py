@@ -82,13 +82,30 @@ def make_propagator(name: str, motion: QueryFlow | PixelFlow | None = None) -> P
     return makers[name]()
 
 
+def meant_propagator(model: str | Path, propagator: str, backend: str = "torch") -> str:
+    """Return what ``auto`` stands for: the model's own motion module, or else the best that needs no training.
+
+    Raises:
+        ModelError: The model's description cannot be read.
+    """
+    if propagator != "auto":
+        return propagator
+    own = None
+    if backend == "onnx":
+        from mpvss.onnx_backend import ExportInfo
+
+        own = ExportInfo.read(model).motion
+    elif model not in EMBEDDED and (Path(model) / "config.json").is_file():
+        own = {"query_flow": "query", "pixel_flow": "flow"}.get(read_config(model)["model_type"])
+    return own or BEST_PROPAGATOR
+
+
 def _find_motion(model: str | Path, propagator: str) -> tuple[str | Path, str, QueryFlow | PixelFlow | None]:
     """Return what to load the segmentor from, the propagator that is meant, and its motion module if it has one.
 
-    ``auto`` is the kind of motion module that was given as the model, or otherwise the best propagator. The embedded
-    model has its motion modules beside it.
+    The embedded model has its motion modules beside it.
     """
-    wanted = BEST_PROPAGATOR if propagator == "auto" else propagator
+    wanted = meant_propagator(model, propagator)
     if model in EMBEDDED:
         beside = Path(str(files("mpvss") / "assets" / f"{model}-{wanted}"))
         shipped = wanted in _LEARNED and beside.is_dir()
@@ -99,10 +116,7 @@ def _find_motion(model: str | Path, propagator: str) -> tuple[str | Path, str, Q
     segmentor = segmentor_of(model)
     if segmentor is None:
         raise ModelError(f"{model}: this motion module does not say which segmentor it belongs to")
-    if propagator != "auto" and propagator not in _LEARNED:
-        return segmentor, wanted, None
-    module = load_motion(model)
-    return segmentor, LearnedFlow(module).name if propagator == "auto" else wanted, module
+    return segmentor, wanted, load_motion(model) if wanted in _LEARNED else None
 
 
 def describe_propagator(propagator: Propagator | None) -> dict[str, Any]:
