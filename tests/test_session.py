@@ -1,28 +1,38 @@
 """Laws of a session: what it answers, when, and from which key frames."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
 from mpvss.decode import ClassScores
 from mpvss.errors import ModelError, OutputError
+from mpvss.motion import PixelFlow, QueryFlow
 from mpvss.motion.classical import Dis, Hold
 from mpvss.pipeline import VideoSegmenter
 from mpvss.schedule import Schedule
+from mpvss.segmentors import load_segmentor
 from mpvss.segmentors.protocol import Prediction
 from mpvss.session import Session
 from mpvss.spill import Spill
+from mpvss.train.config import make_config
+from mpvss.train.loop import train
+from mpvss.train.teacher import teach
 from mpvss.types import Frame
+from test_motion_query_flow import TINY
+from train_world import make_folder, make_segmentor, make_values
 
 DIRECTIONS = ("forward", "both")
 
@@ -595,9 +605,8 @@ class NoDouble(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("per_query", [False, True])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_no_double_is_ever_on_the_device(per_query, direction, monkeypatch):
+@pytest.fixture
+def device_without_double(monkeypatch):
     """Whatever is brought to the CPU first may be one."""
     brought = torch.Tensor.cpu
 
@@ -612,14 +621,61 @@ def test_no_double_is_ever_on_the_device(per_query, direction, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
     monkeypatch.setattr("mpvss.session.cores", lambda: 1)  # a mode belongs to one thread
+    return NoDouble()
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_no_double_is_ever_on_the_device(per_query, direction, device_without_double):
     segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=3)
     segmenter.propagator.per_query = per_query
     frames = moving_frames(6, (48, 64))
-    with NoDouble():
+    with device_without_double:
         results = run(segmenter, frames, direction)
         with pytest.raises(AssertionError, match="on the device"):
             torch.zeros(1).double()
     assert len(results) == 6
+
+
+@pytest.fixture(scope="module")
+def tiny_world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    make_folder(root / "data")
+    make_segmentor(root / "segmentor")
+    return root
+
+
+@pytest.mark.parametrize("kind", [QueryFlow, PixelFlow])
+@pytest.mark.parametrize("fast", [False, True])
+def test_no_double_is_on_the_device_with_networks(tiny_world, kind, fast, device_without_double):
+    """Loading included, of a checkpoint of doubles as well."""
+    segmentor = load_segmentor(tiny_world / "segmentor")
+    config = replace(TINY, num_queries=segmentor.num_queries, query_width=segmentor.query_width)
+    module = kind(config).double()
+    module.segmentor = "segmentor"
+    place = tiny_world / f"{kind.__name__}-{fast}"
+    module.save_pretrained(place)
+    shutil.copytree(tiny_world / "segmentor", place / "segmentor")
+    segmenter = VideoSegmenter.from_pretrained(place, interval=3, device="cpu", fast=fast)
+    with device_without_double:
+        assert len(run(segmenter, moving_frames(4, (48, 64)), "both")) == 4
+        assert len(run(segmenter, moving_frames(4, (48, 64)), "forward")) == 4
+
+
+def test_no_double_is_on_the_device_of_a_teacher(tiny_world, tmp_path, device_without_double):
+    segmentor = load_segmentor(tiny_world / "segmentor")
+    for name in ("a", "b", "c"):
+        Image.fromarray(np.full((48, 64, 3), 99, np.uint8)).save(tmp_path / f"{name}.png")
+    with device_without_double:
+        assert teach([str(tmp_path)], segmentor, tmp_path / "taught").startswith("folder:")
+
+
+@pytest.mark.parametrize("propagator", ["query", "flow"])
+def test_no_double_is_on_the_device_in_training(tiny_world, tmp_path, propagator, device_without_double):
+    changes = {"model__propagator": propagator, "optim__steps": 2, "data__validation": f"folder:{tiny_world / 'data'}"}
+    values = make_values(tiny_world, tmp_path / "run", data__interval=3, **changes)
+    with device_without_double:
+        train(make_config(values), quiet=True)
 
 
 class QueryHold(Hold):
