@@ -46,6 +46,9 @@ _LEARNED = ("flow", "query")
 # Of counts: more than any video has, and what every library takes.
 _MOST = 10**6
 _LONGEST_SIDE = 8192
+# Folders below one another: the standard library makes them by recursion.
+_MOST_FOLDERS = 500
+_MOST_ECHOED = 200
 
 
 class PropagatorName(StrEnum):
@@ -451,7 +454,7 @@ def _load(
     fast: bool,
     backend: BackendName,
 ) -> "VideoSegmenter":
-    log.info("loading %s", model)
+    log.info("loading %s", model[:_MOST_ECHOED])
     try:
         from mpvss.pipeline import VideoSegmenter, check_backend, choose_device, choose_dtype
     except ImportError as error:
@@ -1083,6 +1086,14 @@ def _share_one_heap() -> None:
         library.mallopt(-8, 1)  # M_ARENA_MAX
 
 
+def _bounded(message: str, given: Sequence[str]) -> str:
+    """A message that repeats no argument whole that is long."""
+    for value in (part for argument in given for part in (argument, argument.partition("=")[2])):
+        if len(value) > _MOST_ECHOED:
+            message = message.replace(value, f"{value[:_MOST_ECHOED]}...")
+    return printable(message)
+
+
 def _interrupt(number: int, *_: Any) -> None:
     if number != signal.SIGINT:  # shells and the system both say that a terminal is gone; once is enough
         signal.signal(number, signal.SIG_IGN)
@@ -1099,10 +1110,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if any("\0" in argument for argument in given):
         print("mpvss: expected arguments of text, found one with a NUL byte", file=sys.stderr)
         return 2
+    if (deepest := max((argument.count(os.sep) for argument in given), default=0)) > _MOST_FOLDERS:
+        print(f"mpvss: expected paths of at most {_MOST_FOLDERS} folders, found {deepest}", file=sys.stderr)
+        return 2
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="mpvss", standalone_mode=False)
     except _Misuse as error:
-        error.message = without_secrets(error.message)
+        error.message = _bounded(without_secrets(error.message), given)
         error.show()
         return 2
     except MpvssError as error:

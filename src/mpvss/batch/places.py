@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.images import IMAGE_SUFFIXES
 from mpvss.sinks import ENDINGS
-from mpvss.untrusted import parse_json, shown_address
+from mpvss.untrusted import parse_json, shown, shown_address
 from mpvss.video.probe import _is_animated, _output_name, probe
 from mpvss.video.write import output_errors
 
@@ -77,8 +77,20 @@ class Job:
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place is not on this machine's disks."""
-    return _URL.match(place) is not None and not place.startswith("file://")
+    """Whether a place is not on this machine's disks.
+
+    Raises:
+        DataError: It is an address that cannot be parsed.
+    """
+    if _URL.match(place) is None or place.startswith("file://"):
+        return False
+    try:
+        urlsplit(place)
+    except ValueError as error:
+        raise DataError(
+            f"expected an address such as https://host/path, found {shown(shown_address(place))} ({error})"
+        ) from error
+    return True
 
 
 def local(place: str) -> str:

@@ -47,7 +47,7 @@ from mpvss.images import (
     read_rgb,
 )
 from mpvss.types import IMAGE_RATE, shown_size
-from mpvss.untrusted import shown_address
+from mpvss.untrusted import shown, shown_address
 from mpvss.video.clock import Clock
 from mpvss.video.colour import to_rgb
 from mpvss.video.deinterlace import FRAMES_BEFORE, deinterlaced
@@ -991,7 +991,12 @@ def _open_camera(source: str, open_video: Callable[..., VideoMedia]) -> VideoMed
 
 
 def _open_url(url: str, open_video: Callable[..., VideoMedia]) -> VideoMedia:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SourceError(
+            f"expected an address such as https://host/path, found {shown(shown_address(url))} ({error})"
+        ) from error
     name = safe_name("-".join(part for part in (parts.hostname, Path(unquote(parts.path)).stem) if part))
     options = {"rtsp_transport": "tcp"} if parts.scheme.lower().startswith("rtsp") else {}
     try:
