@@ -19,10 +19,10 @@ from typing import Any
 import cv2
 import torch
 
-from mpvss.data import Clip, open_dataset
+from mpvss.datasets import Clip, open_dataset
 from mpvss.metrics import ConfusionMatrix, VideoConsistency
-from mpvss.motion.classical import Dis, Hold
-from mpvss.pipeline import VideoSegmenter
+from mpvss.motion.dis import Dis, Hold
+from mpvss.segmenter import VideoSegmenter
 from mpvss.types import Frame
 
 # name, propagator, motion, direction, intervals

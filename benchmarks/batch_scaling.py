@@ -14,9 +14,9 @@ from collections import deque
 from pathlib import Path
 
 from mpvss.batch import run as batch
-from mpvss.batch.segments import Listing, join, list_frames, part_files, segment_part
+from mpvss.batch.chunks import Listing, join, list_frames, part_files, segment_part
 from mpvss.batch.worker import Outcome, Settings
-from mpvss.sinks import ProcessOptions
+from mpvss.outputs.sinks import ProcessOptions
 from mpvss.video import read
 
 

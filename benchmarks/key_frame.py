@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from mpvss.cost import count_gmac
-from mpvss.models import ARCHS, build
+from mpvss.convert.architectures import ARCHS, build
+from mpvss.convert.cost import count_gmac
 from mpvss.segmentors import fast_mask2former as fast
 
 PAD = 32

@@ -13,11 +13,11 @@ from itertools import pairwise
 
 import torch
 
-from mpvss.decode import decode
-from mpvss.models import ARCHS, build
+from mpvss.convert.architectures import ARCHS, build
+from mpvss.engine.decode import decode
+from mpvss.engine.state import View
 from mpvss.motion.warp import resize_flow, warp
 from mpvss.segmentors import InputRule
-from mpvss.state import View
 
 STRIDE = 4
 

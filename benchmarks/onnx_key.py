@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from mpvss import VideoSegmenter
-from mpvss.onnx_backend import load_exported
-from mpvss.onnx_export import export
+from mpvss.convert.export import export
+from mpvss.segmentors.onnx import load_exported
 
 
 def main():

@@ -11,7 +11,8 @@ import numpy as np
 
 from mpvss import VideoSegmenter
 from mpvss.labels import palette_for
-from mpvss.video import draw, read
+from mpvss.outputs import draw
+from mpvss.video import read
 
 
 def main() -> None:

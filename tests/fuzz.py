@@ -42,24 +42,26 @@ import yaml
 from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
+from mpvss.batch.chunks import Listing, Plan
+from mpvss.batch.listed import FrameList
 from mpvss.batch.manifest import Manifest
-from mpvss.batch.places import expand
-from mpvss.batch.segments import Listing, Plan
-from mpvss.checkpoint import convert_reference
-from mpvss.data import open_dataset
+from mpvss.batch.storage import expand
+from mpvss.convert.checkpoint import convert_reference
+from mpvss.datasets import open_dataset
 from mpvss.errors import MpvssError, OutputError
-from mpvss.evaluate import EvalOptions, RunDirectory, evaluate
-from mpvss.motion.classical import Dis, Hold
-from mpvss.motion.config import QueryFlowConfig
-from mpvss.motion.query_flow import QueryFlow
-from mpvss.onnx_backend import ExportInfo
-from mpvss.pipeline import VideoSegmenter
-from mpvss.report import compare, write_report
+from mpvss.evaluation.report import compare, write_report
+from mpvss.evaluation.run import EvalOptions, RunDirectory, evaluate
+from mpvss.motion.dis import Dis, Hold
+from mpvss.motion.network.config import QueryFlowConfig
+from mpvss.motion.network.query_flow import QueryFlow
+from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, OverlayWriter
+from mpvss.outputs.sinks import ProcessOptions
+from mpvss.segmenter import VideoSegmenter
+from mpvss.segmentors.onnx import ExportInfo
 from mpvss.segmentors.protocol import InputRule
-from mpvss.sinks import ProcessOptions
-from mpvss.train.checkpoints import begin, cut_metrics, load_checkpoint
-from mpvss.train.config import load_config, make_config
-from mpvss.video import FrameList, LabelReader, LabelWriter, MetaWriter, OverlayWriter, probe, read
+from mpvss.training.checkpoints import begin, cut_metrics, load_checkpoint
+from mpvss.training.config import load_config, make_config
+from mpvss.video import probe, read
 from train_world import MOTION, SIZE, make_folder, make_segmentor, make_values
 
 HANG_SECONDS = 10.0

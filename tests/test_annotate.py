@@ -11,13 +11,13 @@ from PIL import Image
 from helpers import ColourSegmentor, moving_frames
 from mpvss.annotate import Filler, find_masks, oracle_rule, propagate, true_state
 from mpvss.cli import run
-from mpvss.decode import decode
+from mpvss.engine.decode import decode
+from mpvss.engine.spill import Spill
+from mpvss.engine.state import View
 from mpvss.errors import DataError, OutputError
-from mpvss.motion.classical import Dis, Hold
+from mpvss.motion.dis import Dis, Hold
+from mpvss.outputs import LabelReader
 from mpvss.segmentors.protocol import InputRule, Prediction, prepare
-from mpvss.spill import Spill
-from mpvss.state import View
-from mpvss.video import LabelReader
 
 SIZE = (48, 64)
 
@@ -217,7 +217,7 @@ def test_a_wide_gap_holds_a_bounded_number_of_bytes_and_fills_it_alike(video, tm
             return kept
 
     limit = 2 * 3 * SIZE[0] * SIZE[1]
-    monkeypatch.setattr("mpvss.spill.MOST_HELD", limit)
+    monkeypatch.setattr("mpvss.engine.spill.MOST_HELD", limit)
     for module in ("annotate", "session"):
         monkeypatch.setattr(f"mpvss.{module}.Spill", Held)
     _, found, _ = filled(video, masks, tmp_path / "spilled", Filler(Dis(), motion))

@@ -24,22 +24,23 @@ from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
+from mpvss.batch import chunks as segments
 from mpvss.batch import run as run_module
-from mpvss.batch import segments
+from mpvss.batch.chunks import Listing, divide, join, list_frames, part_files, segment_part
+from mpvss.batch.listed import FrameList, fingerprint, read_listed
 from mpvss.batch.local import LocalEngine
 from mpvss.batch.manifest import Manifest, lock, unlock
-from mpvss.batch.places import expand, fetch
 from mpvss.batch.run import BatchOptions, in_shard, run_batch
-from mpvss.batch.segments import Listing, divide, join, list_frames, part_files, segment_part
 from mpvss.batch.single import process_in_segments
+from mpvss.batch.storage import expand, fetch
 from mpvss.batch.worker import Outcome, Settings, Worker
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
-from mpvss.motion.classical import Dis, Hold
-from mpvss.pipeline import VideoSegmenter
-from mpvss.sinks import ProcessOptions
-from mpvss.video import FrameList, fingerprint, read, read_listed
-from mpvss.video.probe import VideoMedia
-from test_video_read import cut_off, noise, write_video
+from mpvss.motion.dis import Dis, Hold
+from mpvss.outputs.sinks import ProcessOptions
+from mpvss.segmenter import VideoSegmenter
+from mpvss.video import read
+from mpvss.video.media import VideoMedia
+from test_video_reader import cut_off, noise, write_video
 
 SIZE = (48, 64)
 ENDINGS = (".json", ".labels.mkv", ".overlay.mp4")

@@ -14,7 +14,7 @@ import pytest
 
 from helpers import moving_frames
 from test_batch import times, tree
-from test_video_read import write_video
+from test_video_reader import write_video
 
 KILLS = int(os.environ.get("MPVSS_KILLS", "50"))
 SIZE = (64, 96)

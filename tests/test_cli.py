@@ -24,11 +24,12 @@ import mpvss
 from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
 from mpvss.errors import ModelError, MpvssError
-from mpvss.motion.classical import Dis, Hold
-from mpvss.pipeline import VideoSegmenter
-from mpvss.sinks import ProcessOptions
-from mpvss.video import LabelReader, OverlayWriter, probe, read
-from test_video_read import cut_off, write_video
+from mpvss.motion.dis import Dis, Hold
+from mpvss.outputs import LabelReader, OverlayWriter
+from mpvss.outputs.sinks import ProcessOptions
+from mpvss.segmenter import VideoSegmenter
+from mpvss.video import probe, read
+from test_video_reader import cut_off, write_video
 
 SIZE = (48, 64)
 FRAMES = 12
@@ -64,7 +65,7 @@ def colour(monkeypatch):
         )
 
     monkeypatch.setattr(VideoSegmenter, "from_pretrained", from_pretrained)
-    monkeypatch.setattr("mpvss.zoo.known_classes", lambda _: None)
+    monkeypatch.setattr("mpvss.segmentors.zoo.known_classes", lambda _: None)
     return asked
 
 
@@ -519,7 +520,7 @@ def test_a_bug_keeps_its_traceback(segment, clip, monkeypatch, tmp_path):
     def broken(*_):
         raise ValueError("a bug, not an option")
 
-    monkeypatch.setattr("mpvss.session.Session.push", broken)
+    monkeypatch.setattr("mpvss.engine.session.Session.push", broken)
     with pytest.raises(ValueError, match="a bug, not an option"):
         segment(clip)
     assert names(tmp_path / "OUT") == []
@@ -693,7 +694,7 @@ def test_an_error_of_the_system_is_one_line(command, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "/x/y")
 
-    monkeypatch.setattr("mpvss.zoo.list_models", full)
+    monkeypatch.setattr("mpvss.segmentors.zoo.list_models", full)
     code, printed, err = command("models")
     assert (code, printed) == (2, "")
     assert err == "mpvss: No space left on device: '/x/y'\n"
@@ -754,7 +755,7 @@ def test_doctor_and_help_need_nothing_that_may_be_broken():
     code = (
         "import sys, mpvss.cli\n"
         "heavy = {'torch', 'transformers', 'cv2', 'av', 'numpy'} & sys.modules.keys()\n"
-        "import mpvss.doctor\n"
+        "import mpvss.cli.doctor\n"
         "print(sorted(heavy), sorted({'torch', 'transformers'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -870,7 +871,7 @@ def test_sizes_are_shown_width_first_and_said_to_be(command, clip):
 
 def test_convert_takes_its_directory_by_option_or_place(command, monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr("mpvss.checkpoint.convert_reference", lambda checkpoint, out, names: made.append(out))
+    monkeypatch.setattr("mpvss.convert.checkpoint.convert_reference", lambda checkpoint, out, names: made.append(out))
     assert command("convert", "a.pth", "--out", tmp_path / "b")[0] == 0
     assert command("convert", "a.pth", tmp_path / "b")[0] == 0
     assert made == [tmp_path / "b"] * 2
@@ -887,7 +888,7 @@ def test_the_shell_completes_commands(command):
 
 
 def test_doctor_names_what_each_extra_lacks(command, monkeypatch):
-    from mpvss import doctor
+    from mpvss.cli import doctor
 
     monkeypatch.setattr(doctor, "_is_installed", lambda package: package != "s3fs")
     code, out, _ = command("doctor")

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from helpers import ColourSegmentor, moving_frames
-from mpvss.checkpoint import check_fits
+from mpvss.convert.checkpoint import check_fits
+from mpvss.engine.state import KeyState
 from mpvss.errors import ModelError
 from mpvss.motion import PixelFlow, QueryFlow, QueryFlowConfig
-from mpvss.motion.classical import Hold
+from mpvss.motion.dis import Hold
 from mpvss.motion.learned import LearnedFlow
-from mpvss.pipeline import VideoSegmenter, make_propagator
-from mpvss.state import KeyState
+from mpvss.segmenter import VideoSegmenter, make_propagator
 from mpvss.types import Frame, Geometry
 
 TINY = QueryFlowConfig(
@@ -110,8 +110,8 @@ def key_state(class_logits):
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.001, 0.05, 0.5, 10.0])
 def test_leaving_queries_out_changes_no_score_by_more_than_the_tolerance(tolerance):
-    from mpvss.decode import class_scores
-    from mpvss.state import View
+    from mpvss.engine.decode import class_scores
+    from mpvss.engine.state import View
 
     logits = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)) * 3
     logits[:, -1] += 6

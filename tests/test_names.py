@@ -12,11 +12,12 @@ from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
-from mpvss.motion.classical import Hold
-from mpvss.pipeline import VideoSegmenter
-from mpvss.untrusted import printable
-from mpvss.video import LabelReader, probe
-from test_video_read import write_video
+from mpvss._validate import printable
+from mpvss.motion.dis import Hold
+from mpvss.outputs import LabelReader
+from mpvss.segmenter import VideoSegmenter
+from mpvss.video import probe
+from test_video_reader import write_video
 
 FRAMES = 4
 ENDINGS = (".json", ".labels.mkv", ".overlay.mp4", ".png")

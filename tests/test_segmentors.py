@@ -33,11 +33,11 @@ from transformers import (
     image_processing_utils,
 )
 
-from mpvss.decode import class_scores, decode
+from mpvss.engine.decode import class_scores, decode
+from mpvss.engine.state import View
 from mpvss.errors import ModelError
 from mpvss.segmentors import InputRule, Segmentor, load_segmentor, prepare
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor, _has_preprocessor, crop_starts, input_rule
-from mpvss.state import View
 from mpvss.types import Frame, Geometry
 
 FAMILIES = ("mask2former", "maskformer", "oneformer", "eomt")

@@ -7,10 +7,11 @@ import av
 import numpy as np
 import pytest
 
-from mpvss.video import OverlayWriter, probe, read
+from mpvss.batch.listed import FrameList, fingerprint, read_listed
+from mpvss.outputs import OverlayWriter
+from mpvss.video import probe, read
 from mpvss.video.colour import to_rgb
 from mpvss.video.deinterlace import deinterlaced
-from mpvss.video.listed import FrameList, fingerprint, read_listed
 
 PATCH = (200, 40, 40)
 BT709_TO_BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])

@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpvss.convert.architectures import build
     from mpvss.errors import MpvssError
-    from mpvss.models import build
-    from mpvss.pipeline import VideoSegmenter
+    from mpvss.segmenter import VideoSegmenter
     from mpvss.types import Frame, Segmentation
 
 __all__ = ["Frame", "MpvssError", "Segmentation", "VideoSegmenter", "__version__", "build"]
@@ -30,8 +30,8 @@ _HOMES = {
     "Frame": "mpvss.types",
     "MpvssError": "mpvss.errors",
     "Segmentation": "mpvss.types",
-    "VideoSegmenter": "mpvss.pipeline",
-    "build": "mpvss.models",
+    "VideoSegmenter": "mpvss.segmenter",
+    "build": "mpvss.convert.architectures",
 }
 
 

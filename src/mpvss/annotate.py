@@ -20,20 +20,20 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8, UInt16
 from torch import Tensor
 
-from mpvss.data.clips import list_images, read_label, read_lines
+from mpvss._validate import shown, shown_address
+from mpvss.datasets.clips import list_images, read_label, read_lines
+from mpvss.engine.session import Session, check_direction, check_motion
+from mpvss.engine.spill import Spill
+from mpvss.engine.state import KeyState
 from mpvss.errors import DataError
-from mpvss.images import BROKEN_PICTURE, open_image
 from mpvss.labels import IGNORE, MAX_CLASSES, ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator
-from mpvss.pipeline import describe_propagator
+from mpvss.outputs.sinks import ProcessOptions, Sinks, output_paths
+from mpvss.segmenter import describe_propagator
 from mpvss.segmentors.protocol import InputRule, Segmentor
-from mpvss.session import Session, check_direction, check_motion
-from mpvss.sinks import ProcessOptions, Sinks, output_paths
-from mpvss.spill import Spill
-from mpvss.state import KeyState
 from mpvss.types import Frame, Geometry, Segmentation, shown_size
-from mpvss.untrusted import shown, shown_address
 from mpvss.video import read
+from mpvss.video.images import BROKEN_PICTURE, open_image
 
 log = logging.getLogger(__name__)
 

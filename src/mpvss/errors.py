@@ -5,7 +5,7 @@ Misuse of the API raises ``ValueError`` or ``TypeError``. Files, videos, checkpo
 line and exits with 2.
 """
 
-from mpvss.untrusted import without_secrets
+from mpvss._validate import without_secrets
 
 _LONGEST = 590
 _KEPT_END = 200

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 
-from mpvss.untrusted import demand, shown
+from mpvss._validate import demand, shown
 
 _M = TypeVar("_M", bound="_Metric")
 

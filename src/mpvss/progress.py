@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from mpvss.untrusted import printable
+from mpvss._validate import printable
 
 log = logging.getLogger(__name__)
 

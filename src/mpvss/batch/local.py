@@ -213,7 +213,7 @@ def prepare(threads: int, level: int) -> None:
     import cv2
     import torch
 
-    from mpvss.untrusted import PublicFormatter
+    from mpvss._validate import PublicFormatter
 
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)

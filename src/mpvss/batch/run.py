@@ -13,12 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from mpvss.batch.local import ALIVE, LocalEngine
 from mpvss.batch.manifest import SCHEMA, Manifest, lock, unlock
-from mpvss.batch.places import Job, below, exists, expand, is_remote, is_whole, local, refuse_link, remove, stored
+from mpvss.batch.storage import Job, below, exists, expand, is_remote, is_whole, local, refuse_link, remove, stored
 from mpvss.batch.worker import Outcome, Settings, Setup, Task, parts_folder
-from mpvss.doctor import cores
+from mpvss.cli.doctor import cores
 from mpvss.errors import ConfigError, MpvssError, OutputError
-from mpvss.sinks import ENDINGS
-from mpvss.video.write import output_errors
+from mpvss.outputs.overlay import output_errors
+from mpvss.outputs.sinks import ENDINGS
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpvss.batch.places import Job, below, digest, exists, fetch, is_remote, publish, remove, stamp
+from mpvss._validate import shown, without_secrets
+from mpvss.batch.storage import Job, below, digest, exists, fetch, is_remote, publish, remove, stamp
 from mpvss.errors import ConfigError, DataError, MpvssError, SourceError
-from mpvss.sinks import ENDINGS, ProcessOptions
-from mpvss.untrusted import shown, without_secrets
+from mpvss.outputs.sinks import ENDINGS, ProcessOptions
 
 if TYPE_CHECKING:
-    from mpvss.batch.segments import Plan
-    from mpvss.pipeline import VideoSegmenter
+    from mpvss.batch.chunks import Plan
+    from mpvss.segmenter import VideoSegmenter
     from mpvss.types import Segmentation
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Settings:
             ModelError: They cannot be loaded.
             ConfigError: An option is out of its range.
         """
-        from mpvss.pipeline import VideoSegmenter, choose_device, choose_dtype
+        from mpvss.segmenter import VideoSegmenter, choose_device, choose_dtype
 
         try:
             choose_device(device or self.device)
@@ -318,7 +318,7 @@ class Worker:
 
     def _divide(self, job: Job, source: str, stage: Path) -> "Plan":
         """Find the plan of an earlier run, or make one."""
-        from mpvss.batch.segments import FRAMES, PLAN, Plan, list_frames
+        from mpvss.batch.chunks import FRAMES, PLAN, Plan, list_frames
 
         folder, identity = self._folder(job), self._identity(job)
         if exists(below(folder, PLAN)):
@@ -336,7 +336,7 @@ class Worker:
         return plan
 
     def _plan(self, job: Job, stage: Path) -> tuple["Plan", Path]:
-        from mpvss.batch.segments import FRAMES, PLAN, Plan
+        from mpvss.batch.chunks import FRAMES, PLAN, Plan
 
         folder = self._folder(job)
         found = fetch(below(folder, PLAN), stage / "plan")
@@ -356,7 +356,7 @@ class Worker:
 
     def _fetched_part(self, folder: str, number: int, to: Path) -> Path | None:
         """The label file of a chunk that is finished and whole, fetched if it is not on this machine."""
-        from mpvss.batch.segments import is_whole, part_files
+        from mpvss.batch.chunks import is_whole, part_files
 
         files = part_files(number)
         if not exists(below(folder, files[-1])):
@@ -367,7 +367,7 @@ class Worker:
         return labels if is_whole(labels.parent, number) else None
 
     def _segment_part(self, job: Job, plan: "Plan", listing: Path, number: int, stage: Path) -> None:
-        from mpvss.batch.segments import Listing, part_files, segment_part
+        from mpvss.batch.chunks import Listing, part_files, segment_part
 
         source, folder = self._source(job), self._folder(job)
         segment_part(
@@ -378,7 +378,7 @@ class Worker:
             publish(stage / name, below(folder, name), beat=self._beat)
 
     def _join(self, task: Task, stage: Path) -> Outcome:
-        from mpvss.batch.segments import join
+        from mpvss.batch.chunks import join
 
         job, folder = task.job, self._folder(task.job)
         options = replace(self.setup.settings.options, overwrite=True)
@@ -420,7 +420,7 @@ def publish_all(staged: Mapping[str, Path], place: str, *, beat: Callable[[], No
 
 
 def _owned_output(place: str) -> AbstractContextManager[None]:
-    from mpvss.video.write import owned
+    from mpvss.outputs.overlay import owned
 
     path = Path(place + ENDINGS["meta"]).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from mpvss.errors import ModelError
-from mpvss.motion.query_flow import PixelFlow, QueryFlow
+from mpvss.motion.network.query_flow import PixelFlow, QueryFlow
 from mpvss.motion.warp import fit_flow
 
 

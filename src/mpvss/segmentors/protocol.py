@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mpvss._validate import shown
 from mpvss.errors import ModelError
 from mpvss.types import Frame, Geometry
-from mpvss.untrusted import shown
 
 _LONGEST_SIDE = 2**15
 

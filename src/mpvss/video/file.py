@@ -12,7 +12,7 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from mpvss.untrusted import max_pixels
+from mpvss._validate import max_pixels
 
 # Formats of video that read the one file they are given. Others are lists of files and addresses (hls, dash, concat,
 # sdp), take the name for a pattern (image2), look for files beside it (vobsub, mlv), or are no files at all.

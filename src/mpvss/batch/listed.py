@@ -1,0 +1,116 @@
+"""Frames that were listed by one reading of a source, read again from anywhere in it."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Int64, UInt8, UInt32
+
+from mpvss.errors import SourceError
+from mpvss.types import Frame
+from mpvss.video.media import ImageMedia, VideoMedia, open_media
+
+# Where a file's index is by decoding time, the first jump can land a little late.
+_SECONDS_BEFORE = (0, 2)
+
+
+def fingerprint(rgb: UInt8[np.ndarray, "H W 3"]) -> int:
+    """A checksum of one pixel in sixteen: one in every block that a video codec predicts as a whole."""
+    return zlib.crc32(rgb[::4, ::4].tobytes())
+
+
+@dataclass(frozen=True, eq=False)
+class FrameList:
+    """What one reading of a source found: a row for each frame, in order.
+
+    Attributes:
+        index: Position in the source.
+        ticks: Time in whole multiples of ``time_base``, increasing.
+        prints: ``fingerprint`` of the picture.
+        time_base: In seconds.
+    """
+
+    index: Int64[np.ndarray, " N"]
+    ticks: Int64[np.ndarray, " N"]
+    prints: UInt32[np.ndarray, " N"]
+    time_base: Fraction
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> "FrameList":
+        return FrameList(self.index[rows], self.ticks[rows], self.prints[rows], self.time_base)
+
+    def pts(self, row: int) -> Fraction:
+        """Time of a row in seconds."""
+        return int(self.ticks[row]) * self.time_base
+
+
+def read_listed(
+    source: str | Path,
+    frames: FrameList,
+    *,
+    deinterlace: str = "auto",
+    fps: Fraction | None = None,
+    video_stream: int | None = None,
+) -> Iterator[Frame]:
+    """Read these frames of a source, exactly as the reading that listed them did.
+
+    A file is entered at its last key frame before the first of them, and every picture's time and fingerprint is
+    compared with the list. Where they differ (an index that points elsewhere, a stream whose pictures depend on what
+    was decoded before), the source is decoded from its beginning instead, from the same frame on.
+
+    Args:
+        source: What was listed.
+        frames: Some rows of its list, in order; not necessarily all between the first and the last.
+        deinterlace: As when it was listed; see ``read``.
+        fps: As for the listing.
+        video_stream: As for the listing.
+
+    Raises:
+        SourceError: The source holds other frames than were listed.
+    """
+    done = 0
+    for seconds in (*_SECONDS_BEFORE, None):
+        open_source = partial(open_media, source, fps=fps, video_stream=video_stream)
+        for frame in _try(open_source, frames[done:], seconds, deinterlace):
+            yield frame
+            done += 1
+        if done == len(frames):
+            return
+    raise SourceError(
+        f"expected the frame at {float(frames.pts(done)):g} s of {source} as it was read before, found another or "
+        "none: the source has changed meanwhile; start anew"
+    )
+
+
+def _try(
+    open_source: Callable[[], VideoMedia | ImageMedia], frames: FrameList, seconds: int | None, deinterlace: str
+) -> Iterator[Frame]:
+    """The frames up to the first that is not as listed, entered so many seconds before the first of them."""
+    media = open_source()
+    try:
+        if isinstance(media, VideoMedia):
+            media.deinterlace = deinterlace == "auto"
+        if seconds is not None:
+            media.seek(max(Fraction(0), frames.pts(0) - seconds))
+        row = 0
+        for pts, make_picture in media.pictures():
+            if pts < frames.pts(row):
+                continue
+            picture = make_picture() if pts == frames.pts(row) else None
+            if picture is None or fingerprint(picture) != int(frames.prints[row]):
+                return
+            yield Frame(int(frames.index[row]), pts, picture)
+            row += 1
+            if row == len(frames):
+                return
+    except av.FFmpegError:  # this file cannot be entered there
+        return
+    finally:
+        media.close()

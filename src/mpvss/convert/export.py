@@ -1,0 +1,231 @@
+"""Export a model for ONNX Runtime, and hold the result against torch before it is kept."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from mpvss.engine.decode import class_scores
+from mpvss.engine.state import View
+from mpvss.errors import ModelError, OutputError
+from mpvss.motion import QueryFlow
+from mpvss.motion.learned import LearnedFlow
+from mpvss.motion.network.pretrained import read_config
+from mpvss.motion.warp import warp
+from mpvss.outputs.overlay import Pending
+from mpvss.segmenter import VideoSegmenter
+from mpvss.segmentors import EMBEDDED, HuggingFaceSegmentor
+from mpvss.segmentors.huggingface import library_prediction
+from mpvss.segmentors.onnx import EXPORT_NAME, KEY_NAME, MOTION_NAME, ExportInfo, demand_runtime, load_exported
+from mpvss.types import Geometry, shown_size
+
+# Two class scores that differ by less than this share of the larger one are a tie.
+_TIE = 1e-4
+_PROPAGATOR_OF = {"query_flow": "query", "pixel_flow": "flow"}
+
+
+class _KeyNetwork(nn.Module):
+    """The segmentor as the library has it: pixels to class logits, mask logits and queries."""
+
+    def __init__(self, segmentor: HuggingFaceSegmentor, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = segmentor.model
+        self._segmentor, self._size = segmentor, size
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = library_prediction(self._segmentor, pixels, self._size)
+        return found.class_logits, found.mask_logits, found.queries
+
+
+def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write the networks of a model as ONNX files, for pictures of one size.
+
+    ``out`` gets its name when the exported networks have given the same labels as torch on a test picture, ties aside.
+
+    Args:
+        model: ``compact``, a hub id, a directory, or the directory of a motion module, which names its segmentor.
+        size: Height and width of the pictures that the networks will see.
+        out: Directory to make.
+        overwrite: Whether a directory of that name is replaced.
+
+    Returns:
+        ``out``, ``files`` with their megabytes, ``max_difference`` from torch by output, and ``ties``, the share of
+        pixels where two classes are so close that the backends may choose either.
+
+    Raises:
+        ModelError: A package is missing, the model cannot be loaded or exported, or the result differs from torch.
+        OutputError: ``out`` exists, or cannot be written.
+    """
+    _demand_exporter()
+    out = Path(out)
+    if out.exists() and not (overwrite and (out / EXPORT_NAME).is_file()):
+        raise OutputError(f"{out} exists already; pass --overwrite to replace an export, or choose another output")
+    kind = None if model in EMBEDDED else read_config(model)["model_type"]
+    propagator = _PROPAGATOR_OF.get(str(kind), "none")
+    segmenter = VideoSegmenter.from_pretrained(
+        model, propagator=propagator, short_side=min(size), device="cpu", fast=False
+    )
+    segmentor, learned = segmenter.segmentor, segmenter.propagator
+    assert isinstance(segmentor, HuggingFaceSegmentor)
+    geometry = segmenter.rule.fit(size)
+    if geometry.resized != size:
+        raise ModelError(
+            f"{model} sees pictures of {shown_size(size)} at {shown_size(geometry.resized)}: export it for "
+            f"that size, with --size {geometry.resized[0]}x{geometry.resized[1]} (HEIGHTxWIDTH)"
+        )
+    info = ExportInfo(
+        name=segmentor.name,
+        class_names=segmentor.class_names,
+        rule=replace(segmenter.rule, fixed=True),
+        size=size,
+        motion=learned.name if isinstance(learned, LearnedFlow) else None,
+        num_queries=segmentor.num_queries,
+        max_difference={},
+    )
+    current, other = _test_pictures(size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pending = Pending(out, folder=True)
+    try:
+        folder = pending.temporary
+        key_network = _KeyNetwork(segmentor, size)
+        pixels = segmenter.rule.normalise(other)
+        _export(key_network, {"pixels": pixels}, ("class_logits", "mask_logits", "queries"), folder / KEY_NAME)
+        with torch.inference_mode():
+            expected = key_network(pixels)
+        inputs: dict[str, Tensor] = {}
+        if isinstance(learned, LearnedFlow):
+            inputs = {"current": current.float(), "other": other.float()}
+            if isinstance(learned.module, QueryFlow):
+                inputs |= {"queries": expected[2].clone(), "active": torch.arange(expected[2].shape[1])}
+            _export(learned.module, inputs, ("flow",), folder / MOTION_NAME)
+        (folder / EXPORT_NAME).write_text(info.to_json(), encoding="utf-8")
+        difference, ties = _verify(folder, current, other, expected, learned, geometry)
+        (folder / EXPORT_NAME).write_text(replace(info, max_difference=difference).to_json(), encoding="utf-8")
+        files = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir())}
+        pending.commit()
+    finally:
+        pending.discard()
+    return {"out": str(out), "files": files, "max_difference": difference, "ties": ties}
+
+
+def _demand_exporter() -> None:
+    demand_runtime()
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ModelError(f"exporting needs {' and '.join(missing)}, not installed: pip install 'mpvss[onnx]'")
+
+
+def _test_pictures(size: tuple[int, int]) -> tuple[UInt8[Tensor, "1 3 H W"], UInt8[Tensor, "1 3 H W"]]:
+    """Return a smooth random picture, and the same moved by two pixels."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    coarse = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=generator)
+    wide = F.interpolate(coarse, size=(height, width + 2), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
+    return wide[..., 2:].contiguous(), wide[..., :-2].contiguous()
+
+
+def _export(network: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path) -> None:
+    """Trace a network to a file; only the number of active queries stays open."""
+    shapes = tuple(
+        {0: torch.export.Dim(name, min=1, max=len(value))} if name == "active" and len(value) > 1 else None
+        for name, value in inputs.items()
+    )
+    try:
+        with _quiet_exporter(), torch.no_grad():
+            torch.onnx.export(
+                network.eval(),
+                tuple(inputs.values()),
+                path,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # of every kind: the exporter runs the model's own code symbolically
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"torch cannot export this network to ONNX: {reason}") from error
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's advice, which is about its own future and its optimiser."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _verify(
+    folder: Path,
+    current: UInt8[Tensor, "1 3 H W"],
+    other: UInt8[Tensor, "1 3 H W"],
+    expected: tuple[Tensor, Tensor, Tensor],
+    learned: object,
+    geometry: Geometry,
+) -> tuple[dict[str, float], float]:
+    """Run the exported networks and compare; returns differences by output, and the share of tied pixels."""
+    segmentor, flow = load_exported(folder)
+    found = segmentor(other)
+    values = (found.class_logits, found.mask_logits, found.queries)
+    difference = {
+        name: float((ours - torchs).abs().max())
+        for name, ours, torchs in zip(("class_logits", "mask_logits", "queries"), values, expected, strict=True)
+    }
+    class_logits, mask_logits, queries = expected
+    tied = _demand_equal_labels(
+        View(class_logits[0], mask_logits[0]), View(found.class_logits[0], found.mask_logits[0]), geometry, KEY_NAME
+    )
+    if flow is None:
+        return difference, tied
+    assert isinstance(learned, LearnedFlow)
+    grid = (mask_logits.shape[-2], mask_logits.shape[-1])
+    some = None if flow.name == "flow" else torch.arange(0, queries.shape[1], 2)
+    largest = 0.0
+    for active in (None, some):
+        both = [by.estimate_flow(current, other, queries, geometry.padded, grid, active)[0] for by in (learned, flow)]
+        largest = max(largest, float((both[0] - both[1]).abs().max()))
+        chosen = slice(None) if active is None else active
+        masks, classes = mask_logits[0][chosen], class_logits[0][chosen]
+        moved = [warp(masks[None], one)[0] if len(one) == 1 else warp(masks[:, None], one)[:, 0] for one in both]
+        tied = max(tied, _demand_equal_labels(View(classes, moved[0]), View(classes, moved[1]), geometry, MOTION_NAME))
+    return difference | {"flow": largest}, tied
+
+
+def _demand_equal_labels(expected: View, found: View, geometry: Geometry, name: str) -> float:
+    """Return the share of tied pixels; refuse labels that differ anywhere else."""
+    scores = class_scores([expected], geometry)
+    labels, others = (class_scores([view], geometry).argmax(0) for view in (expected, found))
+    different = (labels != others) & ~_tied(scores)
+    if different.any() or not all(bool(torch.isfinite(t).all()) for t in (found.class_logits, found.mask_logits)):
+        share = 100 * float(different.float().mean())
+        raise ModelError(
+            f"{name}: the exported network gives other labels than torch at {share:.3g} % of the pixels; it was not "
+            "kept, use backend torch"
+        )
+    return float(_tied(scores).float().mean())
+
+
+def _tied(scores: Float[Tensor, "K H W"]) -> Bool[Tensor, "H W"]:
+    if len(scores) == 1:
+        return torch.zeros_like(scores[0], dtype=torch.bool)
+    best, second = scores.topk(2, dim=0).values
+    tied: Tensor = best - second <= _TIE * best
+    return tied

@@ -1,0 +1,387 @@
+"""Clips and data sets: where the pictures and labels lie, and how label files become class ids.
+
+Opening a data set lists directories and checks that pictures and labels pair up; it reads no picture. Sizes and label
+values are checked when a label is loaded.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int32, UInt8, UInt16
+
+from mpvss._validate import shown
+from mpvss.errors import DataError
+from mpvss.labels import ignore_id, label_dtype, palette_for
+from mpvss.types import shown_size
+from mpvss.video.images import (
+    BROKEN_PICTURE,
+    IMAGE_SUFFIXES,
+    common_full_scale,
+    image_size,
+    natural_order,
+    open_image,
+    read_rgb,
+)
+
+Protocol = Literal["semantic", "davis", "cityscapes"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrame:
+    """Where one frame of a clip lies.
+
+    Attributes:
+        image_path: The picture.
+        label_path: Its label file; ``None`` where the data set has no label for this frame.
+        index: Position of the frame in its clip, counted from 0.
+    """
+
+    image_path: Path
+    label_path: Path | None
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Consecutive frames of one video, with or without labels.
+
+    Attributes:
+        name: Unique in the data set.
+        frames: The frames in the order of time.
+        class_names: One name for each of the K classes.
+        fps: Frames per second.
+        label_table: Class id, or ``ignore``, for each value that a label file may hold; -1 for values it may not.
+    """
+
+    name: str
+    frames: Sequence[ClipFrame]
+    class_names: tuple[str, ...]
+    fps: Fraction
+    label_table: Int32[np.ndarray, " values"]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def ignore(self) -> int:
+        """Id of pixels without a class: 255, or 65535 above 255 classes."""
+        return ignore_id(self.num_classes)
+
+    def load_image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture of frame ``i``, RGB.
+
+        Raises:
+            IndexError: There is no frame ``i``.
+            DataError: The file cannot be read.
+        """
+        return read_image(self.frames[i].image_path, lambda: self._full_scale)
+
+    @cached_property
+    def _full_scale(self) -> float:
+        """What images of more than 8 bits a channel are scaled by, the same for all: see ``mpvss.video.images``."""
+        return common_full_scale([frame.image_path for frame in self.frames])
+
+    def load_label(self, i: int) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"] | None:
+        """The class ids of frame ``i``: 0..K-1 and ``ignore``; ``None`` where it has no label.
+
+        Returns:
+            uint8; uint16 only above 255 classes.
+
+        Raises:
+            IndexError: There is no frame ``i``.
+            DataError: The file cannot be read, its size is not the picture's, or it holds a value it may not.
+        """
+        frame = self.frames[i]
+        if frame.label_path is None:
+            return None
+        values = read_label(frame.label_path)
+        size = _image_size(frame.image_path)
+        if values.shape != size:
+            raise DataError(
+                f"{frame.label_path}: expected the size of its picture {frame.image_path}, {shown_size(size)}, "
+                f"found {shown_size(values.shape)}"
+            )
+        table = self.label_table
+        labels = table.take(values, mode="clip")
+        wrong = (labels < 0) | (values >= len(table))
+        if wrong.any():
+            row, column = (int(axis[0]) for axis in np.nonzero(wrong))
+            raise DataError(
+                f"{frame.label_path}: label {values[row, column]} at row {row}, column {column} is out of range; "
+                f"expected {_ranges(np.flatnonzero(table >= 0).tolist())}"
+            )
+        ids: np.ndarray = labels.astype(label_dtype(self.num_classes))
+        return ids
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Clips that share their classes.
+
+    Attributes:
+        name: Which data set it is: vspw, cityscapes, camvid, davis or folder.
+        class_names: One name for each of the K classes.
+        clips: At least one.
+        protocol: How it is scored. "semantic": all labelled frames; "cityscapes": one labelled frame in each clip, so
+            by distance to the key frame; "davis": object masks given at key frames and propagated.
+
+    Raises:
+        DataError: The name of a clip is none that a file could have: outputs are called after it.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    clips: list[Clip]
+    protocol: Protocol = "semantic"
+
+    def __post_init__(self) -> None:
+        require_names((clip.name for clip in self.clips), self.name)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def ignore(self) -> int:
+        """Id of pixels without a class: 255, or 65535 above 255 classes."""
+        return ignore_id(self.num_classes)
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "K 3"]:
+        """A colour for each class, RGB."""
+        return palette_for(self.class_names)
+
+
+# Reading files
+
+
+def read_image(path: Path, full_scale: Callable[[], float] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture file as RGB, upright, of 8 bits a channel; ``mpvss.video.images`` says how other depths become that.
+
+    Args:
+        path: The file.
+        full_scale: Of the images around it, for more than 8 bits a channel; ``None`` for the image's own.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        return read_rgb(path, full_scale)
+    except BROKEN_PICTURE as error:
+        raise DataError(f"{path}: cannot read the picture: {error}") from error
+
+
+def read_label(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]:
+    """The values of a label PNG as they are stored: grey values or palette indices, never colours.
+
+    Raises:
+        DataError: The file cannot be read, or holds colours.
+    """
+    try:
+        with open_image(path) as image:
+            mode = image.mode
+            # Pillow stretches grey of 2 and 4 bits to 0..255, which would change the ids.
+            stretched = mode == "L" and image.tile and image.tile[0][3] in ("L;2", "L;4")
+            values = np.array(image)
+    except BROKEN_PICTURE as error:
+        raise DataError(f"{path}: cannot read the label file: {error}") from error
+    if stretched:
+        raise DataError(f"{path}: expected 8 or 16 bits a pixel, found fewer; save the ids as an 8 bit grey PNG")
+    if mode == "1":
+        return values.astype(np.uint8)
+    if mode in ("L", "P"):
+        return values
+    if mode.startswith("I") and (values.size == 0 or (values.min() >= 0 and values.max() <= 65535)):
+        return values.astype(np.uint16)
+    raise DataError(
+        f"{path}: expected a label PNG with one class id a pixel (grey or palette), found mode {mode}; "
+        "colours are not class ids, convert them first"
+    )
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """Height and width of the upright picture, from the file's header alone."""
+    try:
+        return image_size(path)
+    except BROKEN_PICTURE as error:
+        raise DataError(f"{path}: cannot read the picture: {error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without surrounding blanks, empty ones at the end left out.
+
+    Raises:
+        DataError: The file cannot be read or is not UTF-8.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read the text file: {error}") from error
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+# Class ids
+
+
+def label_table(ids: Mapping[int, int]) -> Int32[np.ndarray, " values"]:
+    """The table for `Clip` from a dictionary of file value to class id."""
+    table = np.full(max(ids) + 1, -1, np.int32)
+    table[list(ids)] = list(ids.values())
+    return table
+
+
+def _ranges(values: list[int]) -> str:
+    """``[0, 1, 2, 255]`` as ``0..2, 255``."""
+    parts: list[list[int]] = []
+    for value in values:
+        if parts and parts[-1][-1] == value - 1:
+            parts[-1][1:] = [value]
+        else:
+            parts.append([value])
+    return ", ".join("..".join(map(str, part)) for part in parts)
+
+
+# Listing directories
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What a directory holds, in natural order, without hidden files."""
+    try:
+        entries = [entry for entry in directory.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{directory}: cannot list the directory: {error}") from error
+    return [directory / name for name in natural_order(entry.name for entry in entries)]
+
+
+def list_folders(directory: Path) -> list[Path]:
+    """The directories in a directory, in natural order.
+
+    Raises:
+        DataError: It cannot be listed.
+    """
+    return [entry for entry in _entries(directory) if entry.is_dir()]
+
+
+def list_images(directory: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """The picture files in a directory by name without suffix, in natural order.
+
+    Raises:
+        DataError: It cannot be listed, or two files differ only in their suffix.
+    """
+    images: dict[str, Path] = {}
+    for entry in _entries(directory):
+        if entry.suffix.lower() not in suffixes:
+            continue
+        if entry.stem in images:
+            raise DataError(f"{entry}: a second picture of the same name as {images[entry.stem].name}; keep one")
+        images[entry.stem] = entry
+    return images
+
+
+def require_names(names: Iterable[str], listing: object) -> None:
+    """Check that clips, as a list names them, are names in a directory and lead nowhere else.
+
+    Args:
+        names: Of clips.
+        listing: Where they come from, for the message.
+
+    Raises:
+        DataError: One is empty, a path, or longer than the name of a file can be.
+    """
+    for name in names:
+        if name in ("", ".", "..") or set(name) & set("/\\\0") or len(os.fsencode(name)) > 255:
+            raise DataError(f"{listing}: expected the name of a clip, found {shown(name)}")
+
+
+def require_directory(path: Path, layout: str) -> None:
+    """Check that a directory is there.
+
+    Args:
+        path: The directory.
+        layout: What the data set should look like, for the message.
+
+    Raises:
+        DataError: It is not; the message says what the nearest directory above holds instead.
+    """
+    if path.is_dir():
+        return
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    raise DataError(f"{path}: no such directory; expected {layout}; {found_in(parent)}")
+
+
+def found_in(directory: Path) -> str:
+    """What a directory holds, in a few words."""
+    names = [entry.name + "/" * entry.is_dir() for entry in _entries(directory)]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"found {', '.join(names[:8]) or 'nothing'}{more} in {directory}"
+
+
+def pair_frames(images: Mapping[str, Path], labels: Mapping[str, Path], label_directory: Path) -> list[ClipFrame]:
+    """Frames from pictures and labels of the same names.
+
+    Args:
+        images: Pictures by name, in the order of time.
+        labels: Label files by name.
+        label_directory: Where the labels are looked for.
+
+    Raises:
+        DataError: A picture has no label or a label no picture.
+    """
+    missing = [name for name in images if name not in labels]
+    if missing:
+        raise DataError(
+            f"{label_directory / missing[0]}.png: missing label for {images[missing[0]]}{_and_more(missing)}"
+        )
+    require_no_extra(images, labels)
+    return [ClipFrame(image, labels[name], index) for index, (name, image) in enumerate(images.items())]
+
+
+def require_no_extra(images: Iterable[str], labels: Mapping[str, Path]) -> None:
+    """Check that every label has a picture.
+
+    Raises:
+        DataError: One has none.
+    """
+    known = set(images)
+    extra = [name for name in labels if name not in known]
+    if extra:
+        raise DataError(f"{labels[extra[0]]}: extra label, there is no picture of that name{_and_more(extra)}")
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def list_pairs(image_directory: Path, label_directory: Path, layout: str) -> list[ClipFrame]:
+    """The frames of a directory of pictures and a directory of label PNGs of the same names.
+
+    Args:
+        image_directory: The pictures; natural order is the order of time.
+        label_directory: The labels.
+        layout: What the data set should look like, for messages.
+
+    Raises:
+        DataError: A directory is missing or empty, or the names do not pair up.
+    """
+    require_directory(image_directory, layout)
+    require_directory(label_directory, layout)
+    images = list_images(image_directory)
+    if not images:
+        raise DataError(f"{image_directory}: empty, expected pictures; {found_in(image_directory)}")
+    return pair_frames(images, list_images(label_directory, (".png",)), label_directory)

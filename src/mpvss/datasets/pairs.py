@@ -1,0 +1,558 @@
+"""Training pairs from labelled clips, from any video, from single pictures, and mixtures of them.
+
+Every source answers ``pair(epoch, index)`` with the same pair, whenever and in whichever process it is asked: all
+random choices come from a generator seeded with the source's seed, the epoch and the index. So neither the number of
+workers nor an interruption changes the data.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+from torch.utils import data
+
+from mpvss._validate import demand, read_json, shown_address
+from mpvss.datasets.augment import Augmentation, Pair
+from mpvss.datasets.clips import Clip
+from mpvss.datasets.simulate import LabelMap, SimulationConfig, simulate
+from mpvss.engine.schedule import CutDetector
+from mpvss.errors import DataError
+from mpvss.labels import IGNORE
+from mpvss.outputs.overlay import Pending, output_errors
+from mpvss.types import shown_size
+from mpvss.video import read
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "CachedVideo",
+    "MixedPairs",
+    "Pair",
+    "PairDataset",
+    "PairSampler",
+    "PairSource",
+    "Pictures",
+    "SimulatedPairs",
+    "SimulationConfig",
+    "VideoPairs",
+    "cache_video",
+    "collate",
+    "init_worker",
+    "simulate",
+]
+
+log = logging.getLogger(__name__)
+
+_CACHE_VERSION = 1
+_JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """Anything that pairs can be drawn from."""
+
+    def __len__(self) -> int:
+        """Number of pairs in an epoch."""
+        ...
+
+    def pair(self, epoch: int, index: int) -> Pair:
+        """Pair ``index``, from 0 to the length, of an epoch; always the same for the same numbers."""
+        ...
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Pictures with or without labels: a ``Clip`` or a ``CachedVideo``."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        ...
+
+    def load_image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Picture ``i``, RGB."""
+        ...
+
+    def load_label(self, i: int) -> LabelMap | None:
+        """Its class ids, 255 where there is none."""
+        ...
+
+
+def _generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    return np.random.default_rng((seed, epoch, index))
+
+
+def _check_index(index: int, length: int) -> None:
+    if not 0 <= index < length:
+        raise IndexError(f"expected an index from 0 to {length - 1}, found {index}")
+
+
+def _partner(place: int, first: int, last: int, max_distance: int, random: np.random.Generator) -> int:
+    """A frame from ``first`` to ``last``, at most so far from ``place``, other than ``place``; all equally likely."""
+    low, high = max(first, place - max_distance), min(last, place + max_distance)
+    drawn = int(random.integers(low, high))
+    return drawn if drawn < place else drawn + 1
+
+
+def _check_distance(max_distance: int) -> None:
+    if max_distance < 1:
+        raise ValueError(f"max_distance must be at least 1 frame, found {max_distance}")
+
+
+def _tensor(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "3 H W"]:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _labelled(pictures: Pictures) -> list[int]:
+    """The frames of a clip that have a label; all of them where none has."""
+    frames = list(range(len(pictures)))
+    if not isinstance(pictures, Clip):
+        return frames
+    if pictures.num_classes > IGNORE:
+        raise DataError(
+            f"{pictures.name}: expected at most {IGNORE} classes, because {IGNORE} marks ignored pixels in training; "
+            f"found {pictures.num_classes}"
+        )
+    return [i for i in frames if pictures.frames[i].label_path is not None] or frames
+
+
+class PairSampler:
+    """Pairs from clips: each labelled frame once an epoch, with a key frame near it, before or after.
+
+    In a clip without labels each frame takes its turn. The frames of a clip are taken for consecutive: where only every
+    thirtieth frame of a video is on disk, use ``SimulatedPairs``. Clips of one frame are left out.
+    """
+
+    def __init__(self, clips: Sequence[Clip], max_distance: int, augment: Augmentation, seed: int) -> None:
+        """List the frames; no picture is read.
+
+        Args:
+            clips: Clips with or without labels.
+            max_distance: Most frames from the current to the key frame; 1 trains for chained motion.
+            augment: What both frames go through.
+            seed: Of all random choices, 0 or more.
+
+        Raises:
+            ValueError: The distance is below 1.
+            DataError: No clip has two frames, or one has more than 255 classes.
+        """
+        _check_distance(max_distance)
+        self._clips, self._max_distance, self._augment, self._seed = clips, max_distance, augment, seed
+        self._places = [(n, i) for n, clip in enumerate(clips) if len(clip) > 1 for i in _labelled(clip)]
+        if not self._places:
+            raise DataError(f"expected a clip of at least 2 frames, found none in {len(clips)} clips")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def pair(self, epoch: int, index: int) -> Pair:
+        """See ``PairSource.pair``.
+
+        Raises:
+            DataError: A file cannot be read, or the two frames differ in size.
+        """
+        _check_index(index, len(self))
+        random = _generator(self._seed, epoch, index)
+        number, current = self._places[index]
+        clip = self._clips[number]
+        key = _partner(current, 0, len(clip) - 1, self._max_distance, random)
+        images = [clip.load_image(i) for i in (current, key)]
+        if images[0].shape != images[1].shape:
+            paths = [clip.frames[i].image_path for i in (current, key)]
+            raise DataError(
+                f"{paths[0]}: expected the size of {paths[1]}, {shown_size(images[1].shape)}, "
+                f"found {shown_size(images[0].shape)}"
+            )
+        labels = [_label_tensor(clip.load_label(i)) for i in (current, key)]
+        pair = Pair(_tensor(images[0]), _tensor(images[1]), labels[0], labels[1], None, None, abs(key - current))
+        return self._augment(pair, random)
+
+
+def _label_tensor(label: LabelMap | None) -> Int64[Tensor, "H W"] | None:
+    return None if label is None else torch.from_numpy(label.astype(np.int64))
+
+
+class SimulatedPairs:
+    """Pairs made from single pictures: each one that has a label once an epoch, or each one where none has."""
+
+    def __init__(
+        self, pictures: Sequence[Pictures], config: SimulationConfig, augment: Augmentation, seed: int
+    ) -> None:
+        """List the pictures; none is read.
+
+        Args:
+            pictures: Clips or cached videos.
+            config: What moves and how much.
+            augment: What both frames go through after the simulation.
+            seed: Of all random choices, 0 or more.
+
+        Raises:
+            DataError: There is no picture, or a clip has more than 255 classes.
+        """
+        self._pictures, self._config, self._augment, self._seed = pictures, config, augment, seed
+        self._places = [(n, i) for n, some in enumerate(pictures) for i in _labelled(some)]
+        if not self._places:
+            raise DataError("expected at least one picture to simulate motion on, found none")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def pair(self, epoch: int, index: int) -> Pair:
+        """See ``PairSource.pair``."""
+        _check_index(index, len(self))
+        random = _generator(self._seed, epoch, index)
+        number, i = self._places[index]
+        pictures = self._pictures[number]
+        pair = simulate(pictures.load_image(i), pictures.load_label(i), random, self._config)
+        return self._augment(pair, random)
+
+
+# Unlabelled video
+
+
+@dataclass(frozen=True, eq=False)
+class CachedVideo:
+    """A video's frames on disk, each a JPEG in one file, for access in any order.
+
+    Attributes:
+        path: The file.
+        offsets: Where each frame begins in it, in bytes, and where the last one ends.
+        starts: Number of the first frame of each scene; the first is 0.
+    """
+
+    path: Path
+    offsets: Int64[np.ndarray, " offsets"]
+    starts: Int64[np.ndarray, " scenes"]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def scene(self, i: int) -> tuple[int, int]:
+        """First and last frame of the scene that frame ``i`` belongs to, both included."""
+        number = int(np.searchsorted(self.starts, i, side="right"))
+        return int(self.starts[number - 1]), int([*self.starts, len(self)][number]) - 1
+
+    def load_image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Frame ``i``, RGB.
+
+        Raises:
+            IndexError: There is no frame ``i``.
+            DataError: The file has been removed or damaged.
+        """
+        _check_index(i, len(self))
+        begin, end = (int(offset) for offset in self.offsets[i : i + 2])
+        try:
+            with self.path.open("rb") as file:
+                file.seek(begin)
+                picture = cv2.imdecode(np.frombuffer(file.read(end - begin), np.uint8), cv2.IMREAD_COLOR)
+        except (OSError, cv2.error) as error:
+            raise DataError(f"{self.path}: cannot read frame {i}: {error}; delete the file to make it again") from error
+        if picture is None:
+            raise DataError(f"{self.path}: frame {i} is damaged; delete the file to make it again")
+        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+
+    def load_label(self, i: int) -> None:  # noqa: ARG002 - as Clip has it
+        """None: a video has no labels."""
+        return
+
+
+def cache_video(
+    source: str | Path, cache: Path, short_side: int, stride: int = 1, max_frames: int | None = None
+) -> CachedVideo:
+    """Decode a video once, to files that frames can be read from in any order; open them where they are there.
+
+    Frames are kept as JPEG (quality 95, colours at full size): about 90 kB for a street at 360x640, so that an hour at
+    15 frames a second takes 5 GB. Only one frame is in memory at a time. Scene cuts are looked for in the frames as
+    they are in the video.
+
+    Args:
+        source: Anything that ``mpvss.video.reader`` opens and that ends.
+        cache: Directory for the files; made where it is missing.
+        short_side: Height or width, the lesser, of the frames that are kept; smaller videos keep their size.
+        stride: Keep every n-th frame.
+        max_frames: Keep at most so many; ``None`` for all.
+
+    Returns:
+        The frames. The files are found again by the source's path, size and time of change, and by these options.
+
+    Raises:
+        SourceError: The video cannot be read.
+        OutputError: The files cannot be written; nothing is left behind.
+        ValueError: An option is out of range.
+    """
+    if short_side < 16:
+        raise ValueError(f"short_side must be at least 16 pixels, found {short_side}")
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, found {max_frames}")
+    identity = json.dumps([_CACHE_VERSION, _identity(str(source)), short_side, stride, max_frames])
+    stem = Path(shown_address(str(source))).stem[:48] or "video"
+    name = f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    frames, index = cache / f"{name}.jpegs", cache / f"{name}.json"
+    found = _open_cache(frames, index, identity)
+    if found is not None:
+        return found
+    log.info("caching the frames of %s in %s", source, frames)
+    with output_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+    # The index comes last: without it, or where it does not fit, the frames are not used.
+    pending = Pending(frames), Pending(index)
+    try:
+        offsets, starts = _write_frames(source, pending[0].temporary, short_side, stride, max_frames)
+        content = {"identity": identity, "offsets": offsets, "starts": starts}
+        with output_errors(index):
+            pending[1].temporary.write_text(json.dumps(content), encoding="utf-8")
+        for output in pending:
+            output.commit()
+    finally:
+        for output in pending:
+            output.discard()
+    return CachedVideo(frames, np.array(offsets, np.int64), np.array(starts, np.int64))
+
+
+def _identity(source: str) -> list[str | int]:
+    """What tells whether a source is still the same: its path, and size and time of the files in it."""
+    path = Path(source)
+    if not path.exists():
+        return [hashlib.sha256(source.encode()).hexdigest()]  # an address, which may hold a password
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    facts: list[str | int] = [str(path.resolve())]
+    for file in files:
+        status = file.stat()
+        facts += [file.name, status.st_size, status.st_mtime_ns]
+    return facts
+
+
+def _open_cache(frames: Path, index: Path, identity: str) -> CachedVideo | None:
+    try:
+        content = read_json(index)
+        offsets, starts = (np.array(content[name], np.int64) for name in ("offsets", "starts"))
+        whole = content["identity"] == identity and frames.stat().st_size == offsets[-1]
+        demand(content, {"offsets": [int], "starts": [int]})
+        if np.diff(offsets, prepend=0).min() < 0 or starts[0] != 0 or not (starts >= 0).all():
+            return None
+    except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError):
+        return None
+    return CachedVideo(frames, offsets, starts) if whole else None
+
+
+def _write_frames(
+    source: str | Path, path: Path, short_side: int, stride: int, max_frames: int | None
+) -> tuple[list[int], list[int]]:
+    cuts = CutDetector()
+    offsets, starts = [0], [0]
+    with output_errors(path), read(source, stride=stride) as reader, path.open("wb") as file:
+        for number, frame in enumerate(reader):
+            if number == max_frames:
+                break
+            if cuts.is_cut(frame.rgb):
+                starts.append(number)
+            height, width = frame.size
+            factor = min(1.0, short_side / min(height, width))
+            picture = frame.rgb
+            if factor < 1:
+                size = (round(width * factor), round(height * factor))
+                picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+            done, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), _JPEG)
+            assert done
+            file.write(encoded.tobytes())
+            offsets.append(offsets[-1] + encoded.size)
+        if reader.damaged:
+            log.warning("%s: %d frames or packets were damaged or lost", source, reader.damaged)
+    return offsets, starts
+
+
+class VideoPairs:
+    """Pairs without labels from videos: each frame once an epoch, with a key frame near it in the same scene.
+
+    Attributes:
+        videos: The frames on disk, one for each source, also of use to ``SimulatedPairs``.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | Path],
+        cache: Path,
+        max_distance: int,
+        augment: Augmentation,
+        seed: int,
+        short_side: int = 360,
+        stride: int = 1,
+        max_frames: int | None = None,
+    ) -> None:
+        """Decode the videos that are not in the cache yet, one after the other.
+
+        Args:
+            sources: Anything that ``mpvss.video.reader`` opens and that ends.
+            cache: Directory for the frames; see ``cache_video``, also for the last three.
+            max_distance: Most frames from the current to the key frame; 1 trains for chained motion.
+            augment: What both frames go through.
+            seed: Of all random choices, 0 or more.
+            short_side: Lesser side of the frames that are kept, in pixels.
+            stride: Keep every n-th frame.
+            max_frames: Keep at most so many of each video.
+
+        Raises:
+            DataError: No scene has two frames.
+            SourceError: A video cannot be read.
+            OutputError: The cache cannot be written.
+            ValueError: An option is out of range.
+        """
+        _check_distance(max_distance)
+        self.videos = [cache_video(source, cache, short_side, stride, max_frames) for source in sources]
+        self._max_distance, self._augment, self._seed = max_distance, augment, seed
+        places = []
+        for number, video in enumerate(self.videos):
+            for start, end in pairwise([*video.starts.tolist(), len(video)]):
+                if end - start > 1:
+                    places.append(np.stack([np.full(end - start, number), np.arange(start, end)], 1))
+        if not places:
+            raise DataError(f"expected a scene of at least 2 frames, found none in {len(sources)} videos")
+        self._places = np.concatenate(places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def pair(self, epoch: int, index: int) -> Pair:
+        """See ``PairSource.pair``."""
+        _check_index(index, len(self))
+        random = _generator(self._seed, epoch, index)
+        number, current = (int(value) for value in self._places[index])
+        video = self.videos[number]
+        key = _partner(current, *video.scene(current), self._max_distance, random)
+        images = [_tensor(video.load_image(i)) for i in (current, key)]
+        pair = Pair(images[0], images[1], None, None, None, None, abs(key - current))
+        return self._augment(pair, random)
+
+
+# Mixtures and batches
+
+
+class MixedPairs:
+    """Pairs drawn from several sources, each with its share.
+
+    An epoch is as long as those of the sources together. What an index draws from its source is drawn anew, with
+    replacement, so that a small source with a large share does not repeat its augmentations.
+    """
+
+    def __init__(self, sources: Sequence[tuple[PairSource, float]], seed: int) -> None:
+        """Take the sources.
+
+        Args:
+            sources: Each source with its weight, above 0; the shares are the weights divided by their sum.
+            seed: Of the choices between and within the sources, 0 or more.
+
+        Raises:
+            ValueError: There is no source, or a weight is not above 0.
+        """
+        if not sources or not all(0 < weight < float("inf") for _, weight in sources):
+            raise ValueError(
+                f"expected at least one source and weights above 0, found weights {[weight for _, weight in sources]}"
+            )
+        self._sources = [source for source, _ in sources]
+        self._bounds = list(accumulate(weight for _, weight in sources))
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self._sources)
+
+    def pair(self, epoch: int, index: int) -> Pair:
+        """See ``PairSource.pair``."""
+        _check_index(index, len(self))
+        random = _generator(self._seed, epoch, index)
+        drawn = random.random() * self._bounds[-1]
+        number = min(int(np.searchsorted(self._bounds, drawn, side="right")), len(self._sources) - 1)
+        source = self._sources[number]
+        return source.pair(int(random.integers(2**31)), int(random.integers(len(source))))
+
+
+class PairDataset(data.Dataset[Pair]):
+    """The pairs of a training run in their order, for a ``DataLoader`` that does not shuffle.
+
+    Each epoch goes through the source in another order. Item i is the pair at position ``start + i`` of the run, so a
+    resumed run starts at its number of steps times its batch size.
+    """
+
+    def __init__(self, source: PairSource, seed: int, samples: int, start: int = 0) -> None:
+        """Take a source.
+
+        Args:
+            source: Where pairs come from.
+            seed: Of the order, 0 or more.
+            samples: Pairs in the whole run.
+            start: Pairs that are done.
+
+        Raises:
+            ValueError: ``start`` is not within the run.
+        """
+        if not 0 <= start <= samples:
+            raise ValueError(f"start must be from 0 to the run's {samples} pairs, found {start}")
+        self._source, self._seed, self._samples, self._start = source, seed, samples, start
+        self._order: tuple[int, Int64[np.ndarray, " pairs"]] | None = None
+
+    def __len__(self) -> int:
+        return self._samples - self._start
+
+    def __getitem__(self, i: int) -> Pair:
+        _check_index(i, len(self))
+        epoch, place = divmod(self._start + i, len(self._source))
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self._seed, epoch)).permutation(len(self._source))
+        return self._source.pair(epoch, int(self._order[1][place]))
+
+
+def init_worker(_: int) -> None:
+    """For a ``DataLoader``'s ``worker_init_fn``: one thread a worker, so that workers do not crowd each other out."""
+    cv2.setNumThreads(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pairs of one size, stacked; fields as in ``Pair``. What not every pair has is ``None``."""
+
+    current: UInt8[Tensor, "B 3 H W"]
+    key: UInt8[Tensor, "B 3 H W"]
+    current_label: Int64[Tensor, "B H W"] | None
+    key_label: Int64[Tensor, "B H W"] | None
+    flow: Float[Tensor, "B 2 H W"] | None
+    visible: Bool[Tensor, "B H W"] | None
+    distance: Int64[Tensor, " B"]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+def collate(pairs: Sequence[Pair]) -> Batch:
+    """Stack pairs of one size; for a ``DataLoader``'s ``collate_fn``.
+
+    Raises:
+        ValueError: There is no pair.
+    """
+    if not pairs:
+        raise ValueError("expected at least one pair to make a batch of")
+
+    def stacked(values: Sequence[Tensor | None]) -> Tensor | None:
+        present = [value for value in values if value is not None]
+        return torch.stack(present) if len(present) == len(values) else None
+
+    return Batch(
+        current=torch.stack([pair.current for pair in pairs]),
+        key=torch.stack([pair.key for pair in pairs]),
+        current_label=stacked([pair.current_label for pair in pairs]),
+        key_label=stacked([pair.key_label for pair in pairs]),
+        flow=stacked([pair.flow for pair in pairs]),
+        visible=stacked([pair.visible for pair in pairs]),
+        distance=torch.tensor([pair.distance for pair in pairs]),
+    )

@@ -1,0 +1,1 @@
+"""Scores on data sets, their reports, and the benchmark."""

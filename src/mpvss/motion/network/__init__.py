@@ -1,0 +1,1 @@
+"""The paper's motion module: encoder, decoder, and the flows of queries."""

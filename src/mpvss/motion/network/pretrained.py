@@ -1,0 +1,157 @@
+"""Checkpoint directories of motion modules: ``config.json`` beside ``model.safetensors``, local or on the Hub."""
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from mpvss._validate import read_json, shown
+from mpvss.errors import ConfigError, ModelError
+from mpvss.motion.network.config import QueryFlowConfig
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+SCHEMA_VERSION = 1
+
+_Module = TypeVar("_Module", bound="Pretrained")  # not Self, which beartype refuses on a method
+
+
+class Pretrained(nn.Module):
+    """A module made from one configuration that is saved, loaded and published with it.
+
+    Attributes:
+        segmentor: The segmentor it was trained with: a Hub id, or a folder relative to the checkpoint directory;
+            ``None`` where it is not known.
+    """
+
+    model_type: ClassVar[str]
+    config: QueryFlowConfig
+    segmentor: str | None = None
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, each to a temporary name and renamed when whole."""
+        from safetensors.torch import save_file
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        header = {"model_type": self.model_type, "schema_version": SCHEMA_VERSION, "segmentor": self.segmentor}
+        weights = directory / f".{WEIGHTS_NAME}.part"
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, weights)
+        text = directory / f".{CONFIG_NAME}.part"
+        text.write_text(json.dumps(header | asdict(self.config), indent=2) + "\n")
+        weights.replace(directory / WEIGHTS_NAME)
+        text.replace(directory / CONFIG_NAME)
+
+    @classmethod
+    def from_pretrained(cls: type[_Module], name: str | Path, *, revision: str | None = None) -> _Module:
+        """Load a module from a directory or from the Hub, in evaluation mode and in the dtype it was saved in.
+
+        Args:
+            name: A directory, or the id of a repository on the Hub.
+            revision: Branch, tag or commit of the repository; unused for a directory.
+
+        Raises:
+            ModelError: Files are missing, the configuration has unknown keys or belongs to another kind of model, or
+                the weights are not exactly the configuration's.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        values = read_config(name, revision=revision)
+        if values["model_type"] != cls.model_type:
+            raise ModelError(f"{name}: expected a model of type {cls.model_type}, found {shown(values['model_type'])}")
+        segmentor = values.pop("segmentor", None)
+        if segmentor is not None and not isinstance(segmentor, str):
+            raise ModelError(f"{name}: segmentor must be a name or null, found {shown(segmentor)}")
+        try:
+            config = QueryFlowConfig.from_dict(
+                {key: value for key, value in values.items() if key not in ("model_type", "schema_version")}
+            )
+        except ConfigError as error:
+            raise ModelError(f"{name}: {error}") from error
+        try:
+            state = load_file(_find(name, WEIGHTS_NAME, revision))
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{name}: {WEIGHTS_NAME} cannot be read ({error})") from error
+        # Without memory for its values at first: what a configuration asks for may be any size.
+        try:
+            with torch.device("meta"):
+                problems = compare_state(state, cls(config))
+        except (RuntimeError, TypeError) as error:  # numbers that are too large to multiply, or to pass on
+            raise ModelError(f"{name}: {CONFIG_NAME} asks for a module of impossible size") from error
+        if problems:
+            raise ModelError(f"{name}: the weights do not fit {CONFIG_NAME}:\n" + "\n".join(problems))
+        module: _Module = cls(config)
+        dtypes = {value.dtype for value in state.values()}
+        module.to(next(iter(dtypes)) if len(dtypes) == 1 else None).load_state_dict(state, strict=True)
+        module.segmentor = segmentor
+        return module.eval()
+
+    def push_to_hub(self, repository: str, *, private: bool = False, revision: str | None = None) -> str:
+        """Publish the checkpoint on the Hub and return its address.
+
+        Args:
+            repository: Id, ``owner/name``; made where it does not exist.
+            private: Whether a new repository is private.
+            revision: Branch to commit to.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        created = api.create_repo(repository, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.upload_folder(repo_id=created.repo_id, folder_path=folder, revision=revision)
+        return str(created)
+
+
+def read_config(name: str | Path, *, revision: str | None = None) -> dict[str, Any]:
+    """Return the contents of a checkpoint's ``config.json``.
+
+    Raises:
+        ModelError: It is missing, is not a JSON object with a ``model_type``, or was written by a newer version.
+    """
+    path = _find(name, CONFIG_NAME, revision)
+    try:
+        values = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise ModelError(f"{path}: expected an object with a model_type")
+    if values.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise ModelError(
+            f"{path}: schema version {shown(values['schema_version'])} is not {SCHEMA_VERSION}; update mpvss"
+        )
+    return values
+
+
+def compare_state(state: dict[str, Any], module: nn.Module) -> list[str]:
+    """List, one line each, every parameter that is missing from a state dict, is too much, or has another shape."""
+    wanted = module.state_dict()
+    lines = [f"  missing: {name} {tuple(value.shape)}" for name, value in wanted.items() if name not in state]
+    lines += [f"  unexpected: {name}" for name in state if name not in wanted]
+    lines += [
+        f"  misshapen: {name}, expected {tuple(value.shape)}, found {tuple(state[name].shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    return lines
+
+
+def _find(name: str | Path, file: str, revision: str | None) -> Path:
+    if Path(name).is_dir():
+        path = Path(name) / file
+        if not path.is_file():
+            raise ModelError(f"{name}: expected a checkpoint directory, {file} is missing")
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(name), file, revision=revision))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{name}: neither a directory nor a repository with {file} on the Hub ({error})") from error

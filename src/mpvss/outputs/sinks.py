@@ -1,0 +1,317 @@
+"""Everything ``process`` writes about one source, and what exists already.
+
+All files of a source are written under temporary names and renamed when all of them are whole.
+"""
+
+import logging
+import math
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mpvss import __version__
+from mpvss.cli.doctor import library_versions
+from mpvss.errors import OutputError
+from mpvss.labels import ignore_id, palette_for
+from mpvss.metrics import SMALLEST_FLOW, Flicker
+from mpvss.outputs import LabelWriter, MetaWriter, OverlayWriter, PngWriter, draw
+from mpvss.outputs.overlay import remove_first
+from mpvss.types import Frame, Segmentation
+from mpvss.video import Reader, parse_rate, parse_time
+from mpvss.video.deinterlace import check_deinterlace
+
+log = logging.getLogger(__name__)
+
+_LONGEST_NAME = 200
+SAVEABLE = ("overlay", "labels", "png")
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """What ``VideoSegmenter.process`` writes, and how.
+
+    Attributes:
+        save: Any of ``overlay``, ``labels`` and ``png``; NAME.json is always written.
+        alpha: Opacity of the classes over the picture, 0 to 1.
+        classes: Names of the only classes to keep, other pixels get the ignore id; ``None`` for all.
+        legend: Whether class names are drawn on the overlay.
+        compare: Whether the overlay shows per-frame and propagated results side by side.
+        overwrite: Whether files that exist already are replaced.
+        start: First moment, in seconds or as m:ss; ``None`` for the beginning.
+        end: Moment to stop before.
+        stride: Take every so many frames of the source.
+        deinterlace: ``auto`` deinterlaces the frames that are flagged as interlaced, ``off`` leaves them.
+        min_score: Pixels whose best class score is lower get no class; 0 for none. A score is near 1 where the model is
+            sure.
+        fps: Frames per second of a raw stream or of images, which have no times of their own.
+        video_stream: Which video stream of several, from 0; ``None`` for the best one.
+        name: What the files are called; ``None`` for the source's name.
+    """
+
+    save: tuple[str, ...] = ("overlay", "labels")
+    alpha: float = 0.5
+    classes: tuple[str, ...] | None = None
+    legend: bool = False
+    compare: bool = False
+    overwrite: bool = False
+    start: str | float | Fraction | None = None
+    end: str | float | Fraction | None = None
+    stride: int = 1
+    deinterlace: str = "auto"
+    min_score: float = 0.0
+    fps: str | float | Fraction | None = None
+    video_stream: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_rate(self.fps)
+        unknown = [name for name in self.save if name not in SAVEABLE]
+        if unknown:
+            raise ValueError(f"save takes {', '.join(SAVEABLE)}, found {unknown[0]!r}")
+        if self.name is not None:
+            check_name(self.name)
+        if self.classes is not None and not self.classes:
+            raise ValueError("classes must name at least one class, found none; leave them out to allow all")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be in 0..1, found {self.alpha}")
+        if not 0 <= self.min_score < math.inf:
+            raise ValueError(f"min_score must be 0 or more and finite, found {self.min_score}")
+        if self.stride < 1:
+            raise ValueError(f"stride must be at least 1, found {self.stride}")
+        check_deinterlace(self.deinterlace)
+        first = parse_time(0 if self.start is None else self.start)
+        if self.end is not None and parse_time(self.end) <= first:
+            raise ValueError(f"end must be after start, found start {self.start or 0} and end {self.end}")
+
+    def selection(self) -> dict[str, Any]:
+        """What ``read`` takes."""
+        return {name: getattr(self, name) for name in ("start", "end", "stride", "deinterlace", "fps", "video_stream")}
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be the beginning of a file's name.
+
+    Raises:
+        ValueError: It is empty, a path, hidden, or longer than 200 bytes.
+    """
+    if not name.strip() or name.startswith(".") or set(name) & set("/\\\0") or len(os.fsencode(name)) > _LONGEST_NAME:
+        raise ValueError(
+            f"name must be a file's name without folders, of at most {_LONGEST_NAME} bytes, found {name!r}"
+        )
+
+
+ENDINGS = {
+    "meta": ".json",
+    "overlay": ".overlay.mp4",
+    "compare": ".compare.mp4",
+    "labels": ".labels.mkv",
+    "png": ".png",
+}
+
+
+def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Path]:
+    """Return the files of one source by kind, and make the directory.
+
+    Raises:
+        OutputError: One of them exists and ``overwrite`` is off, or a folder has the name of a file or the other way
+            round, or the directory cannot be made.
+    """
+    wanted = {"meta", *options.save} | ({"compare"} if options.compare else set())
+    paths = {kind: out / f"{name}{ending}" for kind, ending in ENDINGS.items() if kind in wanted}
+    try:
+        _check_existing(paths, options)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot make the output directory: {error.strerror}") from error
+    return paths
+
+
+def _check_existing(paths: dict[str, Path], options: ProcessOptions) -> None:
+    for kind, path in paths.items():
+        if not os.path.lexists(path):  # a link that leads nowhere is there as well
+            continue
+        if not options.overwrite:
+            raise OutputError(f"{path} exists already; pass --overwrite to replace it, or choose another output")
+        if path.is_dir() != (kind == "png"):
+            found = "a folder" if path.is_dir() else "a file"
+            raise OutputError(f"{path} is {found}, which is not replaced; move it away, or choose another output")
+
+
+class Sinks:
+    """The open outputs of one source; a context manager that keeps them only when the block ends well.
+
+    Attributes:
+        frames: Frames written so far.
+        key_frames: Those that are key frames.
+        seconds: Time spent drawing and writing.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        paths: dict[str, Path],
+        options: ProcessOptions,
+        class_names: tuple[str, ...],
+        about: dict[str, Any],
+        classes: list[int] | None,
+    ) -> None:
+        """Open nothing yet; see ``__enter__``."""
+        self.frames = self.key_frames = 0
+        self.seconds = 0.0
+        self._reader, self._paths, self._options = reader, paths, options
+        self._names, self._about, self._classes = class_names, about, classes
+        self._palette = palette_for(class_names)
+        self._legends = (draw.LegendOrder(), draw.LegendOrder())
+        missing = draw.missing_letters(class_names) if options.legend else ""
+        if missing:
+            log.warning("no font here has %s: the legend draws boxes; install one, such as Noto Sans CJK", missing[:80])
+        self._flicker = (Flicker(), Flicker())
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Sinks":
+        """Open the outputs under temporary names.
+
+        Raises:
+            OutputError: One of them cannot be written.
+        """
+        info, paths = self._reader.info, self._paths
+        header = {
+            "version": __version__,
+            "libraries": library_versions(),
+            "source": info.source,
+            "size": list(info.size),
+            "start": [info.start.numerator, info.start.denominator],
+            "sample_aspect_ratio": list(info.sample_aspect_ratio.as_integer_ratio()),
+            "classes": list(self._names),
+            "palette": self._palette.tolist(),
+            "ignore": ignore_id(len(self._names)),
+            **self._about,
+        }
+        with ExitStack() as stack:
+            # Closed in the other order: the description is there only when what it describes is.
+            self._meta = stack.enter_context(MetaWriter(paths["meta"], header, info.time_base))
+            _check_existing(paths, self._options)  # again, now that no other run can begin
+            self._videos = {
+                kind: stack.enter_context(self._video(paths[kind], kind == "compare"))
+                for kind in ("overlay", "compare")
+                if kind in paths
+            }
+            self._labels = self._png = None
+            if "labels" in paths:
+                self._labels = stack.enter_context(
+                    LabelWriter(paths["labels"], info.size, len(self._names), info.time_base)
+                )
+            if "png" in paths:
+                self._png = stack.enter_context(PngWriter(paths["png"], self._palette))
+            self._stack = stack.pop_all()
+        return self
+
+    def _video(self, path: Path, pair: bool) -> OverlayWriter:
+        info, options = self._reader.info, self._options
+        return OverlayWriter(
+            path,
+            draw.side_by_side_size(info.size) if pair else info.size,
+            info.time_base,
+            audio_from=info.source if info.kind == "video" and info.has_audio else None,
+            origin=self._reader.origin,
+            end=None if options.end is None else parse_time(options.end),
+            clock=self._reader.clock,
+            sample_aspect_ratio=info.sample_aspect_ratio,
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            if kind is None:
+                for video in self._videos.values():
+                    video.until = self._reader.end
+                for output in (self._labels, self._png, *self._videos.values(), self._meta):
+                    if output is not None:
+                        output.finish()  # all of them are whole before the first gets its name
+                _check_existing(self._paths, self._options)
+                remove_first(self._paths["meta"])  # which speaks for the others, old or new, and comes last
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._stack.__exit__(kind, error, trace)
+        self.seconds += time.perf_counter() - began
+        for warning in dict.fromkeys(warning for video in self._videos.values() for warning in video.warnings):
+            log.warning("%s: %s", self._reader.info.source, warning)
+
+    def write(
+        self, frame: Frame, per_frame: Segmentation | None, result: Segmentation, seconds: tuple[float, float]
+    ) -> None:
+        """Write one finished frame to every output.
+
+        Args:
+            frame: The picture.
+            per_frame: The segmentor's own result on it, where the two are compared.
+            result: The result to write.
+            seconds: Mean seconds a frame so far, per frame and propagated, to show.
+
+        Raises:
+            OutputError: An output cannot be written.
+        """
+        began = time.perf_counter()
+        names = self._reader.names
+        name = names[result.index] if names else None
+        self._meta.add(result.index, result.pts, result.is_key, name, result.labels)
+        if self._labels is not None:
+            self._labels.write(result.labels, result.pts)
+        if self._png is not None:
+            self._png.write(result.labels, result.index, name)
+        if self._videos:
+            picture = self._overlay(frame, result, self._legends[0])
+            if "overlay" in self._videos:
+                self._videos["overlay"].write(picture, result.pts)
+            if per_frame is not None:
+                pair = self._pair(
+                    frame, (self._overlay(frame, per_frame, self._legends[1]), picture), (per_frame, result), seconds
+                )
+                self._videos["compare"].write(pair, result.pts)
+        self.frames += 1
+        self.key_frames += result.is_key
+        self.seconds += time.perf_counter() - began
+
+    def _overlay(self, frame: Frame, result: Segmentation, order: draw.LegendOrder) -> UInt8[np.ndarray, "H W 3"]:
+        picture = draw.overlay(frame.rgb, result.labels, self._palette, self._options.alpha, self._classes)
+        if self._options.legend:
+            shown = order.update(result.labels, len(self._names))
+            picture = draw.legend(picture, [(self._names[index], _colour(self._palette[index])) for index in shown])
+        return picture
+
+    def _pair(
+        self,
+        frame: Frame,
+        pictures: tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 3"]],
+        results: tuple[Segmentation, Segmentation],
+        seconds: tuple[float, float],
+    ) -> UInt8[np.ndarray, "Hp Wp 3"]:
+        captions = []
+        for name, flicker, result, cost in zip(
+            ("per frame", "propagated"), self._flicker, results, seconds, strict=True
+        ):
+            if min(frame.size) >= SMALLEST_FLOW:
+                flicker.update(frame.rgb, result.labels)
+            share = "" if math.isnan(flicker.value) else f"   flicker {100 * flicker.value:.2f} %"
+            captions.append(f"{name}   {1000 * cost:.0f} ms{share}")
+        return draw.side_by_side(*pictures, (captions[0], captions[1]), (results[0].is_key, results[1].is_key))
+
+    @property
+    def flicker(self) -> tuple[float, float]:
+        """Flicker so far, per frame and propagated, 0 to 1; NaN before the second frame."""
+        return self._flicker[0].value, self._flicker[1].value
+
+
+def _colour(rgb: UInt8[np.ndarray, "3"]) -> tuple[int, int, int]:
+    return int(rgb[0]), int(rgb[1]), int(rgb[2])

@@ -1,0 +1,413 @@
+"""What a training run is told: frozen dataclasses, read from YAML, every key and value checked."""
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from mpvss._validate import parse_yaml, shown
+from mpvss.convert.architectures import ARCHS
+from mpvss.errors import ConfigError
+
+Size = tuple[int, int]
+Range = tuple[float, float]
+_Section = TypeVar("_Section")
+
+# What may differ when a run goes on: where and how fast it runs, not what it computes.
+_FREE_ON_RESUME = ("run.device", "run.workers", "run.keep", "run.log_every", "run.save_every", "run.pictures_every")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained.
+
+    Attributes:
+        segmentor: What ``--model`` takes: where the segmentor's weights come from. ``None`` with ``arch``.
+        arch: One of the paper's architectures, from random weights, for the classes of the data.
+        backbone: A backbone of the transformers library, hub id or directory, whose weights ``arch`` starts from.
+        new_classes: Replace the segmentor's classes by those of the data; the class layer starts anew.
+        propagator: ``query`` or ``flow``; stage motion.
+        heads: Parts of the segmentor that stage motion trains along, by the names of its modules.
+        motion: Shape of the motion module: fields of ``QueryFlowConfig``. Number and width of the queries are the
+            segmentor's.
+        start_from: Directory of a motion module to start from.
+        gradient_checkpointing: Save memory in the segmentor by computing activations twice; stage segmentor.
+    """
+
+    segmentor: str | None = "compact"
+    arch: str | None = None
+    backbone: str | None = None
+    new_classes: bool = False
+    propagator: Literal["query", "flow"] = "query"
+    heads: tuple[str, ...] = ()
+    motion: dict[str, Any] = field(default_factory=dict)
+    start_from: str | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.segmentor is None) == (self.arch is None):
+            raise ConfigError("model: give either segmentor or arch (and set the other one to null)")
+        if self.arch is not None and self.arch not in ARCHS:
+            raise ConfigError(f"model.arch must be one of {', '.join(ARCHS)}, found {shown(self.arch)}")
+        if self.backbone is not None and self.arch is None:
+            raise ConfigError("model.backbone goes with model.arch; a segmentor brings its own backbone")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of pairs.
+
+    Attributes:
+        data: Kind and directory, as for ``mpvss eval``.
+        split: Part of the data set.
+        kind: ``video``: two frames of a clip. ``simulated``: two views of one labelled picture, with the exact flow.
+        weight: How often it is drawn, relative to the others.
+    """
+
+    data: str
+    split: str | None = None
+    kind: Literal["video", "simulated"] = "video"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _demand(self.weight > 0, "data.sources: weight", "above 0", self.weight)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pairs are seen, and how they are varied.
+
+    Attributes:
+        sources: At least one.
+        max_distance: Largest number of frames between the two frames of a pair; 1 trains for chaining.
+        crop: Height and width in pixels; multiples of 32 waste nothing.
+        scale: Range of the factor that pictures are resized by before the crop.
+        flip: Whether every second sample is mirrored left to right.
+        colour: Strength of the recolouring, 0 to 1.
+        pseudo_flow: Pairs without an exact flow get that of OpenCV's DIS where it is consistent both ways, found down
+            to this pyramid level: 0 the full size and slowest, 1 four times faster; ``None`` for none.
+        validation: Data set of which ``validation_clips`` clips are scored; ``None`` for no validation.
+        validation_split: Part of it.
+        validation_clips: How many of its clips, the first ones.
+        validation_frames: At most so many frames of each.
+        interval: Frames from one key frame to the next in validation.
+        motion: ``chain`` or ``direct`` in validation.
+    """
+
+    sources: tuple[SourceConfig, ...] = ()
+    max_distance: int = 10
+    crop: Size = (480, 480)
+    scale: Range = (0.5, 2.0)
+    flip: bool = True
+    colour: float = 0.3
+    pseudo_flow: int | None = None
+    validation: str | None = None
+    validation_split: str | None = None
+    validation_clips: int = 10
+    validation_frames: int = 60
+    interval: int = 5
+    motion: Literal["chain", "direct"] = "direct"
+
+    def __post_init__(self) -> None:
+        for name in ("max_distance", "validation_clips", "validation_frames", "interval"):
+            _demand(getattr(self, name) >= 1, f"data.{name}", "at least 1", getattr(self, name))
+        _demand(min(self.crop) >= 32, "data.crop", "at least 32 pixels a side", self.crop)
+        _demand(0 < self.scale[0] <= self.scale[1], "data.scale", "a range above 0", self.scale)
+        _demand(0 <= self.colour <= 1, "data.colour", "0 to 1", self.colour)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised: a weighted sum; a weight of 0 leaves a term out.
+
+    Attributes:
+        sets: Mask2Former's set loss, of every decoder layer.
+        classification: Cross entropy of the classes, inside the set loss and its matching.
+        mask: Binary cross entropy of the masks, likewise.
+        dice: Dice loss of the masks, likewise.
+        no_object: Weight of queries that are matched to nothing.
+        points: Random points at which masks are compared; 0 for all pixels of the mask grid.
+        every_layer: Whether all decoder layers count, or the last one alone.
+        scores: Negative log-likelihood of the class scores that inference takes the maximum of.
+        labels: The same with the key frame's labels in place of the segmentor's masks: what ``mpvss eval --oracle``
+            scores. With ``propagator: flow`` and no other mask loss the segmentor does not run, ten times faster.
+        flow: Distance to the exact flow, or to DIS, in pixels.
+        coarse: The same for the flow that the motion module makes on each coarser grid; learns sooner.
+        photometric: Difference between the picture and the warped key frame.
+    """
+
+    sets: float = 1.0
+    classification: float = 2.0
+    mask: float = 5.0
+    dice: float = 5.0
+    no_object: float = 0.1
+    points: int = 12544
+    every_layer: bool = True
+    scores: float = 0.0
+    labels: float = 0.0
+    flow: float = 0.0
+    coarse: float = 0.0
+    photometric: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            _demand(value >= 0, f"loss.{name}", "at least 0", value)
+        _demand(
+            self.sets + self.scores + self.labels + self.flow + self.photometric > 0,
+            "loss",
+            "a weight above 0",
+            "all 0",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it is minimised: AdamW.
+
+    Attributes:
+        steps: Updates of the weights.
+        batch: Samples a step and process before ``accumulate``.
+        accumulate: Batches whose gradients are added up for one step.
+        lr: Peak learning rate.
+        backbone_lr: Factor on it for the segmentor's backbone.
+        weight_decay: Of weights; biases, norms and embeddings have none.
+        warmup: Steps from zero to the peak.
+        power: Of the polynomial from the peak to zero.
+        clip_norm: Gradients are scaled to at most this norm.
+        ema: Share that the averaged weights keep at each step; 0 for no average. The average is what is validated and
+            exported.
+        frozen: Parts of the segmentor that are not trained, by the beginnings of their parameters' names.
+    """
+
+    steps: int = 90_000
+    batch: int = 16
+    accumulate: int = 1
+    lr: float = 5e-5
+    backbone_lr: float = 0.1
+    weight_decay: float = 0.05
+    warmup: int = 0
+    power: float = 0.9
+    clip_norm: float = 0.01
+    ema: float = 0.0
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate"):
+            _demand(getattr(self, name) >= 1, f"optim.{name}", "at least 1", getattr(self, name))
+        for name in ("lr", "clip_norm", "power"):
+            _demand(getattr(self, name) > 0, f"optim.{name}", "above 0", getattr(self, name))
+        for name in ("backbone_lr", "weight_decay", "warmup"):
+            _demand(getattr(self, name) >= 0, f"optim.{name}", "at least 0", getattr(self, name))
+        _demand(0 <= self.ema < 1, "optim.ema", "at least 0 and below 1", self.ema)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where it runs and what it leaves behind.
+
+    Attributes:
+        out: Directory of the run.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``no`` (float32), ``bf16`` or ``fp16``.
+        workers: Processes that prepare samples; 0 prepares them in the training process. They do not change the data.
+        validate_every: Steps between validations.
+        save_every: Steps between checkpoints.
+        keep: The last so many checkpoints are kept; the weights of the best validation always.
+        log_every: Steps between lines of metrics.
+        pictures_every: Steps between pictures in TensorBoard; 0 for none.
+    """
+
+    out: str = "runs/train"
+    device: str = "auto"
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = 2
+    validate_every: int = 1000
+    save_every: int = 500
+    keep: int = 2
+    log_every: int = 20
+    pictures_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("validate_every", "save_every", "keep", "log_every"):
+            _demand(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+        for name in ("workers", "pictures_every"):
+            _demand(getattr(self, name) >= 0, f"run.{name}", "at least 0", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run.
+
+    Attributes:
+        stage: ``segmentor`` trains it per frame; ``motion`` trains the motion module behind a frozen segmentor.
+        seed: Of everything random.
+        model: What is trained.
+        data: On what.
+        loss: Towards what.
+        optim: How.
+        run: Where.
+    """
+
+    stage: Literal["segmentor", "motion"]
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if not self.data.sources:
+            raise ConfigError("data.sources: name at least one data set to train on")
+        _demand(0 <= self.seed < 2**32, "seed", "from 0 to 2^32 - 1", self.seed)
+        if self.stage == "motion" and self.model.arch is not None:
+            raise ConfigError("stage motion needs a trained segmentor: set model.segmentor instead of model.arch")
+
+
+def _demand(good: bool, name: str, expected: str, found: object) -> None:
+    if not good:
+        raise ConfigError(f"{name} must be {expected}, found {shown(found)}")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a configuration.
+
+    Args:
+        path: A YAML file.
+        overrides: ``key=value`` with dots between sections and a YAML value, as in ``optim.lr=1e-4``.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key is unknown, or a value has the wrong type or is out of range.
+    """
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return make_config(values, overrides)
+
+
+def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+    """Make a configuration from parsed values; see ``load_config``."""
+    tree = _copied(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set expects key=value such as optim.lr=1e-4, found {override!r}")
+        try:
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+        *sections, last = key.strip().split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {override}: {section} is not a section")
+        place[last] = value
+    config: TrainConfig = _build(TrainConfig, tree, "")
+    return config
+
+
+def _copied(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _copied(value) for key, value in values.items()}
+    return values
+
+
+def as_values(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration as plain values that ``make_config`` takes."""
+    values: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List, one line each, what differs between two configurations of one run, but for what may differ."""
+    one, other = _flat(before), _flat(now)
+    return [
+        f"{key}: {shown(one.get(key))} in the run, {shown(other.get(key))} now"
+        for key in sorted({*one, *other})
+        if one.get(key) != other.get(key) and key not in (*_FREE_ON_RESUME, "run.out")
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _build(cls: type[_Section], values: Any, place: str) -> _Section:
+    """Fill a dataclass, and the dataclasses inside it, from parsed values."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{place.rstrip('.') or 'the configuration'}: expected keys and values, found {shown(values)}"
+        )
+    hints = typing.get_type_hints(cls)
+    names = [item.name for item in dataclasses.fields(typing.cast(Any, cls))]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1, 0.5)
+            hint = f"did you mean {place}{near[0]}?" if near else f"known: {', '.join(names)}"
+            raise ConfigError(f"unknown key {place}{str(key)[:200]}; {hint}")
+    required = [
+        item.name
+        for item in dataclasses.fields(typing.cast(Any, cls))
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]
+    for name in required:
+        if name not in values:
+            raise ConfigError(f"{place}{name} is missing")
+    return cls(**{key: _value(hints[key], value, f"{place}{key}") for key, value in values.items()})
+
+
+def _value(kind: Any, value: Any, place: str) -> Any:
+    """Check a value against the type of its field; numbers such as 1e-4, which YAML reads as text, become numbers."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(Any, kind), value, f"{place}.")
+    if origin in (Union, types.UnionType):
+        return None if value is None else _value(next(item for item in inside if item is not type(None)), value, place)
+    if origin is Literal:
+        if value is False and "no" in inside:  # YAML reads a bare no as false
+            value = "no"
+        if value not in inside:
+            raise ConfigError(f"{place} must be one of {', '.join(map(str, inside))}, found {shown(value)}")
+        return value
+    if origin is tuple:
+        repeated = len(inside) == 2 and inside[1] is Ellipsis
+        if not isinstance(value, list | tuple) or (not repeated and len(value) != len(inside)):
+            raise ConfigError(f"{place} must be a list{'' if repeated else f' of {len(inside)}'}, found {shown(value)}")
+        kinds = [inside[0]] * len(value) if repeated else inside
+        return tuple(_value(one, item, f"{place}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{place} must be keys and values, found {shown(value)}")
+        return dict(value)
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
+    elif type(value) is kind:
+        return value
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    raise ConfigError(f"{place} must be {words[kind]}, found {shown(value)}")
