@@ -218,7 +218,7 @@ def test_a_wide_gap_holds_a_bounded_number_of_bytes_and_fills_it_alike(video, tm
 
     limit = 2 * 3 * SIZE[0] * SIZE[1]
     monkeypatch.setattr("mpvss.engine.spill.MOST_HELD", limit)
-    for module in ("annotate", "session"):
+    for module in ("annotate", "engine.session", "engine.carriers.protocol"):
         monkeypatch.setattr(f"mpvss.{module}.Spill", Held)
     _, found, _ = filled(video, masks, tmp_path / "spilled", Filler(Dis(), motion))
     assert max(held)[0] <= limit and sum(not kept for _, kept in held) > 20

@@ -1,10 +1,21 @@
 """Laws of the schedule: where key frames are, and what is a cut and what is not."""
 
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
 
-from mpvss.engine.schedule import CutDetector, KeyFrames, ListedSchedule, Schedule
+from mpvss.engine.schedule import (
+    CutDetector,
+    FixedInterval,
+    KeyFrameFinder,
+    ListedCuts,
+    ListedKeyFrames,
+    Schedule,
+    WindowFrame,
+)
+from mpvss.types import Frame
 
 SIZE = (120, 160)
 ANY = np.zeros((*SIZE, 3), np.uint8)
@@ -34,49 +45,52 @@ def lit(picture, gain, offset=0.0):
     return np.clip(picture * gain + offset, 0, 255).astype(np.uint8)
 
 
-def keys(schedule, count, restarts=()):
-    return [number for number in range(count) if schedule.next(ANY, restart=number in restarts)[0]]
+def keys(schedule, images, cuts=None):
+    """Key frames of the images, and the frames that begin another scene."""
+    finder = KeyFrameFinder(schedule, cuts)
+    new_scenes = [number for number, rgb in enumerate(images) if finder.add(Frame(number, Fraction(number), rgb))]
+    return finder.keys.tolist(), new_scenes
 
 
 @pytest.mark.parametrize(("interval", "expected"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (10, [0])])
 def test_a_key_frame_every_interval(interval, expected):
-    assert keys(Schedule(interval), 7) == expected
-    assert isinstance(Schedule(interval), KeyFrames)
+    assert keys(FixedInterval(interval), [ANY] * 7) == (expected, [])
+    assert isinstance(FixedInterval(interval), Schedule)
 
 
-def test_a_restart_is_a_key_frame_of_a_new_scene_and_the_interval_counts_from_it():
-    assert keys(Schedule(4), 12, restarts={5}) == [0, 4, 5, 9]
-    schedule = Schedule(4)
-    answers = [schedule.next(ANY, restart=number == 2) for number in range(5)]
-    assert answers == [(True, False), (False, False), (True, True), (False, False), (False, False)]
+def test_a_frame_of_a_new_scene_is_a_key_frame_before_its_interval_is_over():
+    window = [WindowFrame(number, Fraction(number), number == 3) for number in range(1, 4)]
+    assert [FixedInterval(10).decide(window[:count]) for count in (1, 2, 3)] == [None, None, 2]
+    assert [ListedKeyFrames({2}).decide(window[:count]) for count in (1, 2, 3)] == [None, 1, 2]
 
 
 def test_the_first_frame_is_a_key_frame_but_begins_no_other_scene():
-    assert Schedule(4, CutDetector()).next(scene(0), restart=True) == (True, False)
+    assert keys(FixedInterval(4), [scene(0)], CutDetector()) == ([0], [])
 
 
 def test_a_cut_is_a_key_frame_of_a_new_scene_and_the_interval_counts_from_it():
-    schedule = Schedule(4, CutDetector())
-    pictures = [scene(0)] * 6 + [scene(1)] * 6
-    answers = [schedule.next(picture) for picture in pictures]
-    assert [number for number, (key, _) in enumerate(answers) if key] == [0, 4, 6, 10]
-    assert [number for number, (_, new) in enumerate(answers) if new] == [6]
+    assert keys(FixedInterval(4), [scene(0)] * 6 + [scene(1)] * 6, CutDetector()) == ([0, 4, 6, 10], [6])
 
 
 def test_a_cut_where_a_key_frame_was_due_still_begins_another_scene():
-    schedule = Schedule(3, CutDetector())
-    assert [schedule.next(picture) for picture in [scene(0)] * 3 + [scene(1)]][3] == (True, True)
+    assert keys(FixedInterval(3), [scene(0)] * 3 + [scene(1)], CutDetector()) == ([0, 3], [3])
 
 
 def test_without_a_detector_a_cut_changes_nothing():
-    schedule = Schedule(4)
-    assert [schedule.next(picture)[0] for picture in [scene(0)] * 3 + [scene(1)] * 3] == [1, 0, 0, 0, 1, 0]
+    assert keys(FixedInterval(4), [scene(0)] * 3 + [scene(1)] * 3) == ([0, 4], [])
+
+
+def test_listed_cuts_and_key_frames_are_those_that_were_found():
+    images = [scene(0)] * 6 + [scene(1)] * 6
+    found, cuts = keys(FixedInterval(4), images, CutDetector())
+    listed = ListedCuts([number in cuts for number in range(12)])
+    assert keys(ListedKeyFrames(found), images, listed) == (found, cuts)
 
 
 @pytest.mark.parametrize("interval", [0, -3])
 def test_an_interval_below_one_is_refused(interval):
-    with pytest.raises(ValueError, match=f"interval must be at least 1 frame, found {interval}"):
-        Schedule(interval)
+    with pytest.raises(ValueError, match=f"interval must be at least 1 frame, got {interval}"):
+        FixedInterval(interval)
 
 
 @pytest.mark.parametrize("size", [(120, 160), (270, 480), (37, 51), (160, 90)])
@@ -180,10 +194,3 @@ def test_a_fade_of_a_flat_picture_is_no_cut():
         grain = random.integers(0, 2, (*SIZE, 1))
         fade = [np.broadcast_to(level + grain, (*SIZE, 3)).astype(np.uint8) for level in range(20, 140, 10)]
         assert cuts(fade) == []
-
-
-def test_a_list_of_key_frames_is_followed_row_by_row_and_a_restart_is_both():
-    listed = ListedSchedule([True, False, True, False], [False, False, True, False])
-    assert isinstance(listed, KeyFrames)
-    answers = [listed.next(ANY), listed.next(ANY), listed.next(ANY), listed.next(ANY, restart=True)]
-    assert answers == [(True, False), (False, False), (True, True), (True, True)]

@@ -17,8 +17,9 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
+from mpvss.engine.carriers import Inference, class_scores, make_carrier, queries
 from mpvss.engine.decode import ClassScores
-from mpvss.engine.schedule import Schedule
+from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
 from mpvss.engine.spill import Spill
 from mpvss.errors import ModelError, OutputError
@@ -137,11 +138,11 @@ def test_scores_are_bytes_unless_a_share_is_wanted_or_many_pixels_score_little()
     weak[:, :10] *= 0.01
     strong, weak = (ClassScores(torch.arange(3), planes, 3) for planes in (strong, weak))
     segmenter = VideoSegmenter(ColourSegmentor(), Hold())
-    session = segmenter.session("both")
-    assert session._top(strong, strong) == float(strong.planes.max())
-    assert session._top(strong, weak) is None
-    assert session._top(ClassScores(torch.arange(3), torch.zeros(3, 4, 4), 3)) is None
-    assert segmenter.session("both", confidence=True)._top(strong) is None
+    carrier = segmenter.session("both").carrier
+    assert carrier._top(strong, strong) == float(strong.planes.max())
+    assert carrier._top(strong, weak) is None
+    assert carrier._top(ClassScores(torch.arange(3), torch.zeros(3, 4, 4), 3)) is None
+    assert segmenter.session("both", confidence=True).carrier._top(strong) is None
 
 
 def test_flows_inverted_for_the_other_direction_lead_to_the_key_frame_after():
@@ -150,21 +151,18 @@ def test_flows_inverted_for_the_other_direction_lead_to_the_key_frame_after():
     segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=8, cuts=False)
     one = list(segmenter.stream(frames, direction="both"))
     session = segmenter.session("both")
-    session._flows_both_ways = lambda pictures, before, after: (
-        session._flows(pictures, before),
-        session._flows(pictures[::-1], after)[::-1],
-    )
+    session.carrier._flows.invertible = False
     two = [result for frame in frames for result in session.push(frame)] + session.finish()
     same = [(a.labels == b.labels).mean() for a, b in zip(one, two, strict=True)]
     assert min(same) > 0.95
     backwards = VideoSegmenter(ColourSegmentor(), Dis(), interval=8, cuts=False).session("both")
-    original = backwards._flows_both_ways
+    original = backwards.carrier._flows.to_both
 
     def swapped(pictures, before, after):
         forward, backward = original(pictures, before, after)
         return forward, backward[::-1]
 
-    backwards._flows_both_ways = swapped
+    backwards.carrier._flows.to_both = swapped
     wrong = [result for frame in frames for result in backwards.push(frame)] + backwards.finish()
     assert min((a.labels == b.labels).mean() for a, b in zip(wrong, two, strict=True)) < min(same)
 
@@ -209,7 +207,7 @@ def test_classes_restricts_what_is_kept_and_confidence_is_a_share():
     assert share.min() >= 0 and share.max() <= 1
 
 
-def test_per_query_flow_moves_each_mask_by_its_own():
+def test_per_query_flow_moves_each_mask_by_its_own(monkeypatch):
     class Apart:
         """Query q moves by q grid cells to the right."""
 
@@ -224,8 +222,8 @@ def test_per_query_flow_moves_each_mask_by_its_own():
     seen = []
     segmenter = VideoSegmenter(ColourSegmentor(), Apart(), interval=10, cuts=False, tolerance=0.0)
     session = segmenter.session("forward")
-    warped = session._warped
-    session._warped = lambda key, flow: seen.append(warped(key, flow)) or seen[-1]
+    warped = queries._warped
+    monkeypatch.setattr(queries, "_warped", lambda key, flow: seen.append(warped(key, flow)) or seen[-1])
     frames = moving_frames(3, speed=0)
     for frame in frames:
         session.push(frame)
@@ -238,25 +236,79 @@ def test_per_query_flow_moves_each_mask_by_its_own():
             )
 
 
-def test_the_schedule_decides_and_a_non_key_frame_first_is_refused():
-    class Never:
-        interval, cuts = 5, None
+def carrier_of(segmenter, motion="chain"):
+    return make_carrier(Inference(segmenter.segment, segmenter.rule, Hold(), motion))
 
-        def next(self, rgb, restart=False):
-            return False, False
 
+class Looks:
+    """Waits for ``ahead`` frames, then chooses the one at ``choice`` of them."""
+
+    def __init__(self, ahead, choice):
+        self.ahead, self.choice = ahead, choice
+
+    def decide(self, window):
+        return self.choice if len(window) >= self.ahead else None
+
+
+@pytest.mark.parametrize(("ahead", "choice"), [(3, 0), (3, 1), (3, 2), (5, 1)])
+def test_a_schedule_may_look_ahead_and_the_frames_it_leaves_are_decided_on_next(ahead, choice):
     segmenter = VideoSegmenter(ColourSegmentor(), Hold())
-    session = Session(segmenter.segment, segmenter.rule, Hold(), Never())
-    with pytest.raises(ValueError, match="no key frame came before"):
-        session.push(moving_frames(1)[0])
+    session = Session(carrier_of(segmenter), Looks(ahead, choice), direction="both")
+    frames = moving_frames(13)
+    results = [result for frame in frames for result in session.push(frame)] + session.finish()
+    assert [result.index for result in results] == list(range(13))
+    keys = [result.index for result in results if result.is_key]
+    assert keys == [key for key in range(0, 13, choice + 1) if key == 0 or key + ahead - choice <= 13]
+    alone = run(VideoSegmenter(ColourSegmentor(), None), frames, "forward")
+    for result in results:
+        if result.is_key:
+            np.testing.assert_array_equal(result.labels, alone[result.index].labels)
+
+
+def test_going_forward_only_the_last_frame_can_be_chosen():
+    session = Session(carrier_of(VideoSegmenter(ColourSegmentor(), Hold())), Looks(3, 1))
+    frames = moving_frames(4)
+    for frame in frames[:3]:
+        session.push(frame)
+    with pytest.raises(ValueError, match="can choose only the last frame, got 1"):
+        session.push(frames[3])
+
+
+def test_a_session_as_a_context_manager_ends_its_threads(monkeypatch):
+    monkeypatch.setattr("mpvss.engine.carriers.protocol.torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: 2)
+    with VideoSegmenter(ColourSegmentor(), Dis(), interval=4).session("both") as session:
+        for frame in moving_frames(6):
+            session.push(frame)
+        pool = session.carrier._pool
+        assert pool is not None
+    with pytest.raises(RuntimeError, match="shutdown"):
+        pool.submit(print)
+
+
+def test_stages_that_threads_share_add_up_to_the_time_that_went_by(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("mpvss.engine.clock.time.perf_counter", lambda: float(next(ticks)))
+    parts = [class_scores.StageClock() for _ in range(2)]
+    whole = class_scores.StageClock()
+    with whole.shared(parts):
+        for part in parts:
+            with part("propagate"):
+                next(ticks)
+                next(ticks)
+            with part("decode"):
+                pass
+    assert whole.total == pytest.approx(13)
+    assert whole.seconds["propagate"] == pytest.approx(3 * whole.seconds["decode"])
+    assert whole.seconds["key"] == 0
 
 
 def test_options_out_of_range_are_refused():
     segmenter = VideoSegmenter(ColourSegmentor(), Hold())
     with pytest.raises(ValueError, match="motion must be one of chain, direct"):
-        Session(segmenter.segment, segmenter.rule, Hold(), Schedule(5), motion="sideways")
+        carrier_of(segmenter, motion="sideways")
     with pytest.raises(ValueError, match="direction must be one of both, forward"):
-        Session(segmenter.segment, segmenter.rule, Hold(), Schedule(5), direction="backward")
+        Session(carrier_of(segmenter), FixedInterval(5), direction="backward")
     with pytest.raises(ValueError, match="interval must be at least 1"):
         VideoSegmenter(ColourSegmentor(), Hold(), interval=0)
 
@@ -447,8 +499,8 @@ def test_a_propagator_is_called_by_one_thread_unless_it_says_otherwise(monkeypat
             threads.add(threading.get_ident())
             return torch.zeros(len(current), 1, 2, *grid)
 
-    monkeypatch.setattr("mpvss.engine.session.torch.get_num_threads", lambda: 4)
-    monkeypatch.setattr("mpvss.engine.session.cores", lambda: 4)
+    monkeypatch.setattr("mpvss.engine.carriers.protocol.torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: 4)
     frames = moving_frames(9, (48, 64))
     run(VideoSegmenter(ColourSegmentor(), Network(), interval=8, cuts=False), frames, "both")
     assert threads == {threading.get_ident()}
@@ -463,11 +515,11 @@ def test_a_propagator_is_called_by_one_thread_unless_it_says_otherwise(monkeypat
 def test_no_more_threads_than_cores_that_are_allowed_and_threads_that_were_asked_for(
     allowed, asked, expected, monkeypatch
 ):
-    monkeypatch.setattr("mpvss.engine.session.torch.get_num_threads", lambda: asked)
-    monkeypatch.setattr("mpvss.engine.session.cores", lambda: allowed)
+    monkeypatch.setattr("mpvss.engine.carriers.protocol.torch.get_num_threads", lambda: asked)
+    monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: allowed)
     session = VideoSegmenter(ColourSegmentor(), Dis()).session()
-    assert session._beside(abs, [-1, 2]) == [1, 2]
-    assert (session._workers and session._workers._max_workers) == expected
+    assert session.carrier.map(abs, [-1, 2]) == [1, 2]
+    assert (session.carrier._pool and session.carrier._pool._max_workers) == expected
 
 
 # What waits
@@ -504,7 +556,8 @@ def test_what_waits_is_bounded_whatever_the_interval_and_labels_are_the_same(
     segmenter.interval = 100_000
     limit = 2 * frames[0].rgb.nbytes
     monkeypatch.setattr("mpvss.engine.spill.MOST_HELD", limit)
-    monkeypatch.setattr("mpvss.engine.session.Spill", Held)
+    for module in ("session", "carriers.protocol"):
+        monkeypatch.setattr(f"mpvss.engine.{module}.Spill", Held)
     monkeypatch.setattr("mpvss.engine.spill._BLOCK", 2**16)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     Held.most = Held.spilled = 0
@@ -620,7 +673,7 @@ def device_without_double(monkeypatch):
                 return super().__torch_function__(func, types, args, kwargs or {})
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    monkeypatch.setattr("mpvss.engine.session.cores", lambda: 1)  # a mode belongs to one thread
+    monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: 1)  # a mode belongs to one thread
     return NoDouble()
 
 
@@ -719,10 +772,9 @@ def test_the_stages_together_take_no_longer_than_all(direction, propagator):
     for frame in moving_frames(7):
         session.push(frame)
     session.finish()
-    seconds = session.seconds
-    assert min(seconds.key, seconds.propagate, seconds.decode) > 0
-    assert seconds.total == pytest.approx(seconds.key + seconds.propagate + seconds.decode)
-    assert seconds.total <= time.perf_counter() - began
+    assert min(session.clock.seconds.values()) > 0
+    assert session.clock.total == pytest.approx(sum(session.clock.seconds.values()))
+    assert session.clock.total <= time.perf_counter() - began
 
 
 def test_a_propagator_with_a_flow_for_each_query_is_called_from_one_thread():

@@ -15,11 +15,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpvss.convert.architectures import build
-    from mpvss.errors import MpvssError
-    from mpvss.segmenter import VideoSegmenter
+    from mpvss.engine.session import Session
+    from mpvss.errors import DataError, ModelError, MpvssError, OutputError, SourceError
+    from mpvss.labels import palette_for
+    from mpvss.outputs.labels import LabelReader
+    from mpvss.segmenter import VideoSegmenter, make_propagator
+    from mpvss.segmentors.protocol import InputRule, Prediction
     from mpvss.types import Frame, Segmentation
+    from mpvss.video import probe, read
 
-__all__ = ["Frame", "MpvssError", "Segmentation", "VideoSegmenter", "__version__", "build"]
+__all__ = [
+    "DataError",
+    "Frame",
+    "InputRule",
+    "LabelReader",
+    "ModelError",
+    "MpvssError",
+    "OutputError",
+    "Prediction",
+    "Segmentation",
+    "Session",
+    "SourceError",
+    "VideoSegmenter",
+    "__version__",
+    "build",
+    "make_propagator",
+    "palette_for",
+    "probe",
+    "read",
+]
 
 try:
     __version__ = version("mpvss")
@@ -27,11 +51,23 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 _HOMES = {
+    "DataError": "mpvss.errors",
     "Frame": "mpvss.types",
+    "InputRule": "mpvss.segmentors.protocol",
+    "LabelReader": "mpvss.outputs.labels",
+    "ModelError": "mpvss.errors",
     "MpvssError": "mpvss.errors",
+    "OutputError": "mpvss.errors",
+    "Prediction": "mpvss.segmentors.protocol",
     "Segmentation": "mpvss.types",
+    "Session": "mpvss.engine.session",
+    "SourceError": "mpvss.errors",
     "VideoSegmenter": "mpvss.segmenter",
     "build": "mpvss.convert.architectures",
+    "make_propagator": "mpvss.segmenter",
+    "palette_for": "mpvss.labels",
+    "probe": "mpvss.video",
+    "read": "mpvss.video",
 }
 
 

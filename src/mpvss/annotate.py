@@ -7,7 +7,6 @@ first mask are filled backward from it.
 import logging
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -22,7 +21,10 @@ from torch import Tensor
 
 from mpvss._validate import shown, shown_address
 from mpvss.datasets.clips import list_images, read_label, read_lines
-from mpvss.engine.session import Session, check_direction, check_motion
+from mpvss.engine.carriers import Inference, make_carrier
+from mpvss.engine.flows import check_motion
+from mpvss.engine.schedule import ListedKeyFrames
+from mpvss.engine.session import Session, check_direction
 from mpvss.engine.spill import Spill
 from mpvss.engine.state import KeyState
 from mpvss.errors import DataError
@@ -116,16 +118,6 @@ def oracle_rule(segmentor: Segmentor | None) -> InputRule:
 # Masks of a person
 
 
-@dataclass
-class _Told:
-    """Key frames where the caller says so."""
-
-    is_key: bool = True
-
-    def next(self, rgb: UInt8[np.ndarray, "H W 3"], *, restart: bool = False) -> tuple[bool, bool]:  # noqa: ARG002
-        return self.is_key, False
-
-
 @dataclass(frozen=True)
 class Masks:
     """Masks of a video, checked.
@@ -183,7 +175,7 @@ class Filler:
 
     def fill(
         self, frames: Iterable[Frame], masks: Masks, dtype: type[np.uint8] | type[np.uint16]
-    ) -> Iterator[tuple[Frame, Segmentation]]:
+    ) -> Iterator[Segmentation]:
         """Label every frame, in order. Memory is bounded: what a long gap leaves waiting lies in a temporary file.
 
         Args:
@@ -197,17 +189,14 @@ class Filler:
         after = dict(pairwise(sorted(masks.files)))
         expected: int | None = min(masks.files)
         lead: list[Frame] = []
-        waiting: deque[Frame] = deque()
         spill = Spill("frames that wait for the next mask")
         session: Session | None = None
-        schedule, ids = _Told(), np.zeros(0, np.int64)
+        ids = np.zeros(0, np.int64)
         mask = masks.read(min(masks.files))
         last = -1
 
-        def ready(results: Sequence[Segmentation]) -> Iterator[tuple[Frame, Segmentation]]:
-            for result in results:
-                labels = ids[result.labels].astype(dtype)
-                yield waiting.popleft(), Segmentation(result.index, result.pts, labels, False)
+        def ready(results: Sequence[Segmentation]) -> Iterator[Segmentation]:
+            return (Segmentation(each.frame, ids[each.labels].astype(dtype), False) for each in results)
 
         for frame in frames:
             last = frame.index
@@ -215,32 +204,28 @@ class Filler:
                 raise DataError(f"{masks.files[expected]}: frame {expected} cannot be read from the video")
             if frame.index != expected:
                 if session is not None:
-                    waiting.append(spill.keep_frame(frame))
-                    yield from ready(session.push(frame))
+                    yield from ready(session.push(frame, copy=False))
                 elif self.direction == "both":
                     lead.append(spill.keep_frame(frame))
                 else:
                     blank = np.full(frame.size, np.iinfo(dtype).max, dtype)
-                    yield frame, Segmentation(frame.index, frame.pts, blank, False)
+                    yield Segmentation(frame, blank, False)
                 continue
             if session is not None:
-                schedule.is_key = True
-                yield from ready(session.push(frame)[: len(waiting)])
+                yield from ready(session.push(frame, copy=False)[:-1])
             if lead:
                 yield from self._backward(lead, frame, mask, dtype, spill)
                 lead = []
             spill.clear()
-            yield frame, Segmentation(frame.index, frame.pts, mask.astype(dtype), True)
+            yield Segmentation(frame, mask.astype(dtype), True)
 
             # Every gap is a session of its own, with only the ids around it as classes.
             expected = after.get(frame.index)
             coming = mask if expected is None else masks.read(expected)
             ids = _ids(mask, coming)
-            schedule = _Told()
             direction = "forward" if expected is None else self.direction
-            session = self._session((mask, coming), ids, schedule, direction)
-            session.push(frame)
-            schedule.is_key = False
+            session = self._session((mask, coming), ids, expected, direction)
+            session.push(frame, copy=False)
             mask = coming
         if expected is not None:
             raise DataError(
@@ -249,9 +234,9 @@ class Filler:
             )
 
     def _session(
-        self, masks: tuple[Labels, Labels], ids: Int64[np.ndarray, " K"], schedule: _Told, direction: str
+        self, masks: tuple[Labels, Labels], ids: Int64[np.ndarray, " K"], last: int | None, direction: str
     ) -> Session:
-        """A session whose first key frame has the first mask, and the next the second."""
+        """A session whose first key frame has the first mask, and the one at ``last`` the second."""
         coming = iter(masks)
         queries_from = self.segmentor if self.propagator.name == "query" else None
 
@@ -259,23 +244,22 @@ class Filler:
             return true_state(next(coming), ids, frame, image, geometry, segmentor=queries_from)
 
         rule = oracle_rule(self.segmentor)
-        return Session(segment, rule, self.propagator, schedule, motion=self.motion, direction=direction)
+        carrier = make_carrier(Inference(segment, rule, self.propagator, self.motion))
+        return Session(carrier, ListedKeyFrames(() if last is None else (last,)), direction=direction)
 
     def _backward(
         self, lead: list[Frame], key: Frame, mask: Labels, dtype: type[np.uint8] | type[np.uint16], spill: Spill
-    ) -> list[tuple[Frame, Segmentation]]:
+    ) -> list[Segmentation]:
         """Label the frames before a mask from it: a session that runs backward."""
         ids = _ids(mask)
-        schedule = _Told()
-        session = self._session((mask, mask), ids, schedule, "forward")
-        session.push(replace(key, pts=-key.pts))
-        schedule.is_key = False
-        found = []
+        session = self._session((mask, mask), ids, None, "forward")
+        session.push(replace(key, pts=-key.pts), copy=False)
+        results = []
         for frame in reversed(lead):
-            (result,) = session.push(replace(frame, pts=-frame.pts))
+            (result,) = session.push(replace(frame, pts=-frame.pts), copy=False)
             labels = spill.keep(ids[result.labels].astype(dtype))
-            found.append((frame, Segmentation(frame.index, frame.pts, labels, False)))
-        return found[::-1]
+            results.append(Segmentation(frame, labels, False))
+        return results[::-1]
 
 
 def _ids(*masks: Labels) -> Int64[np.ndarray, " K"]:
@@ -489,8 +473,8 @@ def propagate(
         first = next(reader)
         unlabelled = 0
         with Sinks(reader, paths, options, names, about, given.drawn) as sinks:
-            for frame, result in filler.fill(chain([first], reader), given, label_dtype(classes)):
-                sinks.write(frame, None, result, (0.0, 0.0))
+            for result in filler.fill(chain([first], reader), given, label_dtype(classes)):
+                sinks.write(result)
                 unlabelled += filler.direction == "forward" and result.index < min(files)
                 if on_frame is not None:
                     on_frame(result)

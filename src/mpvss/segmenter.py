@@ -19,8 +19,10 @@ from torch import Tensor
 
 from mpvss._validate import shown, shown_address
 from mpvss.convert.checkpoint import MOTION_TYPES, check_fits, load_motion, segmentor_of
-from mpvss.engine.schedule import CutDetector, KeyFrames, Schedule
-from mpvss.engine.session import Session, check_motion
+from mpvss.engine.carriers import Inference, make_carrier
+from mpvss.engine.flows import check_motion
+from mpvss.engine.schedule import CutDetector, Cuts, FixedInterval, Schedule
+from mpvss.engine.session import Session
 from mpvss.engine.spill import Spill
 from mpvss.engine.state import KeyState
 from mpvss.errors import ModelError, MpvssError, SourceError
@@ -354,11 +356,11 @@ class VideoSegmenter:
             )
         return KeyState(frame, image, found.class_logits[0], found.mask_logits[0], found.queries[0], geometry)
 
-    def schedule(self, direction: str) -> Schedule:
-        """Return what decides which frames of one video are key frames."""
+    def schedule(self, direction: str) -> tuple[Schedule, Cuts | None]:
+        """Return what decides which frames of one video are key frames, and what finds its cuts."""
         if self.propagator is None:
-            return Schedule(1)
-        return Schedule(self.interval or DEFAULT_INTERVAL.get(direction, 1), CutDetector() if self.cuts else None)
+            return FixedInterval(1), None
+        return FixedInterval(self.interval or DEFAULT_INTERVAL.get(direction, 1)), CutDetector() if self.cuts else None
 
     def session(
         self,
@@ -367,7 +369,7 @@ class VideoSegmenter:
         classes: Sequence[int] | None = None,
         confidence: bool = False,
         min_score: float = 0.0,
-        schedule: KeyFrames | None = None,
+        schedule: tuple[Schedule, Cuts | None] | None = None,
     ) -> Session:
         """Begin a video of which the frames are pushed one by one.
 
@@ -376,20 +378,21 @@ class VideoSegmenter:
             classes: Only these class ids are kept; other pixels get the ignore id.
             confidence: Whether results carry the winner's share of the scores.
             min_score: Pixels whose best class score is lower get the ignore id; see ``Session``.
-            schedule: Which frames are key frames, if that is known already.
+            schedule: What decides on key frames, and finds cuts; ``None`` for the segmenter's own.
         """
-        return Session(
+        inference = Inference(
             self.segment,
             self.rule,
             _NO_PROPAGATION if self.propagator is None else self.propagator,
-            schedule or self.schedule(direction),
             motion=self.motion,
-            direction=direction,
             classes=classes,
             confidence=confidence,
             tolerance=self.tolerance,
             min_score=min_score,
+            class_names=self.segmentor.class_names,
         )
+        keys, cuts = schedule or self.schedule(direction)
+        return Session(make_carrier(inference), keys, direction=direction, cuts=cuts)
 
     def stream(
         self,
@@ -424,9 +427,10 @@ class VideoSegmenter:
 
     @staticmethod
     def _run(frames: Iterable[Frame], session: Session) -> Iterator[Segmentation]:
-        for frame in frames:
-            yield from session.push(frame)
-        yield from session.finish()
+        with session:
+            for frame in frames:
+                yield from session.push(frame, copy=False)
+            yield from session.finish()
 
     def describe(self, options: ProcessOptions, direction: str) -> dict[str, Any]:
         """Return what NAME.json says about how a source was segmented: the model and all that decides the labels."""
@@ -503,32 +507,30 @@ class VideoSegmenter:
                 write: Callable[..., None] = sinks.write
                 if not options.compare:  # which times the two sides, and is not to be disturbed
                     write = partial(stack.enter_context(Behind(_WAITING)).call, sinks.write)
-                waiting: deque[tuple[Frame, Segmentation | None]] = deque()
-                spill = Spill("frames that wait for a key frame")
+                others: deque[Segmentation] = deque()
+                spill = Spill("results that wait to be compared")
 
                 def deliver(results: Iterable[Segmentation]) -> None:
                     for result in results:
-                        costs = (alone.seconds.total / taken, session.seconds.total / taken)
-                        write(*waiting.popleft(), result, costs)
+                        costs = (alone.clock.total / taken, session.clock.total / taken)
+                        write(result, others.popleft() if options.compare else None, costs)
                         if on_frame is not None:
                             on_frame(result)
 
                 lost: list[SourceError] = []
                 for frame in chain([first], _until_lost(reader, lost)):
                     taken += 1
-                    other = alone.push(frame)[0] if options.compare else None
-                    if other is not None:
-                        other = replace(other, labels=spill.keep(other.labels))
-                    waiting.append((spill.keep_frame(frame), other))
-                    deliver(session.push(frame))
-                    if not waiting:
+                    if options.compare:
+                        other = alone.push(frame, copy=False)[0]
+                        others.append(replace(other, labels=spill.keep(other.labels)))
+                    deliver(session.push(frame, copy=False))
+                    if not others:
                         spill.clear()
                 deliver(session.finish())
             for message in reader.warnings:
                 log.warning("%s: %s", reader.info.source, message)
             if reader.damaged:
                 log.warning("%s: %d frames or packets are damaged or lost", reader.info.source, reader.damaged)
-            stages = session.seconds
             summary: dict[str, Any] = {
                 "source": shown_address(str(source)),
                 "frames": sinks.frames,
@@ -538,17 +540,16 @@ class VideoSegmenter:
                 "outputs": {kind: str(path) for kind, path in paths.items()},
                 "seconds": {
                     "read": reader.seconds,
-                    "key": stages.key,
-                    "propagate": stages.propagate,
-                    "decode": stages.decode,
+                    **session.clock.seconds,
                     "write": sinks.seconds,
                     "total": time.perf_counter() - began,
                 },
             }
             if options.compare:
                 flicker = [None if math.isnan(value) else value for value in sinks.flicker]
+                per_frame, propagated = alone.clock.total / taken, session.clock.total / taken
                 summary["compare"] = {
-                    "seconds_per_frame": {"per_frame": alone.seconds.total / taken, "propagated": stages.total / taken},
+                    "seconds_per_frame": {"per_frame": per_frame, "propagated": propagated},
                     "flicker": {"per_frame": flicker[0], "propagated": flicker[1]},
                 }
             if lost:  # what came before is written

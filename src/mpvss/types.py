@@ -39,6 +39,18 @@ class Frame:
         return self.rgb.shape[0], self.rgb.shape[1]
 
 
+def check_image(rgb: object) -> None:
+    """Refuse what is no RGB image.
+
+    Raises:
+        ValueError: It is not a uint8 array of shape (H, W, 3) with at least one pixel.
+    """
+    if isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size:
+        return
+    got = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
+    raise ValueError(f"expected an RGB picture as a uint8 array of shape (H, W, 3), found {got}")
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How a frame became a network's input, and so how its masks go back.
@@ -52,20 +64,71 @@ class Geometry:
     padded: tuple[int, int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """The class of every pixel of one frame.
 
     Attributes:
-        index: Index of the frame in its source.
-        pts: Presentation time in seconds, exact.
+        frame: The frame.
         labels: Class ids at the frame's size; uint16 only above 255 classes.
         is_key: Whether the segmentor ran on this frame.
         confidence: Share of the winning class in the sum of all class scores, 0 to 1, where it was asked for.
+        class_names: What the ids mean; empty where nobody said.
     """
 
-    index: int
-    pts: Fraction
+    frame: Frame
     labels: UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
     is_key: bool
     confidence: Float32[np.ndarray, "H W"] | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def index(self) -> int:
+        """Index of the frame in its source."""
+        return self.frame.index
+
+    @property
+    def pts(self) -> Fraction:
+        """Presentation time in seconds, exact."""
+        return self.frame.pts
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "K 3"]:
+        """The colour of each class, RGB; of each id that is there where nobody said what the ids mean."""
+        from mpvss.labels import palette_for
+
+        if self.class_names:
+            return palette_for(self.class_names)
+        ids = self.labels[self.labels != np.iinfo(self.labels.dtype).max]
+        return palette_for([str(number) for number in range(int(ids.max(initial=0)) + 1)])
+
+    def plot(self, *, alpha: float = 0.5, legend: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+        """Draw the classes over the frame.
+
+        Args:
+            alpha: Opacity of the classes, 0 to 1.
+            legend: Whether the names of the classes that are in the image are drawn as well.
+
+        Returns:
+            An RGB image of the frame's size.
+        """
+        from mpvss.outputs import draw
+
+        palette, names = self.palette, self.class_names
+        image = draw.overlay(self.frame.rgb, self.labels, palette, alpha)
+        if not (legend and names):
+            return image
+        shown = draw.LegendOrder().update(self.labels, len(names))
+        colours = [(int(red), int(green), int(blue)) for red, green, blue in palette]
+        return draw.legend(image, [(names[number], colours[number]) for number in shown])
+
+    def __repr__(self) -> str:
+        height, width = self.frame.size
+        key = ", key frame" if self.is_key else ""
+        return f"Segmentation(frame {self.index} at {float(self.pts):g} s, {height}x{width}{key})"
+
+    def _repr_png_(self) -> bytes:
+        """Show the overlay in a notebook."""
+        import cv2
+
+        return bytes(cv2.imencode(".png", self.plot()[..., ::-1])[1])

@@ -25,7 +25,7 @@ from jaxtyping import Bool
 
 from mpvss._validate import demand, read_json
 from mpvss.batch.listed import FrameList, fingerprint, read_listed
-from mpvss.engine.schedule import ListedSchedule
+from mpvss.engine.schedule import KeyFrameFinder, ListedCuts, ListedKeyFrames
 from mpvss.errors import DataError, SourceError
 from mpvss.labels import resolve_classes
 from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, write_meta
@@ -197,24 +197,24 @@ def list_frames(
     """
     # 26 bytes a frame, 2.3 MB an hour: the one thing that grows with the length of a video.
     index, ticks, prints = array("q"), array("q"), array("Q")
-    keys, cuts = bytearray(), bytearray()
+    cuts = bytearray()
     with read(source, **options.selection()) as reader:
         if reader.info.live:
             raise SourceError(f"expected a recorded video, found the live source {source}: it has no end to divide")
         direction = direction or "both"
-        schedule = segmenter.schedule(direction)
+        finder = KeyFrameFinder(*segmenter.schedule(direction))
         for frame in reader:
-            key, cut = schedule.next(frame.rgb)
+            cut = finder.add(frame)
             index.append(frame.index)
             ticks.append(int(frame.pts / reader.info.time_base))
             prints.append(fingerprint(frame.rgb))
-            keys.append(key)
             cuts.append(cut)
             beat()
+        keys = np.isin(index, finder.keys)
         frames = FrameList(
             np.array(index, np.int64), np.array(ticks, np.int64), np.array(prints, np.uint32), reader.info.time_base
         )
-        listing = Listing(frames, np.frombuffer(keys, bool), np.frombuffer(cuts, bool))
+        listing = Listing(frames, keys, np.frombuffer(cuts, bool))
         plan = Plan(
             identity=dict(identity),
             direction=direction,
@@ -267,7 +267,8 @@ def segment_part(
     rows = slice(first, end + 1 if followed else end)
     names = segmenter.segmentor.class_names
     wanted = None if options.classes is None else resolve_classes(options.classes, names)
-    schedule = ListedSchedule(listing.keys[rows].tolist(), listing.cuts[rows].tolist())
+    keys = frozenset(listing.frames.index[rows][listing.keys[rows]].tolist())
+    schedule = (ListedKeyFrames(keys), ListedCuts(listing.cuts[rows].tolist()))
     session = segmenter.session(plan.direction, classes=wanted, min_score=options.min_score, schedule=schedule)
     time_base = listing.frames.time_base
     labels_name, meta_name = part_files(number)
@@ -292,7 +293,7 @@ def segment_part(
             fps=parse_rate(options.fps),
             video_stream=options.video_stream,
         ):
-            keep(session.push(frame))
+            keep(session.push(frame, copy=False))
         keep(session.finish())
 
 
@@ -356,8 +357,8 @@ def join(
                             f"expected the frame at {float(pts):g} s of {source}, which was segmented, found another "
                             "or none: the source has changed meanwhile; start anew"
                         )
-                    result = Segmentation(index, pts, labels, key)
-                    sinks.write(following, None, result, (0.0, 0.0))
+                    result = Segmentation(following, labels, key)
+                    sinks.write(result)
                     on_frame(result)
             if next(reader, None) is not None:
                 raise SourceError(f"expected {plan.frames} frames in {source}, got more: it has changed; start anew")

@@ -1,13 +1,17 @@
 """Which frames are key frames: every ``interval`` frames, and wherever the video cuts to another scene."""
 
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
+
+from mpvss.types import Frame
 
 # A cut is judged on small pictures, wide enough to tell scenes apart. A cell of the other picture counts as the same
 # content up to two cells away: 6 % of the width from one frame to the next is motion.
@@ -101,61 +105,113 @@ class CutDetector:
 
 
 @runtime_checkable
-class KeyFrames(Protocol):
-    """Decides for each frame, in order, whether the segmentor runs on it."""
+class Cuts(Protocol):
+    """Tells, frame by frame and in order, where a video cuts to another scene."""
 
-    def next(self, rgb: UInt8[np.ndarray, "H W 3"], *, restart: bool = False) -> tuple[bool, bool]:
-        """Return whether this frame is a key frame, and whether it begins another scene.
+    def is_cut(self, rgb: UInt8[np.ndarray, "H W 3"]) -> bool:
+        """Whether this frame begins another scene than the frame before; never at the first frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class WindowFrame:
+    """A frame after the last key frame, as a schedule sees it.
+
+    Attributes:
+        index: Position in the source.
+        pts: Presentation time in seconds, exact.
+        new_scene: Whether nothing can be propagated to it from the frame before: a cut, or another size.
+    """
+
+    index: int
+    pts: Fraction
+    new_scene: bool
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Decides which frames are key frames. The first frame of a video always is one."""
+
+    def decide(self, window: Sequence[WindowFrame]) -> int | None:
+        """Return the position in the window of the next key frame, or ``None`` as long as that is open.
 
         Args:
-            rgb: The frame.
-            restart: Whether the caller knows that it has nothing to do with the frame before.
+            window: All frames since the last key frame, at least one. Called again after each frame; with direction
+                ``forward`` the frames but the last are answered already, so only the last can be chosen.
         """
         ...
 
 
-@dataclass
-class Schedule:
-    """A key frame every ``interval`` frames, and at cuts.
+@dataclass(frozen=True)
+class FixedInterval:
+    """A key frame every ``interval`` frames, and where another scene begins.
 
     Attributes:
         interval: A key frame follows the last one after this many frames; 1 makes every frame a key frame.
-        cuts: Detector of scene cuts, or ``None`` to keep strictly to the interval.
     """
 
     interval: int
-    cuts: CutDetector | None = None
-    _since: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.interval < 1:
-            raise ValueError(f"interval must be at least 1 frame, found {self.interval}")
+            raise ValueError(f"interval must be at least 1 frame, got {self.interval}")
 
-    def next(self, rgb: UInt8[np.ndarray, "H W 3"], *, restart: bool = False) -> tuple[bool, bool]:
-        """Return whether this frame is a key frame, and whether it begins another scene; see ``KeyFrames``."""
-        cut = self.cuts is not None and self.cuts.is_cut(rgb)
-        first = self._since is None
-        new_scene = (cut or restart) and not first
-        self._since = 0 if first or new_scene else (self._since or 0) + 1
-        if self._since >= self.interval:
-            self._since = 0
-        return self._since == 0, new_scene
+    def decide(self, window: Sequence[WindowFrame]) -> int | None:
+        """Return the last frame if it is due; see ``Schedule``."""
+        return len(window) - 1 if window[-1].new_scene or len(window) >= self.interval else None
+
+
+@dataclass(frozen=True)
+class ListedKeyFrames:
+    """Key frames that are known beforehand.
+
+    Attributes:
+        indices: Their positions in the source.
+    """
+
+    indices: Container[int]
+
+    def decide(self, window: Sequence[WindowFrame]) -> int | None:
+        """Return the last frame if it is listed; see ``Schedule``."""
+        return len(window) - 1 if window[-1].new_scene or window[-1].index in self.indices else None
 
 
 @dataclass
-class ListedSchedule:
-    """Key frames that an earlier reading of the video has decided; one entry for each frame that will come.
+class KeyFrameFinder:
+    """Runs a schedule over the frames of a video of one size, without any network.
 
     Attributes:
-        keys: Whether a frame is a key frame.
-        cuts: Whether it begins another scene.
+        schedule: Decides which frames are key frames.
+        cuts: Tells the frames that begin another scene.
+        keys: Positions in the source of the key frames that are decided on.
     """
 
-    keys: Sequence[bool]
+    schedule: Schedule
+    cuts: Cuts | None = None
+    keys: "array[int]" = field(default_factory=lambda: array("q"))
+    _window: list[WindowFrame] = field(default_factory=list, init=False, repr=False)
+
+    def add(self, frame: Frame) -> bool:
+        """Take the next frame; return whether it begins another scene."""
+        cut = self.cuts is not None and self.cuts.is_cut(frame.rgb)
+        if not self.keys:
+            self.keys.append(frame.index)
+            return False
+        self._window.append(WindowFrame(frame.index, frame.pts, cut))
+        while self._window and (position := self.schedule.decide(self._window)) is not None:
+            self.keys.append(self._window[position].index)
+            del self._window[: position + 1]
+        return cut
+
+
+@dataclass
+class ListedCuts:
+    """Cuts that an earlier reading of the video has found; one entry for each frame that will come."""
+
     cuts: Sequence[bool]
     _next: int = field(default=0, init=False, repr=False)
 
-    def next(self, rgb: UInt8[np.ndarray, "H W 3"], *, restart: bool = False) -> tuple[bool, bool]:  # noqa: ARG002
-        """Return whether this frame is a key frame, and whether it begins another scene; see ``KeyFrames``."""
+    def is_cut(self, rgb: UInt8[np.ndarray, "H W 3"]) -> bool:  # noqa: ARG002
+        """Whether this frame begins another scene; see ``Cuts``."""
         row, self._next = self._next, self._next + 1
-        return bool(self.keys[row]) or restart, bool(self.cuts[row]) or restart
+        return bool(self.cuts[row])

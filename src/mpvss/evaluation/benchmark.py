@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -30,16 +30,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 import mpvss
-from mpvss.cli.doctor import cores
+from mpvss._threads import cores
 from mpvss.convert.architectures import Model, build
 from mpvss.convert.cost import count_gmac
+from mpvss.engine.clock import STAGES, StageClock
 from mpvss.engine.decode import score_size
-from mpvss.engine.schedule import Schedule
+from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
 from mpvss.errors import MpvssError, OutputError, SourceError
 from mpvss.labels import label_dtype
 from mpvss.motion import PixelFlow
-from mpvss.motion.dis import Dis, Hold
+from mpvss.motion.dis import Dis
 from mpvss.motion.propagator import serves_both_ways
 from mpvss.motion.warp import warp
 from mpvss.outputs import OverlayWriter
@@ -222,19 +223,28 @@ def fixed_class_logits(num_queries: int, num_classes: int) -> Float[Tensor, "Q K
     return chance.log().float()
 
 
-@dataclass(kw_only=True)
-class _PlainSession(Session):
-    """A session that asks a function for the labels of every frame."""
+class _PlainCarrier:
+    """Asks a function for the labels of every frame, each a key frame."""
 
-    label: Labeller
+    def __init__(self, label: Labeller) -> None:
+        self._label, self.clock = label, StageClock()
 
-    def push(self, frame: Frame | UInt8[np.ndarray, "H W 3"]) -> list[Segmentation]:
-        """Label a frame."""
-        assert isinstance(frame, Frame)
-        began = time.perf_counter()
-        labels = self.label(frame)
-        self.seconds.key += time.perf_counter() - began
-        return [Segmentation(frame.index, frame.pts, labels, is_key=True)]
+    def keep(self, frame: Frame) -> tuple[None, Segmentation]:
+        with self.clock("key"):
+            labels = self._label(frame)
+        return None, Segmentation(frame, labels, is_key=True)
+
+    def geometry(self, frame: Frame) -> Geometry:
+        return Geometry(frame.size, frame.size, frame.size)
+
+    def next(self, kept: None, frame: Frame) -> Segmentation:  # noqa: ARG002 - a carrier's signature
+        raise AssertionError("every frame is a key frame")
+
+    def between(self, before: None, frames: Sequence[Frame], after: None) -> list[Segmentation]:  # noqa: ARG002
+        raise AssertionError("every frame is a key frame")
+
+    def close(self) -> None:
+        """There is nothing to release."""
 
 
 class _PlainRun(VideoSegmenter):
@@ -246,7 +256,7 @@ class _PlainRun(VideoSegmenter):
 
     def session(self, *_: Any, **__: Any) -> Session:
         """Begin a video."""
-        return _PlainSession(self.segment, self.rule, Hold(), Schedule(1), label=self._label)
+        return Session(_PlainCarrier(self._label), FixedInterval(1))
 
 
 def segformer_b0(num_classes: int, rule: InputRule) -> Labeller:
@@ -393,8 +403,8 @@ class _Intervals:
 
     def time_one(self) -> dict[str, float]:
         """Return seconds of a key frame, of a frame between (only where there are), and per frame, also by stage."""
-        stages = self.session.seconds
-        before = (stages.key, stages.propagate, stages.decode)
+        stages = self.session.clock.seconds
+        before = dict(stages)
         began = time.perf_counter()
         keys = [[result.is_key for result in self.session.push(frame)] for frame in islice(self.frames, self.interval)]
         total = time.perf_counter() - began
@@ -403,9 +413,7 @@ class _Intervals:
                 f"expected a key frame every {self.interval} frames, found another one: the video cuts to another "
                 "scene within its first interval; choose another video"
             )
-        key, propagate, decode = (
-            now - then for now, then in zip((stages.key, stages.propagate, stages.decode), before, strict=True)
-        )
+        key, propagate, decode = (stages[stage] - before[stage] for stage in STAGES)
         number = self.interval
         found = {"ours_key": key + decode / number, "ours_interval": total / number}
         if number > 1:

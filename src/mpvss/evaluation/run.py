@@ -11,7 +11,6 @@ import math
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,10 +26,12 @@ from mpvss._validate import demand, parse_json, read_json, shown
 from mpvss.annotate import oracle_rule, true_state
 from mpvss.cli.doctor import library_versions
 from mpvss.datasets import Clip, Dataset, open_dataset, read_label
+from mpvss.engine.carriers import Inference, make_carrier
+from mpvss.engine.carriers.protocol import check_min_score
 from mpvss.engine.decode import score_size
-from mpvss.engine.schedule import CutDetector, Schedule
-from mpvss.engine.session import DIRECTIONS, MOTIONS, Session, check_min_score
-from mpvss.engine.spill import Spill
+from mpvss.engine.flows import MOTIONS
+from mpvss.engine.schedule import CutDetector, FixedInterval
+from mpvss.engine.session import DIRECTIONS, Session
 from mpvss.errors import DataError, ModelError, OutputError
 from mpvss.labels import label_dtype, map_classes, short_list
 from mpvss.metrics import (
@@ -58,7 +59,7 @@ from mpvss.segmenter import (
 )
 from mpvss.segmentors import Segmentor
 from mpvss.segmentors.protocol import prepare
-from mpvss.types import Frame, shown_size
+from mpvss.types import Frame, Segmentation, shown_size
 
 log = logging.getLogger(__name__)
 
@@ -561,23 +562,19 @@ class _Predictor:
             yield from self._read(Path(self._options.predictions) / part, clip, indices, seconds)
             return
         session = self._session(clip)
-        waiting: deque[Frame] = deque()
-        spill = Spill("frames that wait for a key frame")
+
+        def answers(results: list[Segmentation]) -> Iterator[_Found]:
+            for result in results:
+                yield _Found(result.index, result.frame.rgb, self._data_ids(result.labels), result.is_key)
+
         try:
             for index in indices:
                 with _timed(seconds, "read"):
                     frame = Frame(index, Fraction(index) / clip.fps, clip.load_image(index))
-                waiting.append(spill.keep_frame(frame))
-                for result in session.push(frame):
-                    labels = self._data_ids(result.labels)
-                    yield _Found(result.index, waiting.popleft().rgb, labels, result.is_key)
-                if not waiting:
-                    spill.clear()
-            for result in session.finish():
-                labels = self._data_ids(result.labels)
-                yield _Found(result.index, waiting.popleft().rgb, labels, result.is_key)
+                yield from answers(session.push(frame, copy=False))
+            yield from answers(session.finish())
         finally:
-            for stage, spent in asdict(session.seconds).items():
+            for stage, spent in session.clock.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + spent
 
     def _data_ids(self, labels: Labels) -> Labels:
@@ -599,13 +596,12 @@ class _Predictor:
                 raise DataError(f"{clip.frames[frame.index].image_path}: a key frame without its true labels")
             return true_state(truth, self._ids, frame, image, geometry, segmentor=queries_from)
 
+        inference = Inference(segment, oracle_rule(self._segmentor), self._propagator, options.motion)
         return Session(
-            segment,
-            oracle_rule(self._segmentor),
-            self._propagator,
-            Schedule(options.interval, CutDetector() if options.cuts else None),
-            motion=options.motion,
+            make_carrier(inference),
+            FixedInterval(options.interval),
             direction=options.direction,
+            cuts=CutDetector() if options.cuts else None,
         )
 
     def _read(self, folder: Path, clip: Clip, indices: range, seconds: dict[str, float]) -> Iterator[_Found]:

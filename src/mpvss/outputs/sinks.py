@@ -24,7 +24,7 @@ from mpvss.labels import ignore_id, palette_for
 from mpvss.metrics import SMALLEST_FLOW, Flicker
 from mpvss.outputs import LabelWriter, MetaWriter, OverlayWriter, PngWriter, draw
 from mpvss.outputs.overlay import remove_first
-from mpvss.types import Frame, Segmentation
+from mpvss.types import Segmentation
 from mpvss.video import Reader, parse_rate, parse_time
 from mpvss.video.deinterlace import check_deinterlace
 
@@ -249,14 +249,13 @@ class Sinks:
             log.warning("%s: %s", self._reader.info.source, warning)
 
     def write(
-        self, frame: Frame, per_frame: Segmentation | None, result: Segmentation, seconds: tuple[float, float]
+        self, result: Segmentation, per_frame: Segmentation | None = None, seconds: tuple[float, float] = (0.0, 0.0)
     ) -> None:
         """Write one finished frame to every output.
 
         Args:
-            frame: The picture.
-            per_frame: The segmentor's own result on it, where the two are compared.
             result: The result to write.
+            per_frame: The segmentor's own result on its frame, where the two are compared.
             seconds: Mean seconds a frame so far, per frame and propagated, to show.
 
         Raises:
@@ -271,20 +270,18 @@ class Sinks:
         if self._png is not None:
             self._png.write(result.labels, result.index, name)
         if self._videos:
-            picture = self._overlay(frame, result, self._legends[0])
+            picture = self._overlay(result, self._legends[0])
             if "overlay" in self._videos:
                 self._videos["overlay"].write(picture, result.pts)
             if per_frame is not None:
-                pair = self._pair(
-                    frame, (self._overlay(frame, per_frame, self._legends[1]), picture), (per_frame, result), seconds
-                )
+                pair = self._pair((self._overlay(per_frame, self._legends[1]), picture), (per_frame, result), seconds)
                 self._videos["compare"].write(pair, result.pts)
         self.frames += 1
         self.key_frames += result.is_key
         self.seconds += time.perf_counter() - began
 
-    def _overlay(self, frame: Frame, result: Segmentation, order: draw.LegendOrder) -> UInt8[np.ndarray, "H W 3"]:
-        picture = draw.overlay(frame.rgb, result.labels, self._palette, self._options.alpha, self._classes)
+    def _overlay(self, result: Segmentation, order: draw.LegendOrder) -> UInt8[np.ndarray, "H W 3"]:
+        picture = draw.overlay(result.frame.rgb, result.labels, self._palette, self._options.alpha, self._classes)
         if self._options.legend:
             shown = order.update(result.labels, len(self._names))
             picture = draw.legend(picture, [(self._names[index], _colour(self._palette[index])) for index in shown])
@@ -292,7 +289,6 @@ class Sinks:
 
     def _pair(
         self,
-        frame: Frame,
         pictures: tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 3"]],
         results: tuple[Segmentation, Segmentation],
         seconds: tuple[float, float],
@@ -301,8 +297,8 @@ class Sinks:
         for name, flicker, result, cost in zip(
             ("per frame", "propagated"), self._flicker, results, seconds, strict=True
         ):
-            if min(frame.size) >= SMALLEST_FLOW:
-                flicker.update(frame.rgb, result.labels)
+            if min(result.frame.size) >= SMALLEST_FLOW:
+                flicker.update(result.frame.rgb, result.labels)
             share = "" if math.isnan(flicker.value) else f"   flicker {100 * flicker.value:.2f} %"
             captions.append(f"{name}   {1000 * cost:.0f} ms{share}")
         return draw.side_by_side(*pictures, (captions[0], captions[1]), (results[0].is_key, results[1].is_key))

@@ -9,7 +9,8 @@ import numpy as np
 
 from mpvss.annotate import oracle_rule, true_state
 from mpvss.datasets import Clip, Dataset
-from mpvss.engine.schedule import Schedule
+from mpvss.engine.carriers import Inference, make_carrier
+from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
 from mpvss.engine.state import KeyState
 from mpvss.metrics import MiouByDistance
@@ -55,7 +56,8 @@ def validate(task: Task, dataset: Dataset, config: DataConfig) -> dict[str, Any]
                 return true_state(truth, ids, frame, image, geometry, segmentor=queries_from)
 
             rule = oracle_rule(segmentor)
-            _score(Session(segment, rule, propagator, Schedule(interval), config.motion), clip, config, oracle)
+            carrier = make_carrier(Inference(segment, rule, propagator, config.motion))
+            _score(Session(carrier, FixedInterval(interval)), clip, config, oracle)
     result: dict[str, Any] = {}
     for prefix, metric in (("", found), ("oracle_", oracle)):
         if not math.isnan(metric.mean):

@@ -1,0 +1,116 @@
+"""Class scores, all propagated by one flow: the default.
+
+Masks that share a flow need not be warped one by one and scored again: the key frame's class scores are made once, and
+sampled where the flow points. OpenCV does the work on a CPU; its calls are too short to divide between cores, so frames
+are divided between them instead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mpvss.engine.carriers.protocol import FlowCarrier, Inference, Job
+from mpvss.engine.clock import StageClock
+from mpvss.engine.decode import ClassScores, score_size
+from mpvss.engine.fusion import thumbnail, trust
+from mpvss.engine.packed import Packed, fetch, mix, pack, strongest, together, unpack
+from mpvss.engine.state import KeyState
+from mpvss.motion.propagator import FLOW_GRID, serves_both_ways
+from mpvss.motion.warp import resize, resize_flow
+from mpvss.types import Frame, Geometry, Segmentation
+
+# Pixels of the class scores per cell, a side, of the grid that weights are estimated on.
+_WEIGHT_CELL = 4
+# Class scores are quantised to 8 bits if in no more than this share of the pixels the best one is below one in 32 of
+# the largest: with few levels ties are made.
+_WEAK, _MOST_WEAK = 32, 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class KeyScores:
+    """A key frame as the frames around it need it.
+
+    Attributes:
+        scores: Its class scores.
+        image: The image that flows are estimated on, of the size of the class scores.
+        geometry: How the frame became the network's input.
+    """
+
+    scores: ClassScores
+    image: UInt8[Tensor, "3 H W"]
+    geometry: Geometry
+
+
+class ClassScoreCarrier(FlowCarrier[KeyScores]):
+    """Propagates class scores; see ``Carrier``."""
+
+    def __init__(self, inference: Inference) -> None:
+        """Begin a video."""
+        super().__init__(inference, invertible=serves_both_ways(inference.propagator, inference.motion))
+        self._packed: tuple[KeyScores, Packed] | None = None
+
+    def image_size(self, geometry: Geometry) -> tuple[int, int]:
+        """Return the size of the class scores."""
+        return score_size(geometry)
+
+    def kept(self, state: KeyState, scores: ClassScores, image: UInt8[Tensor, "3 H W"]) -> KeyScores:
+        """Keep the classes that matter somewhere; all of them where shares are asked for."""
+        return KeyScores(scores if self.inference.confidence else strongest(scores), image, state.geometry)
+
+    def estimate(self, current: Tensor, other: Tensor, key: KeyScores) -> Float[Tensor, "1 2 h w"]:
+        """Return one flow for all classes, on a coarser grid than the scores."""
+        size = score_size(key.geometry)
+        grid = (max(1, round(size[0] * FLOW_GRID)), max(1, round(size[1] * FLOW_GRID)))
+        flow = self.inference.propagator.estimate_flow(current[None], other[None], None, size, grid, None)
+        return flow[0].to(key.scores.planes.device)
+
+    def from_one(self, frame: Frame, key: KeyScores, flow: Float[Tensor, "1 2 h w"]) -> Segmentation:
+        """Label a frame from the warped scores of one key frame, which are packed once for all of its frames."""
+        with self.clock("propagate"):
+            if self._packed is None or self._packed[0] is not key:
+                self._packed = (key, pack(key.scores, top=self._top(key.scores)))
+            warped = fetch(self._packed[1], flow[0])
+        with self.clock("decode"):
+            return self.inference.label(frame, unpack(warped), is_key=False)
+
+    def _top(self, *scores: ClassScores) -> float | None:
+        """Return the score that the largest of 8 bits stands for, or ``None`` where 8 bits will not do.
+
+        They will not where a share of all scores or a least score is asked for, nor where the best score of many pixels
+        is a few levels.
+        """
+        if self.inference.confidence or self.inference.min_score:
+            return None
+        best = [item.planes.amax(0) for item in scores]
+        top = max(float(plane.max()) for plane in best)
+        weak = max(float((plane * _WEAK < top).float().mean()) for plane in best)
+        return top if top > 0 and weak <= _MOST_WEAK else None
+
+    def fuse(self, jobs: Sequence[Job], before: KeyScores, after: KeyScores) -> list[Segmentation]:
+        """Blend the class scores of both key frames, each warped by its flow."""
+        with self.clock("propagate"):
+            size = score_size(before.geometry)
+            grid = (-(-size[0] // _WEIGHT_CELL), -(-size[1] // _WEIGHT_CELL))
+            ids, top = together(before.scores, after.scores), self._top(before.scores, after.scores)
+            sides = [(pack(key.scores, ids, top), thumbnail(key.image, size, grid)) for key in (before, after)]
+        gap = len(jobs) + 1
+        device = before.scores.planes.device
+
+        def fuse_one(job: tuple[int, Job, StageClock]) -> Segmentation:
+            distance, (frame, image, *flows), clock = job
+            with clock("propagate"):
+                current = thumbnail(image, size, grid)
+                weights, warped = [], []
+                for (packed, small), flow, frames in zip(sides, flows, (distance, gap - distance), strict=True):
+                    warped.append(fetch(packed, flow[0]))
+                    weight = trust(current, small, resize_flow(flow, grid)[0].cpu(), frames, gap, size)
+                    weights.append(resize(weight[None].to(device), size)[0])
+                fused = mix((warped[0], warped[1]), (weights[0], weights[1]))
+            with clock("decode"):
+                return self.spilled(self.inference.label(frame, unpack(fused), is_key=False))
+
+        clocks = [StageClock() for _ in jobs]
+        with self.clock.shared(clocks):
+            return self.map(fuse_one, zip(range(1, gap), jobs, clocks, strict=True))

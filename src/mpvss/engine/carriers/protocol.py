@@ -1,0 +1,233 @@
+"""What the session asks of a carrier, and what the two that follow flows share."""
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mpvss._threads import cores
+from mpvss.engine.clock import StageClock
+from mpvss.engine.decode import ClassScores, averaged, label_map, score
+from mpvss.engine.flows import Flows, Key, check_motion
+from mpvss.engine.spill import Spill
+from mpvss.engine.state import KeyState, View
+from mpvss.motion.propagator import Propagator
+from mpvss.segmentors.protocol import InputRule, resize_frame
+from mpvss.types import Frame, Geometry, Segmentation
+
+Predict = Callable[[Frame, UInt8[Tensor, "3 H W"], Geometry], KeyState]
+K = TypeVar("K")
+_F = TypeVar("_F", bound=Key)
+_Out = TypeVar("_Out")
+Job = tuple[Frame, Tensor, Tensor, Tensor]
+"""A frame between two key frames: itself, the image its flows were estimated on, and its flows to either."""
+
+
+# More than this many frames at a time would wait for memory, not for a core.
+_MOST_WORKERS = 4
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads that OpenMP began before, and would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+def check_min_score(min_score: float) -> None:
+    """Refuse a least class score that is none.
+
+    Raises:
+        ValueError: It is below 0 or not finite.
+    """
+    if not 0 <= min_score < math.inf:
+        raise ValueError(f"min_score must be a class score, 0 or more and finite, found {min_score}")
+
+
+@runtime_checkable
+class Carrier(Protocol[K]):
+    """Labels key frames, and propagates what they leave behind. Belongs to one video; holds its chain of flows."""
+
+    clock: StageClock
+
+    def keep(self, frame: Frame) -> tuple[K, Segmentation]:
+        """Run the segmentor on a frame; return what the frames around it need, and the frame's own result."""
+        ...
+
+    def next(self, kept: K, frame: Frame) -> Segmentation:
+        """Label the frame after the last one from the key frame before it."""
+        ...
+
+    def between(self, before: K, frames: Sequence[Frame], after: K | None) -> list[Segmentation]:
+        """Label the frames between two key frames, or after the last one, in order."""
+        ...
+
+    def geometry(self, frame: Frame) -> Geometry:
+        """Return how a frame becomes the networks' input; nothing is propagated to a frame where it differs."""
+        ...
+
+    def close(self) -> None:
+        """Release threads."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """The networks of one video and the options that change their results.
+
+    Attributes:
+        predict: The segmentor on one resized image, or anything that makes key states.
+        rule: Size of the images that ``predict`` and ``propagator`` see.
+        propagator: Estimates flows.
+        motion: ``chain`` or ``direct``.
+        classes: Only these class ids are kept, other pixels get the ignore id; ``None`` for all.
+        confidence: Whether results carry the winner's share of the scores.
+        tolerance: By how much leaving queries out of propagation may change a class score, 0 to 1.
+        min_score: Pixels whose best class score is lower get the ignore id; 0 for none. The score of a class is the sum
+            over queries of p(class) sigmoid(mask): near 1 where one query is sure, near 0 where none has anything.
+        class_names: What results call the class ids; empty where nobody says.
+        clock: Seconds by stage.
+    """
+
+    predict: Predict
+    rule: InputRule
+    propagator: Propagator
+    motion: str = "chain"
+    classes: Sequence[int] | None = None
+    confidence: bool = False
+    tolerance: float = 0.0
+    min_score: float = 0.0
+    class_names: tuple[str, ...] = ()
+    clock: StageClock = field(default_factory=StageClock)
+
+    def __post_init__(self) -> None:
+        check_motion(self.motion)
+        check_min_score(self.min_score)
+
+    def score(self, views: Sequence[View], geometry: Geometry) -> ClassScores:
+        """Return class scores; of all classes where shares of their sum are asked for."""
+        scores = score(views, geometry, every_class=self.confidence)
+        return averaged(scores, views, geometry) if self.min_score else scores
+
+    def label(self, frame: Frame, scores: ClassScores, *, is_key: bool) -> Segmentation:
+        """Return a frame's labels from class scores."""
+        labels, confidence = label_map(
+            scores,
+            self.rule.fit(frame.size),
+            classes=self.classes,
+            confidence=self.confidence,
+            min_score=self.min_score,
+        )
+        return Segmentation(frame, labels, is_key, confidence, self.class_names)
+
+
+class FlowCarrier(ABC, Generic[_F]):
+    """A carrier that follows flows: what is left to a subclass is what it keeps, warps and blends."""
+
+    def __init__(self, inference: Inference, *, invertible: bool = False) -> None:
+        """Begin a video.
+
+        Args:
+            inference: The networks and their options.
+            invertible: Whether one flow between neighbours serves both directions.
+        """
+        self.inference = inference
+        self.clock = inference.clock
+        self._spill = Spill("frames that wait for a key frame")
+        self._flows = Flows[_F](self._flow, inference.motion, invertible, self.map, self._spill.keep_tensor)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def keep(self, frame: Frame) -> tuple[_F, Segmentation]:
+        """Run the segmentor on a frame; see ``Carrier.keep``."""
+        geometry = self.inference.rule.fit(frame.size)
+        with self.clock("key"):
+            image = resize_frame(frame, geometry.resized)
+            with torch.no_grad():
+                state = self.inference.predict(frame, image, geometry).plain()
+        with self.clock("decode"):
+            scores = self.inference.score([View(state.class_logits, state.mask_logits)], geometry)
+            result = self.inference.label(frame, scores, is_key=True)
+        with self.clock("propagate"):
+            size = self.image_size(geometry)
+            kept = self.kept(state, scores, image if size == geometry.resized else resize_frame(frame, size))
+            self._flows.restart(kept)
+        return kept, result
+
+    def next(self, kept: _F, frame: Frame) -> Segmentation:
+        """Label a frame from the key frame before it; see ``Carrier.next``."""
+        with self.clock("propagate"):
+            flow = self._flows.next(self._image(frame), kept)
+        return self.from_one(frame, kept, flow)
+
+    def between(self, before: _F, frames: Sequence[Frame], after: _F | None) -> list[Segmentation]:
+        """Label the frames between two key frames; see ``Carrier.between``."""
+        with self.clock("propagate"):
+            images = [self._spill.keep_tensor(self._image(frame)) for frame in frames]
+            if after is not None:
+                forward, backward = self._flows.to_both(images, before, after)
+            else:
+                forward = self._flows.to_key(images, before)
+        if after is None:
+            done = [self.spilled(self.from_one(*item)) for item in zip(frames, repeat(before), forward)]
+        else:
+            done = self.fuse(list(zip(frames, images, forward, backward, strict=True)), before, after)
+        self._spill.clear()
+        return done
+
+    def geometry(self, frame: Frame) -> Geometry:
+        """Return what must be the same for a frame as for its key frame."""
+        return self.inference.rule.fit(frame.size)
+
+    def spilled(self, result: Segmentation) -> Segmentation:
+        """Return the same result, its arrays in a file where too many wait already."""
+        confidence = None if result.confidence is None else self._spill.keep(result.confidence)
+        return replace(result, labels=self._spill.keep(result.labels), confidence=confidence)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def map(self, work: Callable[[Any], _Out], items: Iterable[Any]) -> list[_Out]:
+        """Do the same to every item, on all cores that torch may use where the propagator allows it.
+
+        The functions of OpenCV are too short to share one call between cores. Networks use the cores by themselves.
+        """
+        threads = min(_MOST_WORKERS, cores(), torch.get_num_threads())
+        if threads == 1 or not getattr(self.inference.propagator, "thread_safe", False):
+            return [work(item) for item in items]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(threads, "mpvss-frame")
+        return list(self._pool.map(work, items))
+
+    def _flow(self, current: Tensor, other: Tensor, key: _F) -> Float[Tensor, "G 2 h w"]:
+        with torch.no_grad():
+            return self.estimate(current, other, key).detach().float()
+
+    def _image(self, frame: Frame) -> UInt8[Tensor, "3 H W"]:
+        return resize_frame(frame, self.image_size(self.geometry(frame)))
+
+    @abstractmethod
+    def image_size(self, geometry: Geometry) -> tuple[int, int]:
+        """Return height and width in pixels of the images that flows are estimated on."""
+
+    @abstractmethod
+    def kept(self, state: KeyState, scores: ClassScores, image: UInt8[Tensor, "3 H W"]) -> _F:
+        """Return what the frames around a key frame need of it."""
+
+    @abstractmethod
+    def estimate(self, current: Tensor, other: Tensor, key: _F) -> Float[Tensor, "G 2 h w"]:
+        """Return the backward flow from an image to another, in pixels of the grid that is warped."""
+
+    @abstractmethod
+    def from_one(self, frame: Frame, key: _F, flow: Float[Tensor, "G 2 h w"]) -> Segmentation:
+        """Label a frame from one key frame."""
+
+    @abstractmethod
+    def fuse(self, jobs: Sequence[Job], before: _F, after: _F) -> list[Segmentation]:
+        """Label the frames between two key frames from both."""

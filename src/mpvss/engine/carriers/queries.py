@@ -1,0 +1,86 @@
+"""Query masks, each with a flow of its own: the paper's way (sections 3.2 and 3.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mpvss.engine.carriers.protocol import FlowCarrier, Job
+from mpvss.engine.decode import ClassScores
+from mpvss.engine.fusion import thumbnail, trust, visible_flow
+from mpvss.engine.state import KeyState, View
+from mpvss.motion.warp import warp
+from mpvss.types import Frame, Geometry, Segmentation
+
+
+@dataclass(frozen=True, eq=False)
+class KeyQueries:
+    """A key frame as the frames around it need it.
+
+    Attributes:
+        state: The active queries with their classes and masks.
+        image: The image that flows are estimated on, of the network's size.
+    """
+
+    state: KeyState
+    image: UInt8[Tensor, "3 H W"]
+
+
+class QueryCarrier(FlowCarrier[KeyQueries]):
+    """Propagates the masks of the active queries; see ``Carrier``."""
+
+    def image_size(self, geometry: Geometry) -> tuple[int, int]:
+        """Return the network's size."""
+        return geometry.resized
+
+    def kept(self, state: KeyState, scores: ClassScores, image: UInt8[Tensor, "3 H W"]) -> KeyQueries:  # noqa: ARG002
+        """Keep the active queries."""
+        return KeyQueries(state.only_active(self.inference.tolerance), image)
+
+    def estimate(self, current: Tensor, other: Tensor, key: KeyQueries) -> Float[Tensor, "G 2 h w"]:
+        """Return one flow for each active query, on the mask grid."""
+        state = key.state
+        grid = (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
+        flow = self.inference.propagator.estimate_flow(
+            current[None], other[None], state.queries[None], state.geometry.padded, grid, state.active
+        )
+        return flow[0].to(state.mask_logits.device)
+
+    def from_one(self, frame: Frame, key: KeyQueries, flow: Float[Tensor, "G 2 h w"]) -> Segmentation:
+        """Label a frame from the warped masks of one key frame."""
+        with self.clock("propagate"):
+            view = View(key.state.class_logits, _warped(key.state, flow))
+        with self.clock("decode"):
+            return self.inference.label(frame, self.inference.score([view], key.state.geometry), is_key=False)
+
+    def fuse(self, jobs: Sequence[Job], before: KeyQueries, after: KeyQueries) -> list[Segmentation]:
+        """Blend the class scores of both key frames' masks, every mask warped by its own flow."""
+        geometry = before.state.geometry
+        grid = (before.state.mask_logits.shape[-2], before.state.mask_logits.shape[-1])
+        device = before.state.mask_logits.device
+        gap = len(jobs) + 1
+        with self.clock("propagate"):
+            small = [thumbnail(key.image, geometry.padded, grid) for key in (before, after)]
+        results = []
+        for distance, (frame, image, *flows) in enumerate(jobs, 1):
+            with self.clock("propagate"):
+                current = thumbnail(image, geometry.padded, grid)
+                views = []
+                for key, other, flow, frames in zip(
+                    (before.state, after.state), small, flows, (distance, gap - distance), strict=True
+                ):
+                    masks = _warped(key, flow)
+                    shown = visible_flow(flow, key.class_logits, masks).cpu()
+                    weight = trust(current, other, shown, frames, gap, geometry.padded).to(device)
+                    views.append(View(key.class_logits, masks, weight))
+            with self.clock("decode"):
+                scores = self.inference.score(views, geometry)
+                results.append(self.spilled(self.inference.label(frame, scores, is_key=False)))
+        return results
+
+
+def _warped(key: KeyState, flow: Float[Tensor, "G 2 h w"]) -> Float[Tensor, "Q h w"]:
+    if len(flow) == 1:
+        return warp(key.mask_logits[None], flow)[0]
+    return warp(key.mask_logits[:, None], flow)[:, 0]
