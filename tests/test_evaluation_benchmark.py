@@ -402,7 +402,6 @@ def test_the_command_prints_what_was_measured(result, monkeypatch, capfd, tmp_pa
     [
         (["--model", "compact", "--arch", "r50"], "either a model or an arch"),
         (["--size", "big"], "HEIGHTxWIDTH"),
-        (["--arch", "r50", "--threads", "0"], "greater than or equal to 1"),
     ],
 )
 def test_the_command_refuses_options_in_one_line(arguments, message, capfd):
