@@ -1,6 +1,8 @@
 """Progress: a line every half minute where there is no terminal, by a clock that the test turns."""
 
 import logging
+from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 
@@ -47,3 +49,25 @@ def test_a_bar_in_a_terminal(monkeypatch, capsys):
     assert "cl[ip]" in err
     assert "1/3" in err
     assert "frames/s" in err
+
+
+def test_a_notebook_without_widgets_gets_lines_and_no_advice(monkeypatch, caplog, recwarn):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("mpvss.progress.find_spec", lambda name: None)
+    assert len(lines(caplog, 200)) == 3
+    assert not [warning for warning in recwarn if "ipywidgets" in str(warning.message)]
+
+
+def test_a_notebook_with_widgets_gets_a_bar(monkeypatch, caplog):
+    asked = []
+
+    @contextmanager
+    def bar(console, unit):
+        asked.append((console.is_jupyter, unit))
+        yield Mock()
+
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("mpvss.progress.find_spec", lambda name: name)
+    monkeypatch.setattr("mpvss.progress._bar", bar)
+    assert lines(caplog, 200) == []
+    assert asked == [(True, "frames")]

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from mpvss._validate import printable
@@ -46,7 +47,7 @@ def progress(
     console = Console(stderr=True)
     if quiet:
         yield lambda *_: None
-    elif console.is_terminal or console.is_jupyter:
+    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):  # which its bar needs there
         with _bar(console, unit) as bar:
             task = bar.add_task(printable(name), total=total, completed=done)
             yield lambda *_: bar.advance(task)
