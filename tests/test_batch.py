@@ -1399,3 +1399,28 @@ def test_ray_that_is_not_installed_is_named(videos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"engine ray needs a package.*pip install 'mpvss\[ray\]'"):
         run_batch([str(videos)], str(tmp_path / "OUT"), HOLD, BatchOptions("ray", workers=1))
+
+
+def test_downloads_have_a_bound(inline, web, videos, tmp_path, monkeypatch):
+    folder, address = web
+    (folder / "two.mp4").write_bytes((videos / "two.mp4").read_bytes())
+    monkeypatch.setattr(sys.modules[fetch.__module__], "_MOST_DOWNLOADED", 1000)
+    found = run_batch([f"{address}/two.mp4"], str(tmp_path / "OUT"), HOLD, replace(TWO, retries=1))
+    (item,) = found["items"]
+    assert (item["state"], item["attempts"]) == ("failed", 1)  # trying again would not help
+    with pytest.raises(SourceError, match=r"expected at most 1000 bytes from .*two\.mp4, got \d+: download it"):
+        fetch(f"{address}/two.mp4", tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("start", [2, 72_000])
+def test_a_range_of_a_batch_counts_from_the_first_frame(inline, clip, tmp_path, start):
+    source = write_video(
+        tmp_path / "late.mkv", pictures(), times=range(25 * start, 25 * start + 40), time_base=Fraction(1, 25), g=12
+    )
+    options = ProcessOptions(start="0.2", end="1.2")
+    run_batch([str(source)], str(tmp_path / "OUT"), replace(HOLD, options=options, split=10), TWO)
+    VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(source), tmp_path / "whole", options)
+    assert times(tmp_path / "OUT" / "late.overlay.mp4") == times(tmp_path / "whole" / "late.overlay.mp4")
+    found, whole = (json.loads((tmp_path / where / "late.json").read_text()) for where in ("OUT", "whole"))
+    assert found["frames"] == whole["frames"]
+    assert [frame["index"] for frame in found["frames"]] == list(range(5, 30))

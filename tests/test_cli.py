@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 
@@ -209,7 +210,6 @@ def test_images_that_change_size(segment, tmp_path):
     code, out, err = segment(folder)
     assert (code, out["videos"][0]["frames"]) == (0, 3)
     assert "1 of the images are scaled to 64x48 (width x height), the size of the others (first: 2.png" in err
-    assert names(tmp_path / "OUT") == []
 
 
 def test_a_range_without_frames(segment, clip, tmp_path):
@@ -964,3 +964,110 @@ def test_what_no_file_is_called_is_refused_at_once(command, value, message):
 def test_a_model_name_that_no_system_takes(model):
     with pytest.raises(ModelError, match="expected a model"):
         VideoSegmenter.from_pretrained(model)
+
+
+@pytest.mark.parametrize("start", [2, 72_000])
+def test_ranges_count_from_the_first_frame_whatever_its_clock(command, segment, tmp_path, start):
+    source = write_video(
+        tmp_path / "late.mkv", pictures(), times=range(25 * start, 25 * start + FRAMES), time_base=Fraction(1, 25)
+    )
+    assert f"{start} s on the source's own clock" in command("inspect", source)[1]
+    for more in ((), ("--resume",)):
+        shutil.rmtree(tmp_path / "OUT", ignore_errors=True)
+        code, _, err = segment(source, "--start", "0.12", "--end", "0.32", *more)
+        assert code == 0, err
+        found = json.loads((tmp_path / "OUT" / "late.json").read_text())
+        assert found["start"] == [start, 1]
+        assert [frame["index"] for frame in found["frames"]] == [3, 4, 5, 6, 7]
+        assert [float(frame.pts) for frame in read(tmp_path / "OUT" / "late.overlay.mp4")] == [
+            0,
+            0.04,
+            0.08,
+            0.12,
+            0.16,
+        ]
+
+
+def test_rates_and_streams_are_chosen_at_the_command_line(segment, tmp_path):
+    import av
+
+    raw = write_video(tmp_path / "raw.mjpeg", pictures(), codec="mjpeg", pixels="yuvj420p")
+    assert segment(raw, "--fps", "10", "--end", "0.5")[0] == 0
+    assert [float(frame.pts) for frame in read(tmp_path / "OUT" / "raw.overlay.mp4")] == [0, 0.1, 0.2, 0.3, 0.4]
+    two = tmp_path / "two.mkv"
+    with av.open(str(two), "w") as container:
+        for height in (48, 96):
+            stream = container.add_stream("ffv1", rate=25)
+            stream.height, stream.width, stream.pix_fmt = height, 64, "yuv420p"
+        for stream in container.streams.video:
+            for number in range(3):
+                picture = av.VideoFrame.from_ndarray(np.zeros((stream.height, 64, 3), np.uint8), "rgb24")
+                picture.pts, picture.time_base = number, Fraction(1, 25)
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+    for number, height in enumerate((48, 96)):
+        assert segment(two, "--video-stream", number, "--overwrite")[0] == 0
+        assert probe(tmp_path / "OUT" / "two.overlay.mp4").size == (height, 64)
+
+
+def test_the_overlay_of_a_broadcast_of_two_halves(segment, tmp_path):
+    """The clock starts anew in the middle and the sound becomes mono: one clock, all pictures, all sound."""
+    code, _, err = segment(Path(__file__).parent / "data" / "joined.ts")
+    overlay = tmp_path / "OUT" / "joined.overlay.mp4"
+    assert (code, "the sound" in err) == (0, False)
+    assert len(list(read(overlay))) == 24
+    import av
+
+    with av.open(str(overlay)) as container:
+        pictures_end, sound_end = (float(stream.duration * stream.time_base) for stream in container.streams)
+    assert pictures_end == pytest.approx(0.96, abs=0.05)
+    assert sound_end == pytest.approx(0.96, abs=0.06)
+
+
+def test_sound_of_a_pipe_is_said_to_be_left_out(segment, tmp_path):
+    path = Path(__file__).parent / "data" / "joined.ts"
+    os.mkfifo(tmp_path / "fifo.ts")
+    writer = threading.Thread(target=lambda: (tmp_path / "fifo.ts").write_bytes(path.read_bytes()), daemon=True)
+    writer.start()
+    code, _, err = segment(tmp_path / "fifo.ts")
+    writer.join(10)
+    assert (code, err.count("its sound is left out of the video, as it is copied from files only")) == (0, 1)
+
+
+def test_a_live_source_that_is_lost_keeps_what_came(segment, clip, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from mpvss.errors import SourceError
+    from mpvss.video import Reader
+
+    def live(source, **options):
+        reader = read(source, **options)
+        reader.info = replace(reader.info, live=True)
+        return reader
+
+    take = Reader.__next__
+
+    def lost(reader):
+        frame = take(reader)
+        if frame.index == 5:
+            raise SourceError("expected more frames of the live source, got none")
+        return frame
+
+    monkeypatch.setattr(sys.modules[VideoSegmenter.__module__], "read", live)
+    monkeypatch.setattr(Reader, "__next__", lost)
+    code, _, err = segment(clip)
+    monkeypatch.undo()
+    assert (code, "expected more frames of the live source" in err) == (2, True)
+    assert (
+        len(list(read(tmp_path / "OUT" / "clip.overlay.mp4"))) == len(LabelReader(tmp_path / "OUT" / "clip.json")) == 5
+    )
+
+
+def test_a_second_interrupt_while_finishing_tears_no_file(segment, clip, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OverlayWriter, "_finish", interrupted)
+    monkeypatch.setattr(OverlayWriter, "_release", interrupted)
+    assert segment(clip)[0] == 130
+    assert not [path for path in (tmp_path / "OUT").iterdir() if path.is_file() and not path.name.startswith(".")]

@@ -424,3 +424,15 @@ def test_a_number_is_that_of_a_cuda_device(monkeypatch):
         VideoSegmenter.from_pretrained("compact", device=0)
     with pytest.raises(ValueError, match="device must be auto"):
         choose_device("0")
+
+
+def test_legends_of_other_scripts_are_drawn_and_said_at_most_once(clip, tmp_path, caplog):
+    segmenter = colour_segmenter(interval=4)
+    segmenter.segmentor.class_names = ("дорога", "天空", "green")
+    for compare in (False, True):
+        caplog.clear()
+        options = ProcessOptions(legend=True, compare=compare, overwrite=True)
+        segmenter.process(clip, tmp_path, options)
+        assert sum("no font here has" in record.message for record in caplog.records) <= 1
+        assert len(list(read(tmp_path / "clip.overlay.mp4"))) == FRAMES
+    assert len(list(read(tmp_path / "clip.compare.mp4"))) == FRAMES

@@ -53,6 +53,7 @@ _MARKS = {
 }
 _LONGEST_NAME, _LONGEST_PART = 1024, 200
 _MOST_SHOWN = 5
+_MOST_DOWNLOADED = 8 * 2**30
 # A file of these appears at once, when all of it is there.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
@@ -127,10 +128,10 @@ def _open(place: str) -> tuple[Any, str]:
     return found
 
 
-def _beating(beat: Callable[[], None]) -> Any:
+def _beating(beat: Callable[[int | None, int], None]) -> Any:
     from fsspec.callbacks import Callback
 
-    return Callback(hooks={"beat": lambda *_, **__: beat()})
+    return Callback(hooks={"beat": lambda size, value, **_: beat(size, value)})
 
 
 def _shown(place: str) -> str:
@@ -443,6 +444,7 @@ def fetch(place: str, folder: Path, *, beat: Callable[[], None] = lambda: None) 
 
     Raises:
         OutputError: It cannot be downloaded whole; trying again may help.
+        SourceError: It is larger than the free space, or, from a web server, than 8 GiB.
     """
     if not is_remote(place):
         return Path(place)
@@ -453,7 +455,20 @@ def fetch(place: str, folder: Path, *, beat: Callable[[], None] = lambda: None) 
         fs, path = _open(place)
         size = fs.info(path).get("size")
         folder.mkdir(parents=True, exist_ok=True)
-        fs.get_file(path, str(target), callback=_beating(beat))
+        room = shutil.disk_usage(folder).free
+        if place.startswith(("http://", "https://")):
+            room = min(room, _MOST_DOWNLOADED)
+
+        def within_room(known: int | None, come: int) -> None:
+            if max(known or 0, come) > room:
+                raise SourceError(
+                    f"expected at most {room} bytes from {_shown(place)}, got {max(known or 0, come)}: download it "
+                    "yourself and give the file"
+                )
+            beat()
+
+        within_room(size, 0)
+        fs.get_file(path, str(target), callback=_beating(within_room))
         found = target.stat().st_size
         if size is not None and found != size:
             raise OutputError(f"expected {size} bytes from {_shown(place)}, found {found}: the connection was lost")
@@ -562,11 +577,11 @@ def _upload(staged: Path, place: str, beat: Callable[[], None]) -> None:
                 fs.put_file(str(file), f"{path}/{file.name}")
                 beat()
         elif scheme in _OBJECT_STORES:
-            fs.put_file(str(staged), path, callback=_beating(beat))
+            fs.put_file(str(staged), path, callback=_beating(lambda *_: beat()))
         else:
             parent, _, name = path.rpartition("/")
             fs.makedirs(parent, exist_ok=True)
-            fs.put_file(str(staged), f"{parent}/.{name}.part", callback=_beating(beat))
+            fs.put_file(str(staged), f"{parent}/.{name}.part", callback=_beating(lambda *_: beat()))
             fs.mv(f"{parent}/.{name}.part", path)
         if staged.is_dir():
             shutil.rmtree(staged)

@@ -264,7 +264,7 @@ class Worker:
             self._fetched = None
             try:
                 self._fetched = (job, fetch(job.source, folder, beat=self._beat))
-            except ConfigError:
+            except (ConfigError, SourceError):
                 raise
             except MpvssError as error:
                 raise _LostError(str(error)) from error

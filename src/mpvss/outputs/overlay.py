@@ -277,9 +277,11 @@ class Output:
         """Remove what was written; harmless when closed or aborted already."""
         if self._open:
             self._open = False
-            with suppress(Exception):  # what is being let go may be the reason for stopping
-                self._release()
-            self._pending.discard()
+            try:
+                with suppress(Exception):  # what is being let go may be the reason for stopping
+                    self._release()
+            finally:  # also where a second Ctrl-C comes meanwhile
+                self._pending.discard()
 
     def _finish(self) -> None:
         """Write what is left, and let go of the file."""

@@ -195,6 +195,8 @@ class Sinks:
             "ignore": ignore_id(len(self._names)),
             **self._about,
         }
+        if info.has_audio and info.kind != "video" and {"overlay", "compare"} & paths.keys():
+            log.warning("%s: its sound is left out of the video, as it is copied from files only", info.source)
         with ExitStack() as stack:
             # Closed in the other order: the description is there only when what it describes is.
             self._meta = stack.enter_context(MetaWriter(paths["meta"], header, info.time_base))
