@@ -900,7 +900,7 @@ def test_doctor_names_what_each_extra_lacks(command, monkeypatch):
 # --- nothing that is typed is a traceback
 
 _ODD = ("", "-1", "1e400", "nan", "9" * 5000, "²", "x" * 5000, "\udcff", "http://[")
-_PROGRAM = typer.main.get_command(cli.app)
+_PROGRAM = typer.main.get_command(cli.app.app)
 _GIVEN = {
     "segment": ["pictures"], "batch": ["pictures"], "inspect": ["absent"], "cost": ["--arch=r50"],
     "export": ["--size=64x64", "--out=made"], "bench": [], "convert": ["absent", "--out=made"],
