@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mpvss.cli.app import run
+from mpvss.cli import run
 from mpvss.outputs import LabelReader
 
 SIZE = (272, 480)

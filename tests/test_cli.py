@@ -634,7 +634,7 @@ def test_the_embedded_model_from_end_to_end(clip, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"start": "0.1"}, {"end": "0.3"}, {"start": 0.07, "end": 0.41, "stride": 3}])
 def test_the_progress_bar_ends_where_the_frames_do(clip, options):
     chosen = ProcessOptions(**options)
-    assert cli._expected_frames(probe(clip), chosen) == len(list(read(clip, **options)))
+    assert cli.commands._expected_frames(probe(clip), chosen) == len(list(read(clip, **options)))
 
 
 # --- the other commands

@@ -1,6 +1,6 @@
 """``python -m mpvss``: the command line."""
 
-from mpvss.cli.app import main
+from mpvss.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,5 @@
 """The command line."""
 
-from mpvss.cli.app import main, run
+from mpvss.cli.commands import app, main, run
 
-__all__ = ["main", "run"]
+__all__ = ["app", "main", "run"]
