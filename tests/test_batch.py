@@ -368,6 +368,7 @@ def test_a_run_begun_by_the_version_before_is_gone_on_with(clip, tmp_path, monke
             process_in_segments(segmenter, str(clip), out, SETTINGS)
     path = out / ".clip.parts" / "plan.json"
     plan = json.loads(path.read_text())
+    plan.pop("crc32", None)  # which the version before did not write
     plan["identity"] = {key: plan["identity"][key] for key in ("source", "stamp")} | as_the_version_before(SETTINGS)
     path.write_text(json.dumps(plan))
     with pytest.raises(ConfigError, match=r"min_score was 0\.0, now 0\.5; give the same, or remove it to start anew"):
