@@ -900,7 +900,7 @@ def test_doctor_names_what_each_extra_lacks(command, monkeypatch):
 # --- nothing that is typed is a traceback
 
 _ODD = ("", "-1", "1e400", "nan", "9" * 5000, "²", "x" * 5000, "\udcff", "http://[")
-_PROGRAM = typer.main.get_command(cli.app.app)
+_PROGRAM = typer.main.get_command(cli.app)
 _GIVEN = {
     "segment": ["pictures"], "batch": ["pictures"], "inspect": ["absent"], "cost": ["--arch=r50"],
     "export": ["--size=64x64", "--out=made"], "bench": [], "convert": ["absent", "--out=made"],
@@ -917,12 +917,13 @@ def stopped(monkeypatch, tmp_path):
         raise MpvssError("stopped here")
 
     for name in (
-        "pipeline.VideoSegmenter.from_pretrained", "evaluate._Predictor", "benchmark.bench", "cost.cost",
-        "train.loop.train", "train.distill.distill", "batch.run.LocalEngine",
+        "segmenter.VideoSegmenter.from_pretrained", "evaluation.run._Predictor", "evaluation.benchmark.bench",
+        "convert.cost.cost",
+        "training.loop.train", "training.distill.distill", "batch.run.LocalEngine",
     ):  # fmt: skip
         monkeypatch.setattr(f"mpvss.{name}", stop)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", stop)
-    monkeypatch.setattr(cli, "app", _PROGRAM)  # built once
+    monkeypatch.setattr("mpvss.cli.commands.app", _PROGRAM)  # built once
     monkeypatch.chdir(tmp_path)
     for folder in ("pictures", "data/images/a", "data/labels/a"):
         Path(folder).mkdir(parents=True)
