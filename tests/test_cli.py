@@ -66,7 +66,7 @@ def colour(monkeypatch):
         )
 
     monkeypatch.setattr(VideoSegmenter, "from_pretrained", from_pretrained)
-    monkeypatch.setattr("mpvss.segmentors.zoo.known_classes", lambda _: None)
+    monkeypatch.setattr("mpvss._zoo.known_classes", lambda _: None)
     return asked
 
 
@@ -517,7 +517,7 @@ def test_an_incomplete_command(command, arguments, message):
 
 
 def test_a_bug_keeps_its_traceback(segment, clip, monkeypatch, tmp_path):
-    def broken(*_):
+    def broken(*_, **__):
         raise ValueError("a bug, not an option")
 
     monkeypatch.setattr("mpvss.engine.session.Session.push", broken)
@@ -694,7 +694,7 @@ def test_an_error_of_the_system_is_one_line(command, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "/x/y")
 
-    monkeypatch.setattr("mpvss.segmentors.zoo.list_models", full)
+    monkeypatch.setattr("mpvss._zoo.list_models", full)
     code, printed, err = command("models")
     assert (code, printed) == (2, "")
     assert err == "mpvss: No space left on device: '/x/y'\n"

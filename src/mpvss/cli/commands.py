@@ -208,9 +208,9 @@ def segment(
 ) -> None:
     """Segment videos: an overlay to look at, labels to work with, and a JSON description of both."""
     _set_up(verbose, quiet)
+    from mpvss._zoo import known_classes
     from mpvss.labels import resolve_classes, short_list
     from mpvss.outputs.sinks import ProcessOptions
-    from mpvss.segmentors.zoo import known_classes
 
     with _option_errors():
         if name is not None and len(sources) > 1:
@@ -316,11 +316,11 @@ def batch(
 ) -> None:
     """Segment many videos with several workers; what is broken is reported, and what was killed goes on."""
     _set_up(verbose, quiet)
+    from mpvss._zoo import known_classes
     from mpvss.batch.run import BatchOptions, run_batch
     from mpvss.batch.worker import Settings
     from mpvss.labels import resolve_classes
     from mpvss.outputs.sinks import ProcessOptions
-    from mpvss.segmentors.zoo import known_classes
 
     with _option_errors():
         options = ProcessOptions(
@@ -413,20 +413,20 @@ def _plan(sources: Sequence[str], out: Path, options: "ProcessOptions") -> list[
 
 def _probe_one(source: str, out: Path, options: "ProcessOptions") -> "VideoInfo":
     """Describe a source; of a folder of videos say the command that takes it."""
+    from mpvss.batch.storage import VIDEO_SUFFIXES
     from mpvss.video import parse_rate, probe
 
     try:
         return probe(source, fps=parse_rate(options.fps), video_stream=options.video_stream)
     except SourceError as error:
-        from mpvss.batch.storage import expand
-
-        videos: Sequence[object] = ()
-        with suppress(MpvssError, OSError, ValueError):
-            videos = expand([source]) if Path(source).is_dir() else ()
+        videos = 0
+        with suppress(OSError, ValueError):
+            # Only what lies directly in it: a folder may be a whole disk.
+            videos = sum(entry.suffix.lower() in VIDEO_SUFFIXES for entry in Path(source).iterdir())
         if not videos:
             raise
         raise SourceError(
-            f"expected one video, found a folder of {len(videos)} in {source}: "
+            f"expected one video, found a folder of {videos} in {source}: "
             f"mpvss batch {shlex.quote(source)} -o {shlex.quote(str(out))}"
         ) from error
 
@@ -483,7 +483,7 @@ def _load(
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the embedded model and recommended ones from the hub."""
-    from mpvss.segmentors.zoo import list_models
+    from mpvss._zoo import list_models
 
     found = list_models()
     if as_json:

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from mpvss.segmentors.zoo import list_models
+from mpvss._zoo import list_models
 
 _PACKAGES = (
     "mpvss",

@@ -19,11 +19,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mpvss._validate import demand, read_json, shown
+from mpvss._zoo import nearest_model
 from mpvss.errors import ModelError
 from mpvss.segmentors import fast_mask2former
 from mpvss.segmentors.efficientnet import register
 from mpvss.segmentors.protocol import InputRule, Prediction
-from mpvss.segmentors.zoo import nearest_model
 from mpvss.types import shown_size
 
 log = logging.getLogger(__name__)
