@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mpvss._hub import require_hub
 from mpvss._validate import demand, read_json, shown
 from mpvss._zoo import nearest_model
 from mpvss.errors import ModelError
@@ -318,6 +319,8 @@ def load_huggingface(
             f"{model_id}: expected a model directory or a hub id such as owner/name, found no such directory"
             + (f"; did you mean {near}?" if near else "; mpvss models lists some")
         )
+    else:
+        require_hub(model_id)
     try:
         if place.is_dir():
             _check_config(read_json(place / "config.json"))

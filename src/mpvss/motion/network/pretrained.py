@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from mpvss._hub import require_hub
 from mpvss._validate import read_json, shown
 from mpvss.errors import ConfigError, ModelError
 from mpvss.motion.network.config import QueryFlowConfig
@@ -151,6 +152,7 @@ def _find(name: str | Path, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    require_hub(str(name), file)
     try:
         return Path(hf_hub_download(str(name), file, revision=revision))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
