@@ -104,6 +104,7 @@ class Manifest:
                 elif kind in {"start", "done", "failed"}:
                     demand(event, {"item": str}, "the event")
                     if kind == "done":
+                        demand(event["outputs"], dict, "outputs")
                         _check_outputs(event["outputs"])
                     self.items[event["item"]] = event
                     if kind == "start":
