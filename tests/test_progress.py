@@ -31,6 +31,23 @@ def test_a_number_that_nobody_knows_or_that_was_wrong(caplog, total, text):
     assert text in lines(caplog, total, steps=50, seconds=2.0)[-1]
 
 
+def test_a_number_that_is_known_later(caplog):
+    now = [0.0]
+    with caplog.at_level(logging.INFO), progress("batch", None, unit="videos", clock=lambda: now[0]) as advance:
+        now[0] += 30
+        advance(total=4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "batch: 1 of 4 videos (25 %), 0.0 videos/s, 90 s left"
+    ]
+
+
+def test_a_bar_learns_the_number_later(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress("batch", None, unit="videos") as advance:
+        advance(total=4)
+    assert "1/4" in capsys.readouterr().err
+
+
 def test_what_an_earlier_run_did_counts_as_done_but_not_for_the_rate(caplog):
     assert lines(caplog, 200, done=100, steps=30) == ["clip: 130 of 200 frames (65 %), 1.0 frames/s, 70 s left"]
 

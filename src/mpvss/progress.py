@@ -17,8 +17,8 @@ SECONDS_BETWEEN_LINES = 30.0
 class Advance(Protocol):
     """What a command calls after each step."""
 
-    def __call__(self, *result: object) -> None:
-        """Count one step; what it was does not matter."""
+    def __call__(self, *result: object, total: int | None = None) -> None:
+        """Count one step; what it was does not matter. ``total`` says how many there are, once that is known."""
         ...
 
 
@@ -46,11 +46,15 @@ def progress(
 
     console = Console(stderr=True)
     if quiet:
-        yield lambda *_: None
+        yield lambda *_, **__: None
     elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):  # which its bar needs there
         with _bar(console, unit) as bar:
             task = bar.add_task(printable(name), total=total, completed=done)
-            yield lambda *_: bar.advance(task)
+
+            def advance(*_: object, total: int | None = None) -> None:
+                bar.update(task, advance=1, **({} if total is None else {"total": total}))
+
+            yield advance
     else:
         yield _Lines(name, total, unit, done, clock)
 
@@ -75,8 +79,9 @@ class _Lines:
         self._first = self._done = done
         self._began = self._last = clock()
 
-    def __call__(self, *_: object) -> None:
+    def __call__(self, *_: object, total: int | None = None) -> None:
         self._done += 1
+        self._total = self._total if total is None else total
         now = self._clock()
         if now - self._last < SECONDS_BETWEEN_LINES:
             return

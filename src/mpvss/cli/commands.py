@@ -348,7 +348,7 @@ def batch(
 
             def tell(item: dict[str, Any], done: int, total: int) -> None:
                 log.info("%d/%d %s: %s", done, total, _printable(item["source"]), item["state"])
-                advance()
+                advance(total=total)
 
             found = run_batch(sources, out, settings, run_options, on_item=tell)
     except KeyboardInterrupt:
@@ -764,7 +764,7 @@ def evaluate(
 
     with progress("eval", None, quiet=quiet) as advance, TemporaryDirectory(prefix="mpvss-") as temporary:
         run_directory = out or report or Path(temporary)
-        result = score(options, run_directory, on_video=say, on_frame=advance)
+        result = score(options, run_directory, on_video=say, on_frame=lambda frames: advance(total=frames))
         if report is not None:
             page = write_report(run_directory, report, baseline=baseline)
             log.info("report: %s", page)

@@ -172,7 +172,7 @@ def evaluate(
     run: str | Path,
     *,
     on_video: Callable[[str, int, int], None] | None = None,
-    on_frame: Callable[[], object] | None = None,
+    on_frame: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Score a data set; go on where an earlier call in the same directory stopped.
 
@@ -180,7 +180,7 @@ def evaluate(
         options: What is scored, and how.
         run: Directory of the run; made if missing.
         on_video: Called after each video with its name, the number of finished videos and that of all.
-        on_frame: Called after each frame, for progress.
+        on_frame: Called after each frame with the number of all that are to be scored, for progress.
 
     Returns:
         ``miou``, ``wiou``, ``vc8``, ``vc16``, ``correct_vc8``, ``correct_vc16``, ``flicker`` (0 to 1), ``j`` for DAVIS,
@@ -208,12 +208,18 @@ def evaluate(
     directory = RunDirectory(Path(run))
     # Label files may be others by now, so they are read again when all of them were scored once.
     done = directory.begin(header, anew=resolved.predictions is not None)
+    frames = sum(len(clip) for clip in dataset.clips if clip.name not in done)
+
+    def count() -> None:
+        if on_frame is not None:
+            on_frame(frames)
+
     predictor: _Predictor | None = None
     for number, clip in enumerate(dataset.clips, 1):
         if clip.name in done:
             continue
         predictor = predictor or _Predictor(resolved, dataset)
-        directory.append(predictor.score(clip, directory.path / "worst", on_frame or (lambda: None)))
+        directory.append(predictor.score(clip, directory.path / "worst", count))
         if on_video is not None:
             on_video(clip.name, number, len(dataset.clips))
     result = directory.result()
