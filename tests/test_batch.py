@@ -64,7 +64,7 @@ def tree(folder):
     x264 does not always make the same bytes of the same pictures: 31 of 2,460 encodings of one clip were others.
     """
     return {
-        str(path.relative_to(folder)): times(path) if path.name.endswith(".overlay.mp4") else path.read_bytes()
+        str(path.relative_to(folder)): Pictures(path) if path.name.endswith(".overlay.mp4") else path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
         if path.is_file() and path.suffix != ".jsonl"
     }
@@ -83,10 +83,6 @@ class Pictures:
         return [pts for pts, _ in self.frames] == [pts for pts, _ in other.frames] and all(
             np.abs(one - two).mean() < 2 for (_, one), (_, two) in zip(self.frames, other.frames, strict=True)
         )
-
-
-def times(path):
-    return Pictures(path)
 
 
 @pytest.fixture(scope="module")
@@ -1392,8 +1388,12 @@ def test_the_number_of_workers_does_not_decide_what_they_compute(videos, tmp_pat
     for workers in (1, 3):
         settings = replace(HOLD, threads=workers + 1)
         run_batch([str(videos)], str(tmp_path / str(workers)), settings, BatchOptions(workers=workers))
-    run_batch([str(videos)], str(tmp_path / "usual"), HOLD, BatchOptions(workers=3))
-    assert found == [(1, 2), (3, 4), (3, 1)]
+    for name, workers in (("usual", 3), ("alone", 1)):
+        run_batch([str(videos)], str(tmp_path / name), HOLD, BatchOptions(workers=workers))
+    assert found == [(1, 2), (3, 4), (3, 1), (1, 1)]
+    alone = tree(tmp_path / "alone")
+    assert any(name.endswith(".labels.mkv") for name in alone)
+    assert tree(tmp_path / "usual") == alone
 
 
 def test_a_worker_has_the_threads_it_is_given():
@@ -1435,7 +1435,7 @@ def test_a_range_of_a_batch_counts_from_the_first_frame(inline, clip, tmp_path, 
     options = ProcessOptions(start="0.2", end="1.2")
     run_batch([str(source)], str(tmp_path / "OUT"), replace(HOLD, options=options, split=10), TWO)
     VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(source), tmp_path / "whole", options)
-    assert times(tmp_path / "OUT" / "late.overlay.mp4") == times(tmp_path / "whole" / "late.overlay.mp4")
+    assert Pictures(tmp_path / "OUT" / "late.overlay.mp4") == Pictures(tmp_path / "whole" / "late.overlay.mp4")
     found, whole = (json.loads((tmp_path / where / "late.json").read_text()) for where in ("OUT", "whole"))
     assert found["frames"] == whole["frames"]
     assert [frame["index"] for frame in found["frames"]] == list(range(5, 30))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers import moving_frames
-from test_batch import times, tree
+from test_batch import Pictures, tree
 from test_video_reader import write_video
 
 KILLS = int(os.environ.get("MPVSS_KILLS", "50"))
@@ -116,7 +116,7 @@ def test_kills_at_any_moment_leave_the_files_of_a_run_that_was_left_alone(videos
             for path in out.rglob("*"):  # whatever has its final name is whole
                 if path.is_file() and not any(part.startswith(".") for part in path.relative_to(out).parts):
                     name = str(path.relative_to(out))
-                    found = times(path) if name.endswith(".overlay.mp4") else path.read_bytes()
+                    found = Pictures(path) if name.endswith(".overlay.mp4") else path.read_bytes()
                     assert path.suffix == ".jsonl" or found == expected[name], name
             if code == 3:
                 break

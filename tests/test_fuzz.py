@@ -69,7 +69,7 @@ def grow(path, out, beat, rng):
     held = []
     while True:
         held.append(b"x" * 10**7)
-        time.sleep(0.01)
+        beat()  # it gets on, whatever the machine's pace: only memory can end it
 
 
 def leave(path, out, beat, rng):
