@@ -6,7 +6,7 @@ OUT ?= demo
 VIDEO ?=
 DATA ?= camvid:data/camvid
 
-.PHONY: demo figures test soak format clean
+.PHONY: demo figures test test-processes test-rest soak format clean
 
 # The environment is made once, and again when what it is made from changes.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -34,11 +34,20 @@ figures: $(VENV)/.dev $(OUT)/sample/project_video01.mp4
 	$(BIN)/python benchmarks/strip.py $(OUT)/sample/project_video01.mp4 --out docs/figures/strip.jpg
 	$(BIN)/python benchmarks/accuracy_time.py $(DATA) --out docs/figures
 
+# Tests that start many processes run beside the others: two halves for two cores.
+PROCESSES := $(addprefix tests/,test_batch.py test_batch_kill.py test_cli.py test_convert_cost.py test_fuzz.py test_names.py)
+
 test: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(MAKE) --no-print-directory -j 2 test-processes test-rest
+
+test-processes: $(VENV)/.dev
+	$(BIN)/pytest $(PROCESSES)
+
+test-rest: $(VENV)/.dev
+	$(BIN)/pytest $(addprefix --ignore=,$(PROCESSES))
 
 # The long tests: thousands of damaged files, and runs that are killed.
 soak: $(VENV)/.dev

@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -916,11 +917,14 @@ def stopped(monkeypatch, tmp_path):
     def stop(*_, **__):
         raise MpvssError("stopped here")
 
-    for name in (
+    names = (
         "segmenter.VideoSegmenter.from_pretrained", "evaluation.run._Predictor", "evaluation.benchmark.bench",
         "convert.cost.cost",
         "training.loop.train", "training.distill.distill", "batch.run.LocalEngine",
-    ):  # fmt: skip
+    )  # fmt: skip
+    for name in names:  # all of them, before one of them takes another for its own
+        pkgutil.resolve_name(f"mpvss.{name}")
+    for name in names:
         monkeypatch.setattr(f"mpvss.{name}", stop)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", stop)
     monkeypatch.setattr("mpvss.cli.commands.app", _PROGRAM)  # built once

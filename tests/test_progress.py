@@ -11,7 +11,10 @@ from mpvss.progress import progress
 
 def lines(caplog, total, done=0, steps=100, seconds=1.0):
     now = [0.0]
-    with caplog.at_level(logging.INFO), progress("clip", total, done=done, clock=lambda: now[0]) as advance:
+    with (
+        caplog.at_level(logging.INFO, "mpvss.progress"),
+        progress("clip", total, done=done, clock=lambda: now[0]) as advance,
+    ):
         for _ in range(steps):
             now[0] += seconds
             advance("a result")
@@ -33,7 +36,10 @@ def test_a_number_that_nobody_knows_or_that_was_wrong(caplog, total, text):
 
 def test_a_number_that_is_known_later(caplog):
     now = [0.0]
-    with caplog.at_level(logging.INFO), progress("batch", None, unit="videos", clock=lambda: now[0]) as advance:
+    with (
+        caplog.at_level(logging.INFO, "mpvss.progress"),
+        progress("batch", None, unit="videos", clock=lambda: now[0]) as advance,
+    ):
         now[0] += 30
         advance(total=4)
     assert [record.getMessage() for record in caplog.records] == [
