@@ -29,9 +29,10 @@ $(OUT)/sample/project_video01.mp4: | $(VENV)/.runtime
 demo: $(VENV)/.runtime $(if $(VIDEO),,$(OUT)/sample/project_video01.mp4)
 	$(BIN)/mpvss segment "$(or $(VIDEO),$(OUT)/sample/project_video01.mp4)" --out $(OUT) --compare --legend --overwrite
 
-# Redraws the curve of accuracy against seconds on DATA (camvid:DIR) and the README's strip on the demo clip.
+# Redraws the curve of accuracy against seconds on DATA (camvid:DIR) and the README's moving image on the demo clip.
 figures: $(VENV)/.dev $(OUT)/sample/project_video01.mp4
-	$(BIN)/python benchmarks/strip.py $(OUT)/sample/project_video01.mp4 --out docs/figures/strip.jpg
+	$(BIN)/mpvss segment $(OUT)/sample/project_video01.mp4 --out $(OUT)/figures --compare --end 5 --overwrite
+	$(BIN)/python benchmarks/moving_image.py $(OUT)/figures/project_video01.compare.mp4 --out docs/figures/compare.webp
 	$(BIN)/python benchmarks/accuracy_time.py $(DATA) --out docs/figures
 
 # Tests that start many processes run beside the others: two halves for two cores.
