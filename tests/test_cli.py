@@ -828,6 +828,28 @@ def test_a_signal_leaves_nothing_half_written(tmp_path):
             process.wait()
 
 
+def test_an_interrupt_that_a_destructor_lost_ends_the_run_at_the_next_frame(segment, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("mpvss.cli.commands._interrupted", threading.Event())
+    handle, seen = cli.commands._interrupt, []
+
+    class Last:
+        def __del__(self):  # Python ignores what is raised here
+            handle(signal.SIGINT)
+
+    class Losing(Hold):
+        def estimate_flow(self, *arguments):
+            if not seen:
+                Last()
+            seen.append(1)
+            return super().estimate_flow(*arguments)
+
+    monkeypatch.setattr(sys.modules[__name__], "Dis", Losing)
+    monkeypatch.setattr("sys.unraisablehook", lambda _: None)
+    code, result, _ = segment(clip, "--interval", "4")
+    assert (code, result) == (130, None)
+    assert names(tmp_path / "OUT") == []
+
+
 # --- the first hour
 
 

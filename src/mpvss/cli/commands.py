@@ -9,7 +9,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import StrEnum
@@ -248,10 +249,14 @@ def segment(
             if resume:
                 from mpvss.batch.single import process_in_segments
 
-                video = process_in_segments(segmenter, source, out, settings, on_frame=advance)
+                video = process_in_segments(segmenter, source, out, settings, on_frame=_interruptible(advance))
             else:
                 video = segmenter.process(
-                    source, out, options, direction=None if direction is None else direction.value, on_frame=advance
+                    source,
+                    out,
+                    options,
+                    direction=None if direction is None else direction.value,
+                    on_frame=_interruptible(advance),
                 )
             videos.append(video)
         if not as_json:
@@ -764,7 +769,9 @@ def evaluate(
 
     with progress("eval", None, quiet=quiet) as advance, TemporaryDirectory(prefix="mpvss-") as temporary:
         run_directory = out or report or Path(temporary)
-        result = score(options, run_directory, on_video=say, on_frame=lambda frames: advance(total=frames))
+        result = score(
+            options, run_directory, on_video=say, on_frame=lambda frames: _interruptible(advance)(total=frames)
+        )
         if report is not None:
             page = write_report(run_directory, report, baseline=baseline)
             log.info("report: %s", page)
@@ -845,7 +852,16 @@ def propagate(
     assert moved_by is not None
     filler = Filler(moved_by, motion.value, direction.value, segmentor)
     with progress(info.name, info.frames, quiet=quiet) as advance:
-        found = fill(video, masks, out, filler, save=_split(save), overwrite=overwrite, name=name, on_frame=advance)
+        found = fill(
+            video,
+            masks,
+            out,
+            filler,
+            save=_split(save),
+            overwrite=overwrite,
+            name=name,
+            on_frame=_interruptible(advance),
+        )
     if as_json:
         _print_json(found)
     else:
@@ -1094,7 +1110,22 @@ def _bounded(message: str, given: Sequence[str]) -> str:
     return printable(message)
 
 
+_interrupted = threading.Event()
+
+
+def _interruptible(advance: Callable[..., object]) -> Callable[..., None]:
+    """Return ``advance``, ending the run where an interrupt was lost: one raised in a destructor is ignored."""
+
+    def step(*result: object, **known: Any) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
+        advance(*result, **known)
+
+    return step
+
+
 def _interrupt(number: int, *_: Any) -> None:
+    _interrupted.set()
     if number != signal.SIGINT:  # shells and the system both say that a terminal is gone; once is enough
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
