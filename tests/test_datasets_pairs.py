@@ -1,4 +1,4 @@
-"""Pairs from clips, videos and pictures, and their augmentation."""
+"""Pairs from clips and images, and their augmentation."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -11,8 +11,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import mpvss.datasets.pairs as pairs_module
-from helpers import moving_frames
 from mpvss.datasets.augment import Augmentation, Pair, flip, resample
 from mpvss.datasets.clips import Clip, ClipFrame, label_table
 from mpvss.datasets.pairs import (
@@ -20,13 +18,11 @@ from mpvss.datasets.pairs import (
     PairDataset,
     PairSampler,
     SimulatedPairs,
-    VideoPairs,
-    cache_video,
     collate,
     init_worker,
 )
 from mpvss.datasets.simulate import SimulationConfig, simulate
-from mpvss.errors import DataError, OutputError, SourceError
+from mpvss.errors import DataError
 from mpvss.motion.warp import warp
 
 NAMES = ("current", "key", "current_label", "key_label", "flow", "visible")
@@ -297,114 +293,6 @@ def test_simulated_pairs_take_the_labelled_pictures(tmp_path):
     pair = source.pair(0, 1)
     assert set(pair.current_label.unique().tolist()) <= {1, 255}
     assert pair.flow is not None
-
-
-# Videos
-
-
-def write_video(folder: Path) -> list[np.ndarray]:
-    """Two scenes of nine and seven frames, as a folder of pictures."""
-    frames = [frame.rgb for frame in moving_frames(9, seed=0)] + [frame.rgb for frame in moving_frames(7, seed=5)]
-    folder.mkdir()
-    for i, rgb in enumerate(frames):
-        Image.fromarray(rgb).save(folder / f"{i}.png")
-    return frames
-
-
-def test_pairs_of_a_video_stay_within_a_scene(tmp_path):
-    frames = write_video(tmp_path / "video")
-    source = VideoPairs(
-        [tmp_path / "video"], tmp_path / "cache", 4, Augmentation((64, 96), flip=False, colour=0.0), seed=0
-    )
-    assert source.videos[0].starts.tolist() == [0, 9]
-    assert len(source) == 16
-    known = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
-    distances = set()
-    for epoch in range(6):
-        for index in range(16):
-            pair = source.pair(epoch, index)
-            current, key = (
-                int((known - picture.float()).abs().mean((1, 2, 3)).argmin()) for picture in (pair.current, pair.key)
-            )
-            assert current == index
-            assert (current < 9) == (key < 9)
-            assert pair.distance == abs(current - key)
-            distances.add(key - current)
-            assert pair.current_label is None
-    assert distances == {-4, -3, -2, -1, 1, 2, 3, 4}
-
-
-def test_a_video_is_decoded_once(tmp_path, monkeypatch):
-    frames = write_video(tmp_path / "video")
-    first = cache_video(tmp_path / "video", tmp_path / "cache", 32)
-    assert len(first) == 16
-    assert first.load_image(3).shape == (32, 48, 3)
-    small = cv2.resize(frames[3], (48, 32), interpolation=cv2.INTER_AREA)
-    assert np.abs(first.load_image(3).astype(int) - small).mean() < 3
-    assert first.load_label(3) is None
-    assert first.scene(8) == (0, 8)
-    assert first.scene(9) == (9, 15)
-    with pytest.raises(IndexError, match="from 0 to 15, found 16"):
-        first.load_image(16)
-
-    def no_reading(*_: object, **__: object) -> None:
-        raise AssertionError("the video was read again")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pairs_module, "read", no_reading)
-        again = cache_video(tmp_path / "video", tmp_path / "cache", 32)
-        assert np.array_equal(again.load_image(15), first.load_image(15))
-        with pytest.raises(AssertionError):
-            cache_video(tmp_path / "video", tmp_path / "cache", 32, stride=2)
-    # A file that lost its end is made again, and so is one whose video has changed.
-    first.path.write_bytes(bytes(int(first.offsets[-2])))
-    with pytest.raises(DataError, match="frame 3 is damaged; delete the file"):
-        first.load_image(3)
-    with pytest.raises(DataError, match="cannot read frame 15"):
-        first.load_image(15)
-    assert len(cache_video(tmp_path / "video", tmp_path / "cache", 32).load_image(15)) == 32
-    (tmp_path / "video" / "15.png").unlink()
-    assert len(cache_video(tmp_path / "video", tmp_path / "cache", 32)) == 15
-    assert len(cache_video(tmp_path / "video", tmp_path / "cache", 32, stride=2)) == 8
-    assert len(cache_video(tmp_path / "video", tmp_path / "cache", 32, max_frames=5)) == 5
-    assert not list((tmp_path / "cache").glob("*.part"))
-
-
-def test_a_cache_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    write_video(tmp_path / "video")
-
-    def full(_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pairs_module.json, "dumps", lambda values: full(values) if "offsets" in values else "")
-        with pytest.raises(OutputError, match="No space left on device; choose a writable folder"):
-            cache_video(tmp_path / "video", tmp_path / "cache", 32)
-    assert list((tmp_path / "cache").iterdir()) == []
-    with pytest.raises(SourceError):
-        cache_video(tmp_path / "nothing.mp4", tmp_path / "cache", 32)
-    assert list((tmp_path / "cache").iterdir()) == []
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="expected to be able to write"):
-        cache_video(tmp_path / "video", tmp_path / "file" / "cache", 32)
-    with pytest.raises(ValueError, match="short_side must be at least 16"):
-        cache_video(tmp_path / "video", tmp_path / "cache", 8)
-    with pytest.raises(ValueError, match="max_frames must be at least 1"):
-        cache_video(tmp_path / "video", tmp_path / "cache", 32, max_frames=0)
-
-
-def test_a_video_without_two_frames_of_a_scene(tmp_path):
-    write_video(tmp_path / "video")
-    with pytest.raises(DataError, match="scene of at least 2 frames, found none in 1 videos"):
-        VideoPairs([tmp_path / "video"], tmp_path / "cache", 4, AS_IT_IS, seed=0, max_frames=1)
-
-
-def test_motion_is_simulated_on_videos_too(tmp_path):
-    write_video(tmp_path / "video")
-    video = cache_video(tmp_path / "video", tmp_path / "cache", 64)
-    pair = SimulatedPairs([video], SimulationConfig(), AS_IT_IS, seed=0).pair(0, 3)
-    assert pair.current_label is None
-    assert pair.flow.shape == (2, 48, 64)
 
 
 # Batches

@@ -1,17 +1,13 @@
-"""Training pairs from labelled clips, from any video, from single pictures, and mixtures of them.
+"""Training pairs from labelled clips, from single images, and mixtures of them.
 
 Every source answers ``pair(epoch, index)`` with the same pair, whenever and in whichever process it is asked: all
 random choices come from a generator seeded with the source's seed, the epoch and the index. So neither the number of
 workers nor an interruption changes the data.
 """
 
-import hashlib
-import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
-from pathlib import Path
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -21,40 +17,27 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils import data
 
-from mpvss._validate import demand, read_json, shown_address
 from mpvss.datasets.augment import Augmentation, Pair
 from mpvss.datasets.clips import Clip
 from mpvss.datasets.simulate import LabelMap, SimulationConfig, simulate
-from mpvss.engine.schedule import CutDetector
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE
-from mpvss.outputs.overlay import Pending, output_errors
 from mpvss.types import shown_size
-from mpvss.video import read
 
 __all__ = [
     "Augmentation",
     "Batch",
-    "CachedVideo",
     "MixedPairs",
     "Pair",
     "PairDataset",
     "PairSampler",
     "PairSource",
-    "Pictures",
     "SimulatedPairs",
     "SimulationConfig",
-    "VideoPairs",
-    "cache_video",
     "collate",
     "init_worker",
     "simulate",
 ]
-
-log = logging.getLogger(__name__)
-
-_CACHE_VERSION = 1
-_JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 
 
 @runtime_checkable
@@ -67,23 +50,6 @@ class PairSource(Protocol):
 
     def pair(self, epoch: int, index: int) -> Pair:
         """Pair ``index``, from 0 to the length, of an epoch; always the same for the same numbers."""
-        ...
-
-
-@runtime_checkable
-class Pictures(Protocol):
-    """Pictures with or without labels: a ``Clip`` or a ``CachedVideo``."""
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        ...
-
-    def load_image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Picture ``i``, RGB."""
-        ...
-
-    def load_label(self, i: int) -> LabelMap | None:
-        """Its class ids, 255 where there is none."""
         ...
 
 
@@ -103,20 +69,13 @@ def _partner(place: int, first: int, last: int, max_distance: int, random: np.ra
     return drawn if drawn < place else drawn + 1
 
 
-def _check_distance(max_distance: int) -> None:
-    if max_distance < 1:
-        raise ValueError(f"max_distance must be at least 1 frame, found {max_distance}")
-
-
 def _tensor(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "3 H W"]:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def _labelled(pictures: Pictures) -> list[int]:
+def _labelled(pictures: Clip) -> list[int]:
     """The frames of a clip that have a label; all of them where none has."""
     frames = list(range(len(pictures)))
-    if not isinstance(pictures, Clip):
-        return frames
     if pictures.num_classes > IGNORE:
         raise DataError(
             f"{pictures.name}: expected at most {IGNORE} classes, because {IGNORE} marks ignored pixels in training; "
@@ -145,7 +104,8 @@ class PairSampler:
             ValueError: The distance is below 1.
             DataError: No clip has two frames, or one has more than 255 classes.
         """
-        _check_distance(max_distance)
+        if max_distance < 1:
+            raise ValueError(f"max_distance must be at least 1 frame, found {max_distance}")
         self._clips, self._max_distance, self._augment, self._seed = clips, max_distance, augment, seed
         self._places = [(n, i) for n, clip in enumerate(clips) if len(clip) > 1 for i in _labelled(clip)]
         if not self._places:
@@ -184,13 +144,11 @@ def _label_tensor(label: LabelMap | None) -> Int64[Tensor, "H W"] | None:
 class SimulatedPairs:
     """Pairs made from single pictures: each one that has a label once an epoch, or each one where none has."""
 
-    def __init__(
-        self, pictures: Sequence[Pictures], config: SimulationConfig, augment: Augmentation, seed: int
-    ) -> None:
+    def __init__(self, pictures: Sequence[Clip], config: SimulationConfig, augment: Augmentation, seed: int) -> None:
         """List the pictures; none is read.
 
         Args:
-            pictures: Clips or cached videos.
+            pictures: Clips.
             config: What moves and how much.
             augment: What both frames go through after the simulation.
             seed: Of all random choices, 0 or more.
@@ -213,223 +171,6 @@ class SimulatedPairs:
         number, i = self._places[index]
         pictures = self._pictures[number]
         pair = simulate(pictures.load_image(i), pictures.load_label(i), random, self._config)
-        return self._augment(pair, random)
-
-
-# Unlabelled video
-
-
-@dataclass(frozen=True, eq=False)
-class CachedVideo:
-    """A video's frames on disk, each a JPEG in one file, for access in any order.
-
-    Attributes:
-        path: The file.
-        offsets: Where each frame begins in it, in bytes, and where the last one ends.
-        starts: Number of the first frame of each scene; the first is 0.
-    """
-
-    path: Path
-    offsets: Int64[np.ndarray, " offsets"]
-    starts: Int64[np.ndarray, " scenes"]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def scene(self, i: int) -> tuple[int, int]:
-        """First and last frame of the scene that frame ``i`` belongs to, both included."""
-        number = int(np.searchsorted(self.starts, i, side="right"))
-        return int(self.starts[number - 1]), int([*self.starts, len(self)][number]) - 1
-
-    def load_image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Frame ``i``, RGB.
-
-        Raises:
-            IndexError: There is no frame ``i``.
-            DataError: The file has been removed or damaged.
-        """
-        _check_index(i, len(self))
-        begin, end = (int(offset) for offset in self.offsets[i : i + 2])
-        try:
-            with self.path.open("rb") as file:
-                file.seek(begin)
-                picture = cv2.imdecode(np.frombuffer(file.read(end - begin), np.uint8), cv2.IMREAD_COLOR)
-        except (OSError, cv2.error) as error:
-            raise DataError(f"{self.path}: cannot read frame {i}: {error}; delete the file to make it again") from error
-        if picture is None:
-            raise DataError(f"{self.path}: frame {i} is damaged; delete the file to make it again")
-        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-
-    def load_label(self, i: int) -> None:  # noqa: ARG002 - as Clip has it
-        """None: a video has no labels."""
-        return
-
-
-def cache_video(
-    source: str | Path, cache: Path, short_side: int, stride: int = 1, max_frames: int | None = None
-) -> CachedVideo:
-    """Decode a video once, to files that frames can be read from in any order; open them where they are there.
-
-    Frames are kept as JPEG (quality 95, colours at full size): about 90 kB for a street at 360x640, so that an hour at
-    15 frames a second takes 5 GB. Only one frame is in memory at a time. Scene cuts are looked for in the frames as
-    they are in the video.
-
-    Args:
-        source: Anything that ``mpvss.video.reader`` opens and that ends.
-        cache: Directory for the files; made where it is missing.
-        short_side: Height or width, the lesser, of the frames that are kept; smaller videos keep their size.
-        stride: Keep every n-th frame.
-        max_frames: Keep at most so many; ``None`` for all.
-
-    Returns:
-        The frames. The files are found again by the source's path, size and time of change, and by these options.
-
-    Raises:
-        SourceError: The video cannot be read.
-        OutputError: The files cannot be written; nothing is left behind.
-        ValueError: An option is out of range.
-    """
-    if short_side < 16:
-        raise ValueError(f"short_side must be at least 16 pixels, found {short_side}")
-    if max_frames is not None and max_frames < 1:
-        raise ValueError(f"max_frames must be at least 1, found {max_frames}")
-    identity = json.dumps([_CACHE_VERSION, _identity(str(source)), short_side, stride, max_frames])
-    stem = Path(shown_address(str(source))).stem[:48] or "video"
-    name = f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    frames, index = cache / f"{name}.jpegs", cache / f"{name}.json"
-    found = _open_cache(frames, index, identity)
-    if found is not None:
-        return found
-    log.info("caching the frames of %s in %s", source, frames)
-    with output_errors(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-    # The index comes last: without it, or where it does not fit, the frames are not used.
-    pending = Pending(frames), Pending(index)
-    try:
-        offsets, starts = _write_frames(source, pending[0].temporary, short_side, stride, max_frames)
-        content = {"identity": identity, "offsets": offsets, "starts": starts}
-        with output_errors(index):
-            pending[1].temporary.write_text(json.dumps(content), encoding="utf-8")
-        for output in pending:
-            output.commit()
-    finally:
-        for output in pending:
-            output.discard()
-    return CachedVideo(frames, np.array(offsets, np.int64), np.array(starts, np.int64))
-
-
-def _identity(source: str) -> list[str | int]:
-    """What tells whether a source is still the same: its path, and size and time of the files in it."""
-    path = Path(source)
-    if not path.exists():
-        return [hashlib.sha256(source.encode()).hexdigest()]  # an address, which may hold a password
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    facts: list[str | int] = [str(path.resolve())]
-    for file in files:
-        status = file.stat()
-        facts += [file.name, status.st_size, status.st_mtime_ns]
-    return facts
-
-
-def _open_cache(frames: Path, index: Path, identity: str) -> CachedVideo | None:
-    try:
-        content = read_json(index)
-        offsets, starts = (np.array(content[name], np.int64) for name in ("offsets", "starts"))
-        whole = content["identity"] == identity and frames.stat().st_size == offsets[-1]
-        demand(content, {"offsets": [int], "starts": [int]})
-        if np.diff(offsets, prepend=0).min() < 0 or starts[0] != 0 or not (starts >= 0).all():
-            return None
-    except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError):
-        return None
-    return CachedVideo(frames, offsets, starts) if whole else None
-
-
-def _write_frames(
-    source: str | Path, path: Path, short_side: int, stride: int, max_frames: int | None
-) -> tuple[list[int], list[int]]:
-    cuts = CutDetector()
-    offsets, starts = [0], [0]
-    with output_errors(path), read(source, stride=stride) as reader, path.open("wb") as file:
-        for number, frame in enumerate(reader):
-            if number == max_frames:
-                break
-            if cuts.is_cut(frame.rgb):
-                starts.append(number)
-            height, width = frame.size
-            factor = min(1.0, short_side / min(height, width))
-            picture = frame.rgb
-            if factor < 1:
-                size = (round(width * factor), round(height * factor))
-                picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
-            done, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), _JPEG)
-            assert done
-            file.write(encoded.tobytes())
-            offsets.append(offsets[-1] + encoded.size)
-        if reader.damaged:
-            log.warning("%s: %d frames or packets were damaged or lost", source, reader.damaged)
-    return offsets, starts
-
-
-class VideoPairs:
-    """Pairs without labels from videos: each frame once an epoch, with a key frame near it in the same scene.
-
-    Attributes:
-        videos: The frames on disk, one for each source, also of use to ``SimulatedPairs``.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[str | Path],
-        cache: Path,
-        max_distance: int,
-        augment: Augmentation,
-        seed: int,
-        short_side: int = 360,
-        stride: int = 1,
-        max_frames: int | None = None,
-    ) -> None:
-        """Decode the videos that are not in the cache yet, one after the other.
-
-        Args:
-            sources: Anything that ``mpvss.video.reader`` opens and that ends.
-            cache: Directory for the frames; see ``cache_video``, also for the last three.
-            max_distance: Most frames from the current to the key frame; 1 trains for chained motion.
-            augment: What both frames go through.
-            seed: Of all random choices, 0 or more.
-            short_side: Lesser side of the frames that are kept, in pixels.
-            stride: Keep every n-th frame.
-            max_frames: Keep at most so many of each video.
-
-        Raises:
-            DataError: No scene has two frames.
-            SourceError: A video cannot be read.
-            OutputError: The cache cannot be written.
-            ValueError: An option is out of range.
-        """
-        _check_distance(max_distance)
-        self.videos = [cache_video(source, cache, short_side, stride, max_frames) for source in sources]
-        self._max_distance, self._augment, self._seed = max_distance, augment, seed
-        places = []
-        for number, video in enumerate(self.videos):
-            for start, end in pairwise([*video.starts.tolist(), len(video)]):
-                if end - start > 1:
-                    places.append(np.stack([np.full(end - start, number), np.arange(start, end)], 1))
-        if not places:
-            raise DataError(f"expected a scene of at least 2 frames, found none in {len(sources)} videos")
-        self._places = np.concatenate(places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def pair(self, epoch: int, index: int) -> Pair:
-        """See ``PairSource.pair``."""
-        _check_index(index, len(self))
-        random = _generator(self._seed, epoch, index)
-        number, current = (int(value) for value in self._places[index])
-        video = self.videos[number]
-        key = _partner(current, *video.scene(current), self._max_distance, random)
-        images = [_tensor(video.load_image(i)) for i in (current, key)]
-        pair = Pair(images[0], images[1], None, None, None, None, abs(key - current))
         return self._augment(pair, random)
 
 
