@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
-from mpvss.annotate import Filler, find_masks, oracle_rule, propagate, true_state
+from mpvss.annotate import Filler, find_masks, propagate
 from mpvss.cli import run
+from mpvss.engine.carriers.true_labels import oracle_rule, true_state
 from mpvss.engine.decode import decode
 from mpvss.engine.spill import Spill
 from mpvss.engine.state import View

@@ -1,4 +1,4 @@
-"""Masks that a person drew at some frames, carried to all the others; and true masks as key states.
+"""Masks that a person drew at some frames, propagated to all the others.
 
 Between two masks a frame is filled from both of them, after the last one from that one alone. The frames before the
 first mask are filled backward from it.
@@ -15,107 +15,30 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8, UInt16
-from torch import Tensor
+from jaxtyping import Int64
 
 from mpvss._validate import shown, shown_address
 from mpvss.datasets.clips import list_images, read_label, read_lines
-from mpvss.engine.carriers import Inference, make_carrier
+from mpvss.engine.carriers.true_labels import true_label_carrier
+from mpvss.engine.decode import Labels
 from mpvss.engine.flows import check_motion
 from mpvss.engine.schedule import ListedKeyFrames
 from mpvss.engine.session import Session, check_direction
 from mpvss.engine.spill import Spill
-from mpvss.engine.state import KeyState
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE, MAX_CLASSES, ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator
 from mpvss.outputs.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.segmenter import describe_propagator
-from mpvss.segmentors.protocol import InputRule, Segmentor
-from mpvss.types import Frame, Geometry, Segmentation, shown_size
+from mpvss.segmentors.protocol import Segmentor
+from mpvss.types import Frame, Segmentation, shown_size
 from mpvss.video import read
 from mpvss.video.images import BROKEN_PICTURE, open_image
 
 log = logging.getLogger(__name__)
 
-Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
-
 _Colour = tuple[int, int, int]
 _BACKGROUND = "background"
-
-# True masks are one-hot: a finite logit, so that its average at a border is a number, and a small one, so that the
-# sigmoid keeps every such average apart in 32 bits.
-_MASK_LOGIT = 6.0
-_CLASS_LOGIT = 30.0
-
-
-# True masks as key states
-
-
-def true_state(
-    labels: Labels,
-    ids: Int64[np.ndarray, " K"],
-    frame: Frame,
-    image: UInt8[Tensor, "3 h w"],
-    geometry: Geometry,
-    *,
-    segmentor: Segmentor | None = None,
-) -> KeyState:
-    """Make a key state of a true label map: a query for each id in it, at full resolution.
-
-    Mask logits are 6 inside a segment and -6 outside, not infinite: with one view, classes are then ordered as if
-    one-hot labels were warped bilinearly, but for ties of the bytes that class scores may be carried as.
-
-    Args:
-        labels: Any ids, at the size of the frame.
-        ids: All ids that may come up, sorted; the position of an id is its class.
-        frame: The key frame.
-        image: The frame as the network sees it, of the frame's own size.
-        geometry: How the frame became the network's input; only padding is allowed.
-        segmentor: For propagators that need queries: the segmentor that makes them. The propagator sees all of them,
-            as it was trained; each segment is moved by the flow of the query whose mask overlaps it best.
-
-    Raises:
-        ValueError: The frame was resized, or a label is not among the ids.
-    """
-    if geometry.resized != geometry.source or labels.shape != geometry.source:
-        raise ValueError(f"true masks need the frame's own size {geometry.source}, found {geometry.resized}")
-    present = np.unique(labels)
-    if not np.isin(present, ids).all():
-        raise ValueError(f"labels hold {np.setdiff1d(present, ids)[0]}, which is not one of the ids")
-    bottom, right = (padded - side for padded, side in zip(geometry.padded, labels.shape, strict=True))
-    padded = torch.from_numpy(np.pad(labels, ((0, bottom), (0, right)), mode="edge").astype(np.int32))
-    masks = padded == torch.from_numpy(present.astype(np.int32))[:, None, None]
-    class_logits = torch.zeros(len(present), len(ids) + 1)
-    class_logits[torch.arange(len(present)), torch.from_numpy(np.searchsorted(ids, present))] = _CLASS_LOGIT
-    mask_logits = masks.float().mul_(2 * _MASK_LOGIT).sub_(_MASK_LOGIT)
-    queries, chosen = torch.zeros(len(present), 1), None
-    if segmentor is not None:
-        found = segmentor(image[None])
-        queries, chosen = found.queries[0], _best_overlap(masks, found.mask_logits[0])
-    return KeyState(frame, image, class_logits, mask_logits, queries, geometry, active=chosen)
-
-
-def _best_overlap(segments: Bool[Tensor, "S H W"], mask_logits: Float[Tensor, "Q h w"]) -> Int64[Tensor, " S"]:
-    """For each segment the query whose mask has the largest intersection over union with it, on the mask grid.
-
-    Several segments may have the same one.
-    """
-    grid = mask_logits.shape[-2:]
-    true = F.interpolate(segments[None].float(), size=grid, mode="area")[0].flatten(1)
-    masks = (mask_logits > 0).float().flatten(1).to(true.device)
-    overlap = true @ masks.T
-    union = true.sum(1)[:, None] + masks.sum(1)[None] - overlap
-    return (overlap / union.clamp(min=1e-6)).argmax(1)
-
-
-def oracle_rule(segmentor: Segmentor | None) -> InputRule:
-    """The rule by which true masks keep the frame's own size: the segmentor's padding, or none."""
-    return InputRule(multiple=1) if segmentor is None else replace(segmentor.rule, short_side=None, long_side=None)
-
-
-# Masks of a person
 
 
 @dataclass(frozen=True)
@@ -238,13 +161,9 @@ class Filler:
     ) -> Session:
         """A session whose first key frame has the first mask, and the one at ``last`` the second."""
         coming = iter(masks)
-        queries_from = self.segmentor if self.propagator.name == "query" else None
-
-        def segment(frame: Frame, image: UInt8[Tensor, "3 H W"], geometry: Geometry) -> KeyState:
-            return true_state(next(coming), ids, frame, image, geometry, segmentor=queries_from)
-
-        rule = oracle_rule(self.segmentor)
-        carrier = make_carrier(Inference(segment, rule, self.propagator, self.motion))
+        carrier = true_label_carrier(
+            lambda _: next(coming), ids, self.propagator, motion=self.motion, segmentor=self.segmentor
+        )
         return Session(carrier, ListedKeyFrames(() if last is None else (last,)), direction=direction)
 
     def _backward(

@@ -23,11 +23,10 @@ from jaxtyping import UInt8, UInt16
 
 from mpvss import __version__
 from mpvss._validate import demand, parse_json, read_json, shown
-from mpvss.annotate import oracle_rule, true_state
 from mpvss.cli.doctor import library_versions
 from mpvss.datasets import Clip, Dataset, open_dataset, read_label
-from mpvss.engine.carriers import Inference, make_carrier
 from mpvss.engine.carriers.protocol import check_min_score
+from mpvss.engine.carriers.true_labels import true_label_carrier
 from mpvss.engine.decode import score_size
 from mpvss.engine.flows import MOTIONS
 from mpvss.engine.schedule import CutDetector, FixedInterval
@@ -594,17 +593,15 @@ class _Predictor:
         if not options.oracle:
             return self._segmenter.session(options.direction, min_score=options.min_score)
         assert self._propagator is not None and options.interval is not None
-        queries_from = self._segmentor if options.propagator == "query" else None
 
-        def segment(frame: Frame, image: Any, geometry: Any) -> Any:
+        def label(frame: Frame) -> Labels:
             truth = clip.load_label(frame.index)
             if truth is None:
                 raise DataError(f"{clip.frames[frame.index].image_path}: a key frame without its true labels")
-            return true_state(truth, self._ids, frame, image, geometry, segmentor=queries_from)
+            return truth
 
-        inference = Inference(segment, oracle_rule(self._segmentor), self._propagator, options.motion)
         return Session(
-            make_carrier(inference),
+            true_label_carrier(label, self._ids, self._propagator, motion=options.motion, segmentor=self._segmentor),
             FixedInterval(options.interval),
             direction=options.direction,
             cuts=CutDetector() if options.cuts else None,

@@ -3,16 +3,16 @@
 import copy
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mpvss.annotate import oracle_rule, true_state
 from mpvss.datasets import Clip, Dataset
-from mpvss.engine.carriers import Inference, make_carrier
+from mpvss.engine.carriers.true_labels import true_label_carrier
+from mpvss.engine.decode import Labels
 from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
-from mpvss.engine.state import KeyState
 from mpvss.metrics import MiouByDistance
 from mpvss.motion.learned import LearnedFlow
 from mpvss.segmenter import VideoSegmenter
@@ -46,17 +46,9 @@ def validate(task: Task, dataset: Dataset, config: DataConfig) -> dict[str, Any]
             segmenter = VideoSegmenter(segmentor, propagator, motion=config.motion, interval=interval, cuts=False)
             _score(segmenter.session("forward"), clip, config, found)
         if propagator is not None and _has_keys(clip, interval, config) and dataset.protocol != "cityscapes":
-            queries_from = segmentor if propagator.name == "query" else None
-
-            def segment(
-                frame: Frame, image: Any, geometry: Any, clip: Clip = clip, queries_from: Any = queries_from
-            ) -> KeyState:
-                truth = clip.load_label(frame.index)
-                assert truth is not None
-                return true_state(truth, ids, frame, image, geometry, segmentor=queries_from)
-
-            rule = oracle_rule(segmentor)
-            carrier = make_carrier(Inference(segment, rule, propagator, config.motion))
+            carrier = true_label_carrier(
+                partial(_true_labels, clip), ids, propagator, motion=config.motion, segmentor=segmentor
+            )
             _score(Session(carrier, FixedInterval(interval)), clip, config, oracle)
     result: dict[str, Any] = {}
     for prefix, metric in (("", found), ("oracle_", oracle)):
@@ -66,6 +58,12 @@ def validate(task: Task, dataset: Dataset, config: DataConfig) -> dict[str, Any]
                 by_distance = metric.miou
                 result[f"{prefix}miou_by_distance"] = [None if math.isnan(x) else x for x in by_distance]
     return result
+
+
+def _true_labels(clip: Clip, frame: Frame) -> Labels:
+    truth = clip.load_label(frame.index)
+    assert truth is not None  # see _has_keys
+    return truth
 
 
 def _has_keys(clip: Clip, interval: int, config: DataConfig) -> bool:

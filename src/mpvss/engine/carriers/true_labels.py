@@ -1,0 +1,111 @@
+"""True labels at the key frames in the segmentor's place, so that propagation stands alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from mpvss.engine.carriers import Carrier, Inference, make_carrier
+from mpvss.engine.decode import Labels
+from mpvss.engine.state import KeyState
+from mpvss.motion.propagator import Propagator
+from mpvss.segmentors.protocol import InputRule, Segmentor
+from mpvss.types import Frame, Geometry
+
+# True masks are one-hot: a finite logit, so that its average at a border is a number, and a small one, so that the
+# sigmoid keeps every such average apart in 32 bits.
+_MASK_LOGIT = 6.0
+_CLASS_LOGIT = 30.0
+
+
+def true_label_carrier(
+    label: Callable[[Frame], Labels],
+    ids: Int64[np.ndarray, " K"],
+    propagator: Propagator,
+    *,
+    motion: str = "chain",
+    segmentor: Segmentor | None = None,
+) -> Carrier[Any]:
+    """Return a carrier whose key frames have true labels. Its results have the positions of ``ids`` as class ids.
+
+    Args:
+        label: Gives the labels of a key frame, at the frame's size.
+        ids: All ids that may come up, sorted.
+        propagator: Estimates flows.
+        motion: ``chain`` or ``direct``.
+        segmentor: For the learned propagators: the segmentor they were trained with, whose padding is taken and, for
+            ``query``, whose queries.
+    """
+    queries_from = segmentor if propagator.name == "query" else None
+
+    def predict(frame: Frame, image: UInt8[Tensor, "3 H W"], geometry: Geometry) -> KeyState:
+        return true_state(label(frame), ids, frame, image, geometry, segmentor=queries_from)
+
+    return make_carrier(Inference(predict, oracle_rule(segmentor), propagator, motion))
+
+
+def true_state(
+    labels: Labels,
+    ids: Int64[np.ndarray, " K"],
+    frame: Frame,
+    image: UInt8[Tensor, "3 h w"],
+    geometry: Geometry,
+    *,
+    segmentor: Segmentor | None = None,
+) -> KeyState:
+    """Make a key state of a true label map: a query for each id in it, at full resolution.
+
+    Mask logits are 6 inside a segment and -6 outside, not infinite: with one view, classes are then ordered as if
+    one-hot labels were warped bilinearly, but for quantisation ties where class scores are quantised to 8 bits.
+
+    Args:
+        labels: Any ids, at the size of the frame.
+        ids: All ids that may come up, sorted; the position of an id is its class.
+        frame: The key frame.
+        image: The frame as the network sees it, of the frame's own size.
+        geometry: How the frame became the network's input; only padding is allowed.
+        segmentor: For propagators that need queries: the segmentor that makes them. The propagator sees all of them,
+            as it was trained; each segment is warped by the flow of the query whose mask overlaps it best.
+
+    Raises:
+        ValueError: The frame was resized, or a label is not among the ids.
+    """
+    if geometry.resized != geometry.source or labels.shape != geometry.source:
+        raise ValueError(f"true masks need the frame's own size {geometry.source}, got {geometry.resized}")
+    present = np.unique(labels)
+    if not np.isin(present, ids).all():
+        raise ValueError(f"labels hold {np.setdiff1d(present, ids)[0]}, which is not one of the ids")
+    bottom, right = (padded - side for padded, side in zip(geometry.padded, labels.shape, strict=True))
+    padded = torch.from_numpy(np.pad(labels, ((0, bottom), (0, right)), mode="edge").astype(np.int32))
+    masks = padded == torch.from_numpy(present.astype(np.int32))[:, None, None]
+    class_logits = torch.zeros(len(present), len(ids) + 1)
+    class_logits[torch.arange(len(present)), torch.from_numpy(np.searchsorted(ids, present))] = _CLASS_LOGIT
+    mask_logits = masks.float().mul_(2 * _MASK_LOGIT).sub_(_MASK_LOGIT)
+    queries, active = torch.zeros(len(present), 1), None
+    if segmentor is not None:
+        prediction = segmentor(image[None])
+        queries, active = prediction.queries[0], _best_overlap(masks, prediction.mask_logits[0])
+    return KeyState(frame, image, class_logits, mask_logits, queries, geometry, active=active)
+
+
+def _best_overlap(segments: Bool[Tensor, "S H W"], mask_logits: Float[Tensor, "Q h w"]) -> Int64[Tensor, " S"]:
+    """For each segment the query whose mask has the largest intersection over union with it, on the mask grid.
+
+    Several segments may have the same one.
+    """
+    grid = mask_logits.shape[-2:]
+    true = F.interpolate(segments[None].float(), size=grid, mode="area")[0].flatten(1)
+    masks = (mask_logits > 0).float().flatten(1).to(true.device)
+    overlap = true @ masks.T
+    union = true.sum(1)[:, None] + masks.sum(1)[None] - overlap
+    return (overlap / union.clamp(min=1e-6)).argmax(1)
+
+
+def oracle_rule(segmentor: Segmentor | None) -> InputRule:
+    """The rule by which true masks keep the frame's own size: the segmentor's padding, or none."""
+    return InputRule(multiple=1) if segmentor is None else replace(segmentor.rule, short_side=None, long_side=None)
