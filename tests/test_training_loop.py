@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(world: Path, out: Path, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
-    return train(make_config(make_values(world, out, **changes)), resume=resume, quiet=True)
+    return train(make_config(make_values(world, out, **changes)), resume=resume, quiet=True).to_dict()
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def test_a_segmentor_is_trained_for_other_classes(world: Path, tmp_path: Path) -
         data__sources=[{"data": f"folder:{tmp_path / 'data'}"}],
         optim__frozen=["model.pixel_level_module.encoder"], optim__accumulate=2,
     )  # fmt: skip
-    result = train(make_config(values), quiet=True)
+    result = train(make_config(values), quiet=True).to_dict()
     assert 0 <= result["miou"] <= 1
     segmenter = VideoSegmenter.from_pretrained(tmp_path / "run", propagator="none")
     assert segmenter.segmentor.class_names == ("sky", "road", "car", "tree")
@@ -197,7 +197,7 @@ def test_training_goes_on_labels_at_some_frames_and_a_void_id(world: Path, tmp_p
     for path in sorted((copied / "data" / "labels").rglob("*.png"))[::2]:
         path.unlink()
     values = make_values(copied, tmp_path / "run")
-    assert train(make_config(values), quiet=True)["steps"] == values["optim"]["steps"]
+    assert train(make_config(values), quiet=True).steps == values["optim"]["steps"]
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

@@ -887,7 +887,7 @@ def train(
         chosen = load_config(config, settings or ())
     from mpvss.training.loop import train as run_training
 
-    _print_training(run_training(chosen, resume=resume, quiet=quiet), as_json)
+    _print_training(run_training(chosen, resume=resume, quiet=quiet).to_dict(), as_json)
 
 
 @app.command()
@@ -929,7 +929,7 @@ def distill(
             quiet=quiet, propagator=propagator, size=size, max_distance=max_distance, simulate=simulate or (),
             overrides=settings or (),
         )  # fmt: skip
-    _print_training(found, as_json)
+    _print_training(found.to_dict(), as_json)
 
 
 def _print_training(found: dict[str, Any], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from mpvss.segmenter import choose_device
 from mpvss.segmentors import load_segmentor
 from mpvss.training.config import TrainConfig, make_config
-from mpvss.training.loop import train
+from mpvss.training.loop import TrainSummary, train
 from mpvss.training.teacher import SPLIT, teach
 
 # 0.59 M parameters for one flow and 1.01 M for one a query of ``compact``, at stride 4.
@@ -106,7 +106,7 @@ def distill(
     resume: bool = False,
     quiet: bool = False,
     **options: Any,
-) -> dict[str, Any]:
+) -> TrainSummary:
     """Teach a motion module on unlabelled videos.
 
     Args:
@@ -119,9 +119,6 @@ def distill(
         resume: Go on from the last checkpoint.
         quiet: No progress bar.
         options: See ``distill_config``.
-
-    Returns:
-        As ``train``.
     """
     config = distill_config(f"folder:{cache or out / 'teacher'}", model=model, out=out, **options)
     segmentor = load_segmentor(model, device=choose_device(config.run.device))

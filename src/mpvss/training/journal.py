@@ -50,10 +50,10 @@ class Journal:
                 self._board.add_scalar(name, value, step)
             self._board.flush()
 
-    def picture(self, step: int, picture: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Show a picture in TensorBoard."""
+    def draw(self, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Show an image in TensorBoard."""
         with writing(self._out / "tensorboard"):
-            self._board.add_image("sample", picture, step, dataformats="HWC")
+            self._board.add_image("sample", image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Finish both files."""

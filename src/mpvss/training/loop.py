@@ -9,7 +9,8 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +23,12 @@ from mpvss.datasets.pairs import Batch
 from mpvss.errors import ConfigError, ModelError, MpvssError
 from mpvss.progress import progress
 from mpvss.segmenter import choose_device
-from mpvss.training.checkpoints import (
-    begin,
-    cut_metrics,
-    export,
-    load_checkpoint,
-    save_checkpoint,
-    whole_file,
-)
+from mpvss.training.checkpoints import begin, cut_metrics, export, load_checkpoint, save_checkpoint, whole_file
 from mpvss.training.config import OptimConfig, TrainConfig
 from mpvss.training.journal import Journal, draw_sample
 from mpvss.training.samples import batches, check_labels, open_samples
 from mpvss.training.tasks import make_task
-from mpvss.training.validate import validate
+from mpvss.training.validate import Validation, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,19 +37,40 @@ log = logging.getLogger(__name__)
 
 
 class TrainingError(MpvssError):
-    """Training cannot go on: the loss is no number any more."""
+    """Training cannot go on: the loss is not finite."""
 
 
-def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run of training made.
+
+    Attributes:
+        out: Directory of the run, which ``--model`` takes.
+        steps: Updates of the weights, those of an interrupted run included.
+        seconds: Wall time of this call.
+        best: Step and score of the best validation; ``None`` without validation.
+        validation: The last validation; ``None`` without one.
+    """
+
+    out: Path
+    steps: int
+    seconds: float
+    best: dict[str, int | float] | None
+    validation: Validation | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; the scores of the validation stand beside the rest."""
+        values = {"out": str(self.out), "steps": self.steps, "seconds": self.seconds, "best": self.best}
+        return values | (self.validation.to_dict() if self.validation is not None else {})
+
+
+def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> TrainSummary:
     """Run a training, or go on with it.
 
     Args:
         config: What is trained, on what, and where.
         resume: Go on from the last checkpoint in ``run.out``; from the beginning where there is none yet.
         quiet: No progress bar.
-
-    Returns:
-        out (the directory, which ``--model`` takes), steps, seconds, and the last validation.
 
     Raises:
         ConfigError: The configuration does not fit the model, the data or the run that is resumed.
@@ -64,141 +79,222 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         OutputError: ``run.out`` holds another run, or the disk is full.
         TrainingError: The loss is not finite.
     """
-    out, optim = Path(config.run.out), config.optim
-    samples, class_names = open_samples(config)
-    clips = open_dataset(config.data.validation, config.data.validation_split) if config.data.validation else None
+    run, steps = _Run(config), config.optim.steps
+    start = run.begin(resume)
+    began = time.monotonic()
+    with (
+        progress("training", steps, unit="steps", done=start, quiet=quiet or not run.is_main) as advance,
+        contextlib.closing(run.journal or contextlib.ExitStack()),
+    ):
+        for done in range(start + 1, steps + 1):
+            batch = run.step(done)
+            advance()
+            if run.is_due(done, config.run.log_every):
+                run.log(done)
+            if config.run.pictures_every and done % config.run.pictures_every == 0:
+                run.draw(done, batch)
+            if run.is_due(done, config.run.validate_every):
+                run.validate(done)
+            if run.is_due(done, config.run.save_every):
+                run.save(done)
+    run.accelerator.wait_for_everyone()
+    return TrainSummary(run.out, steps, time.monotonic() - began, run.best, run.validation)
 
-    accelerator = _accelerator(config)
-    main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
-    if main:
-        validated = clips.clips[: config.data.validation_clips] if clips is not None else []
-        check_labels([*samples.clips, *validated], out / "labels-checked.json")
 
-    _seed(config.seed, 0, 0)
-    task = make_task(config, class_names, accelerator.device)
-    optimizer = torch.optim.AdamW(task.groups(), lr=optim.lr)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    trained = task.trained()
-    model, optimizer = accelerator.prepare(task, optimizer)
-    average = {name: value.detach().clone() for name, value in _floats(trained)} if optim.ema else {}
+class _Meter:
+    """Sums of what is logged, since the last line of the log.
 
-    start, best = 0, None
-    checkpoint = _from_main(accelerator, begin(out, config, resume=resume) if main else None)
-    if checkpoint is not None:
+    Attributes:
+        sums: Terms of the loss.
+        spent: Seconds of each part of a step.
+        steps: Steps counted.
+        began: When the clock of images per second was started.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.spent = dict.fromkeys(("data", "forward", "backward", "update"), 0.0)
+        self.steps = 0
+        self.began = time.monotonic()
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the time that the block takes to a part."""
+        began = time.monotonic()
+        yield
+        self.spent[part] += time.monotonic() - began
+
+    def add(self, terms: Mapping[str, Tensor], weight: float) -> None:
+        """Add the terms of a loss, weighted."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach()) * weight
+
+
+class _Run:
+    """One training run: the networks, what they are trained with, and how far it is."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        data = config.data
+        self.config, self.out = config, Path(config.run.out)
+        self.samples, class_names = open_samples(config)
+        self.clips = open_dataset(data.validation, data.validation_split) if data.validation else None
+        self.accelerator = _accelerator(config)
+        self.is_main = self.accelerator.is_main_process
+        if self.is_main:
+            validated = self.clips.clips[: data.validation_clips] if self.clips is not None else []
+            check_labels([*self.samples.clips, *validated], self.out / "labels-checked.json")
+        _seed(config.seed, 0, 0)
+        self.task = make_task(config, class_names, self.accelerator.device)
+        optimizer = torch.optim.AdamW(self.task.groups(), lr=config.optim.lr)
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.trained = self.task.trained()
+        self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
+        averaged = _floats(self.trained) if config.optim.ema else []
+        self.average = {name: value.detach().clone() for name, value in averaged}
+        self.best: dict[str, int | float] | None = None
+        self.validation: Validation | None = None
+        self.journal: Journal | None = None
+        self.images_per_step = config.optim.batch * config.optim.accumulate * self.accelerator.num_processes
+
+    def begin(self, resume: bool) -> int:
+        """Make the run's directory, or go on in it; return the number of steps that are done."""
+        accelerator, start = self.accelerator, 0
+        checkpoint = _from_main(accelerator, begin(self.out, self.config, resume=resume) if self.is_main else None)
+        if checkpoint is not None:
+            start = self._restore(checkpoint)
+            log.info("resumed at step %d from %s", start, checkpoint)
+        if self.is_main:
+            cut_metrics(self.out, start)
+            self.journal = Journal(self.out, start)
+        log.info(
+            "%s: %.2f M parameters trained, %d samples an epoch, %d steps of %d",
+            self.out, sum(p.numel() for p in self.parameters) / 1e6, self.samples.epoch, self.config.optim.steps,
+            self.images_per_step,
+        )  # fmt: skip
+        self.batches = batches(self.samples, self.config, start, accelerator.process_index, accelerator.num_processes)
+        self.model.train()
+        self.first, self.began, self.meter = start, time.monotonic(), _Meter()
+        return start
+
+    def _restore(self, checkpoint: Path) -> int:
         state = load_checkpoint(checkpoint)
         try:
-            trained.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(state["scaler"])
-            average = {name: value.to(accelerator.device) for name, value in state["average"].items()}
+            self.trained.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.average = {name: value.to(self.accelerator.device) for name, value in state["average"].items()}
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{checkpoint}: does not fit this run; remove it to go on from the one before") from error
-        start, best = state["step"], state["best"]
-        log.info("resumed at step %d from %s", start, checkpoint)
-    if main:
-        cut_metrics(out, start)
-    journal = Journal(out, start) if main else None
-    images_per_step = optim.batch * optim.accumulate * world
-    log.info(
-        "%s: %.2f M parameters trained, %d samples an epoch, %d steps of %d",
-        out, sum(p.numel() for p in parameters) / 1e6, samples.epoch, optim.steps, images_per_step,
-    )  # fmt: skip
+        self.best = state["best"]
+        return int(state["step"])
 
-    result: dict[str, Any] = {}
-    began = logged = time.monotonic()
-    spent = dict.fromkeys(("data", "forward", "backward", "update"), 0.0)
-    sums: dict[str, float] = {}
-    stream = batches(samples, config, start, rank, world)
-    model.train()
-    hidden = quiet or not main
-    with (
-        progress("training", optim.steps, unit="steps", done=start, quiet=hidden) as advance,
-        contextlib.closing(journal or contextlib.ExitStack()),
-    ):
-        for step in range(start, optim.steps):
-            _seed(config.seed, step + 1, rank)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(step, optim)
+    def is_due(self, done: int, every: int) -> bool:
+        """Whether something is due that is done every so many steps, and after the last one."""
+        return done % every == 0 or done == self.config.optim.steps
 
-            for _ in range(optim.accumulate):
-                clock = time.monotonic()
-                batch, numbers = next(stream)
-                batch = batch.to(accelerator.device)
-                spent["data"] += time.monotonic() - clock
+    def step(self, done: int) -> Batch:
+        """Update the weights once; return the last batch of the step."""
+        _seed(self.config.seed, done, self.accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate(done - 1, self.config.optim)
+        for _ in range(self.config.optim.accumulate):
+            with self.meter("data"):
+                batch, numbers = next(self.batches)
+                batch = batch.to(self.accelerator.device)
+            self._learn(batch, numbers, done)
+        _update_average(self.average, self.trained, self.config.optim.ema, done)
+        self.meter.steps += 1
+        return batch
 
-                clock = time.monotonic()
-                with accelerator.accumulate(model):
-                    with accelerator.autocast():
-                        terms = model(batch)
-                    loss = sum(terms.values(), torch.zeros((), device=accelerator.device))
-                    _require_finite(accelerator, loss, out, batch, numbers, step + 1)
-                    spent["forward"] += time.monotonic() - clock
+    def _learn(self, batch: Batch, numbers: list[int], done: int) -> None:
+        accelerator, optim = self.accelerator, self.config.optim
+        with accelerator.accumulate(self.model):
+            with self.meter("forward"):
+                with accelerator.autocast():
+                    terms = self.model(batch)
+                loss = sum(terms.values(), torch.zeros((), device=accelerator.device))
+                self._require_finite(loss, batch, numbers, done)
+            with self.meter("backward"):
+                accelerator.backward(loss)
+            with self.meter("update"):
+                if accelerator.sync_gradients:
+                    self.norm = accelerator.clip_grad_norm_(self.parameters, optim.clip_norm)
+                    if accelerator.scaler is None:  # which otherwise skips such a step by itself
+                        self._require_finite(self.norm, batch, numbers, done)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.meter.add({"loss": loss, **terms}, 1 / optim.accumulate)
 
-                    clock = time.monotonic()
-                    accelerator.backward(loss)
-                    spent["backward"] += time.monotonic() - clock
+    def _require_finite(self, value: Tensor, batch: Batch, numbers: list[int], step: int) -> None:
+        """Stop all processes before the weights are touched where the value is not finite in one of them."""
+        accelerator = self.accelerator
+        everywhere = accelerator.reduce(value.detach().float(), "mean") if accelerator.num_processes > 1 else value
+        if torch.isfinite(everywhere):
+            return
+        kept = self.out / f"not-finite-{step:08}-{accelerator.process_index}.pt"
+        with whole_file(kept) as file:
+            torch.save({name: values.cpu() for name, values in vars(batch).items() if values is not None}, file)
+        raise TrainingError(
+            f"step {step}: the loss or its gradient is {float(value.detach()):g} on samples {numbers[0]} to "
+            f"{numbers[-1]}, kept in {kept}. The checkpoints before are untouched: look at these samples, or start "
+            "another run with a lower optim.lr"
+        )
 
-                    clock = time.monotonic()
-                    if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(parameters, optim.clip_norm)
-                        if accelerator.scaler is None:  # which otherwise skips such a step by itself
-                            _require_finite(accelerator, norm, out, batch, numbers, step + 1)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    spent["update"] += time.monotonic() - clock
-                for name, value in {"loss": loss, **terms}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / optim.accumulate
-            done = step + 1
-            _update_average(average, trained, optim.ema, done)
+    def log(self, done: int) -> None:
+        """Write the means since the last line."""
+        meter, accelerator, steps = self.meter, self.accelerator, self.config.optim.steps
+        seconds = time.monotonic() - meter.began
+        sums = accelerator.reduce(torch.tensor(list(meter.sums.values()), device=accelerator.device), "mean")
+        means = zip(meter.sums, sums.tolist(), strict=True)
+        line: dict[str, Any] = {name: round(value / meter.steps, 6) for name, value in means}
+        line |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": round(float(self.norm), 6)}
+        line["images_per_second"] = round(meter.steps * self.images_per_step / seconds, 3)
+        line["seconds"] = {name: round(value / meter.steps, 4) for name, value in meter.spent.items()}
+        if self.journal is not None:
+            self.journal.write(done, line)
+        left = (time.monotonic() - self.began) / (done - self.first) * (steps - done)
+        log.info(
+            "step %d of %d, loss %.4f, %.1f images/s, %d:%02d:%02d left", done, steps, line["loss"],
+            line["images_per_second"], left // 3600, left // 60 % 60, left % 60,
+        )  # fmt: skip
+        self.meter = _Meter()
 
-            advance()
-            if done % config.run.log_every == 0 or done == optim.steps:
-                steps = done - max(start, done - 1 - (done - 1) % config.run.log_every)
-                seconds = time.monotonic() - logged
-                means = accelerator.reduce(torch.tensor(list(sums.values()), device=accelerator.device), "mean")
-                line: dict[str, Any] = {
-                    name: round(value / steps, 6) for name, value in zip(sums, means.tolist(), strict=True)
-                }
-                line |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": round(float(norm), 6)}
-                line["images_per_second"] = round(steps * images_per_step / seconds, 3)
-                line["seconds"] = {name: round(value / steps, 4) for name, value in spent.items()}
-                if journal is not None:
-                    journal.write(done, line)
-                left = (time.monotonic() - began) / (done - start) * (optim.steps - done)
-                log.info(
-                    "step %d of %d, loss %.4f, %.1f images/s, %d:%02d:%02d left", done, optim.steps, line["loss"],
-                    line["images_per_second"], left // 3600, left // 60 % 60, left % 60,
-                )  # fmt: skip
-                sums, spent, logged = {}, dict.fromkeys(spent, 0.0), time.monotonic()
-            if journal is not None and config.run.pictures_every and done % config.run.pictures_every == 0:
-                task.eval()
-                journal.picture(done, draw_sample(task, batch))
-                model.train()
-            if clips is not None and (done % config.run.validate_every == 0 or done == optim.steps):
-                if journal is not None:
-                    with _averaged(trained, average):
-                        result = validate(task, clips, config.data)
-                        score = result.get("miou", result.get("oracle_miou", 0.0))
-                        if best is None or score > best["score"]:
-                            best = {"step": done, "score": score}
-                            export(out / "best", task)
-                    journal.write(done, {"validation": result})
-                    log.info("step %d, validation %s", done, result)
-                model.train()
-                accelerator.wait_for_everyone()
-                logged = time.monotonic()
-            if main and (done % config.run.save_every == 0 or done == optim.steps):
-                state = {
-                    "step": done, "model": trained.state_dict(), "average": average, "best": best,
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-                }  # fmt: skip
-                save_checkpoint(out, done, state, config.run.keep)
-                with _averaged(trained, average):
-                    export(out, task)
-    accelerator.wait_for_everyone()
-    return {"out": str(out), "steps": optim.steps, "seconds": time.monotonic() - began, "best": best} | result
+    def draw(self, done: int, batch: Batch) -> None:
+        """Keep an image of what the networks make of a batch."""
+        if self.journal is not None:
+            self.task.eval()
+            self.journal.draw(done, draw_sample(self.task, batch))
+            self.model.train()
+
+    def validate(self, done: int) -> None:
+        """Score the averaged weights, and export them where they are the best so far."""
+        if self.clips is None:
+            return
+        if self.journal is not None:
+            with _averaged(self.trained, self.average):
+                self.validation = validate(self.task, self.clips, self.config.data)
+                if self.best is None or self.validation.score > self.best["score"]:
+                    self.best = {"step": done, "score": self.validation.score}
+                    export(self.out / "best", self.task)
+            self.journal.write(done, {"validation": self.validation.to_dict()})
+            log.info("step %d, validation %s", done, self.validation.to_dict())
+        self.model.train()
+        self.accelerator.wait_for_everyone()
+        self.meter.began = time.monotonic()
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint, and export the averaged weights."""
+        if not self.is_main:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "step": done, "model": self.trained.state_dict(), "average": self.average, "best": self.best,
+            "optimizer": self.optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict(),
+        }  # fmt: skip
+        save_checkpoint(self.out, done, state, self.config.run.keep)
+        with _averaged(self.trained, self.average):
+            export(self.out, self.task)
 
 
 def rate(step: int, optim: OptimConfig) -> float:
@@ -238,23 +334,6 @@ def _seed(seed: int, step: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
-
-
-def _require_finite(
-    accelerator: "Accelerator", value: Tensor, out: Path, batch: Batch, numbers: list[int], step: int
-) -> None:
-    """Stop all processes before the weights are touched where the value is not finite in one of them."""
-    everywhere = accelerator.reduce(value.detach().float(), "mean") if accelerator.num_processes > 1 else value
-    if torch.isfinite(everywhere):
-        return
-    kept = out / f"not-finite-{step:08}-{accelerator.process_index}.pt"
-    with whole_file(kept) as file:
-        torch.save({name: values.cpu() for name, values in vars(batch).items() if values is not None}, file)
-    raise TrainingError(
-        f"step {step}: the loss or its gradient is {float(value.detach()):g} on samples {numbers[0]} to {numbers[-1]}, "
-        f"kept in {kept}. The checkpoints before are untouched: look at these samples, or start another run with a "
-        "lower optim.lr"
-    )
 
 
 def _floats(module: nn.Module) -> list[tuple[str, Tensor]]:
