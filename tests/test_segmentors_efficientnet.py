@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoBackbone, AutoConfig
 
+from compact import convert_imagenet_state_dict
 from mpvss.segmentors.efficientnet import (
     EfficientNetLiteBackbone,
     EfficientNetLiteConfig,
     _SameConv,
-    convert_imagenet_state_dict,
     fold_batch_norm,
     register,
 )

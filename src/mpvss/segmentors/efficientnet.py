@@ -4,7 +4,6 @@ Paper: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neu
 variants keep the first and the last stage and the activation of MobileNetV2. Strides 4, 8, 16 and 32.
 """
 
-from collections.abc import Mapping
 from typing import Any, no_type_check
 
 import torch
@@ -17,7 +16,7 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
 # (blocks, kernel, stride, expansion, channels) of each group of blocks in Lite0.
-_LITE0_GROUPS = (
+LITE0_GROUPS = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -106,14 +105,14 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
         self.stem = nn.Sequential(*_convolution(3, _STEM_CHANNELS, 3, 2), nn.ReLU6(inplace=True))
         channels = _STEM_CHANNELS
         groups = []
-        for blocks, kernel, stride, expansion, outputs in _LITE0_GROUPS:
+        for blocks, kernel, stride, expansion, outputs in LITE0_GROUPS:
             group = []
             for block in range(blocks):
                 group.append(_InvertedResidual(channels, outputs, kernel, stride if block == 0 else 1, expansion))
                 channels = outputs
             groups.append(nn.Sequential(*group))
         self.groups = nn.ModuleList(groups)
-        self.num_features = [_LITE0_GROUPS[end][-1] for end in _STAGE_ENDS]
+        self.num_features = [LITE0_GROUPS[end][-1] for end in _STAGE_ENDS]
         self.post_init()
 
     def forward(self, pixel_values: Float[Tensor, "B 3 H W"], **_: Any) -> BackboneOutput:
@@ -146,25 +145,6 @@ def fold_batch_norm(model: nn.Module) -> None:
                 )
                 convolution.requires_grad_(False)
                 part[place + 1] = nn.Identity()
-
-
-def convert_imagenet_state_dict(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the published ImageNet weights of EfficientNet-Lite0 to ours; the classification head is left out."""
-    names: dict[str, str] = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
-    number = 0
-    for group, (blocks, _, _, expansion, _) in enumerate(_LITE0_GROUPS):
-        for block in range(blocks):
-            ours, theirs = f"groups.{group}.{block}.layers", f"_blocks.{number}"
-            parts = ["_depthwise_conv", "_bn1", "", "_project_conv", "_bn2"]
-            if expansion > 1:
-                parts = ["_expand_conv", "_bn0", "", *parts]
-            names |= {f"{theirs}.{part}": f"{ours}.{place}" for place, part in enumerate(parts) if part}
-            number += 1
-    return {
-        f"{names[prefix]}.{leaf}": value
-        for prefix, leaf, value in ((*name.rpartition(".")[::2], value) for name, value in published.items())
-        if prefix in names
-    }
 
 
 def register() -> None:

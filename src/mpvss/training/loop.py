@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,8 @@ from mpvss.segmenter import choose_device
 from mpvss.training.checkpoints import begin, cut_metrics, export, load_checkpoint, save_checkpoint, whole_file
 from mpvss.training.config import OptimConfig, TrainConfig
 from mpvss.training.journal import Journal, draw_sample
-from mpvss.training.samples import batches, check_labels, open_samples
-from mpvss.training.tasks import make_task
+from mpvss.training.samples import Samples, batches, check_labels, open_samples
+from mpvss.training.tasks import Task, make_task
 from mpvss.training.validate import Validation, validate
 
 if TYPE_CHECKING:
@@ -64,13 +64,22 @@ class TrainSummary:
         return values | (self.validation.to_dict() if self.validation is not None else {})
 
 
-def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> TrainSummary:
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    open_samples: Callable[[TrainConfig], tuple[Samples, tuple[str, ...]]] = open_samples,
+    make_task: Callable[[TrainConfig, tuple[str, ...], torch.device], Task] = make_task,
+) -> TrainSummary:
     """Run a training, or go on with it.
 
     Args:
         config: What is trained, on what, and where.
         resume: Go on from the last checkpoint in ``run.out``; from the beginning where there is none yet.
         quiet: No progress bar.
+        open_samples: Returns the samples and their classes; a recipe may bring its own.
+        make_task: Makes what is trained, with its loss; likewise.
 
     Raises:
         ConfigError: The configuration does not fit the model, the data or the run that is resumed.
@@ -79,7 +88,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         OutputError: ``run.out`` holds another run, or the disk is full.
         TrainingError: The loss is not finite.
     """
-    run, steps = _Run(config), config.optim.steps
+    run, steps = _Run(config, open_samples(config), make_task), config.optim.steps
     start = run.begin(resume)
     began = time.monotonic()
     with (
@@ -133,10 +142,15 @@ class _Meter:
 class _Run:
     """One training run: the networks, what they are trained with, and how far it is."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        samples: tuple[Samples, tuple[str, ...]],
+        make_task: Callable[[TrainConfig, tuple[str, ...], torch.device], Task],
+    ) -> None:
         data = config.data
         self.config, self.out = config, Path(config.run.out)
-        self.samples, class_names = open_samples(config)
+        self.samples, class_names = samples
         self.clips = open_dataset(data.validation, data.validation_split) if data.validation else None
         self.accelerator = _accelerator(config)
         self.is_main = self.accelerator.is_main_process
