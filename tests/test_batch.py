@@ -3,6 +3,7 @@
 import errno
 import functools
 import http.server
+import io
 import json
 import logging
 import os
@@ -12,11 +13,12 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,12 +29,13 @@ from mpvss import cli
 from mpvss.batch import chunks as segments
 from mpvss.batch import run as run_module
 from mpvss.batch.chunks import Listing, divide, join, list_frames, part_files, segment_part
+from mpvss.batch.copies import SourceCopies, machine_folder
 from mpvss.batch.listed import FrameList, fingerprint, read_listed
 from mpvss.batch.local import LocalEngine
 from mpvss.batch.manifest import Manifest, lock, unlock
 from mpvss.batch.run import BatchOptions, in_shard, run_batch
 from mpvss.batch.single import process_in_segments
-from mpvss.batch.storage import expand, fetch
+from mpvss.batch.storage import Job, expand, fetch
 from mpvss.batch.worker import Outcome, Settings, Worker
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.motion.dis import Dis, Hold
@@ -103,6 +106,16 @@ def listed(source, **selection):
         np.array([fingerprint(frame.rgb) for frame in frames], np.uint32),
         base,
     )
+
+
+def test_any_pixel_changes_the_fingerprint():
+    rgb = np.zeros((9, 10, 3), np.uint8)
+    prints = {fingerprint(rgb)}
+    for position in np.ndindex(9, 10):
+        changed = rgb.copy()
+        changed[position] = 1
+        prints.add(fingerprint(changed))
+    assert len(prints) == 91
 
 
 def uneven(folder):
@@ -1091,6 +1104,84 @@ def test_a_download_has_a_name_that_the_disk_takes(tmp_path):
     assert max(len(os.fsencode(path.name)) for path in tmp_path.iterdir()) < 220
     assert (tmp_path / "v.mp4").is_file()
     fs.rm("/names", recursive=True)
+
+
+@pytest.fixture
+def remote(clip, monkeypatch):
+    """A store with the clip, and the number of bytes that were read of each file."""
+    import fsspec
+    from fsspec.implementations.memory import MemoryFile
+
+    fs = fsspec.filesystem("memory")
+    read_bytes = Counter()
+
+    def counted(file, size=-1):
+        data = io.BytesIO.read(file, size)
+        read_bytes[Path(file.path).name] += len(data)
+        return data
+
+    monkeypatch.setattr(MemoryFile, "read", counted, raising=False)
+    for name in ("long.mp4", "other.mp4"):
+        fs.pipe_file(f"/store/{name}", clip.read_bytes())
+    yield read_bytes
+    fs.rm("/store", recursive=True)
+
+
+def test_the_chunks_of_a_remote_video_read_it_once(inline, remote, clip, tmp_path):
+    sources = ["memory://store/long.mp4", "memory://store/other.mp4"]
+    found = run_batch(sources, str(tmp_path / "OUT"), replace(HOLD, split=8), replace(TWO, workers=4))
+    assert set(states(found).values()) == {"done"}
+    assert sum(task.kind == "part" for task in inline[0]) == 8
+    assert remote == {name: clip.stat().st_size for name in ("long.mp4", "other.mp4")}
+
+
+def test_workers_share_one_download(remote, clip, tmp_path):
+    job = Job("long", "memory://store/long.mp4", "long")
+    workers = [SourceCopies(tmp_path, f"w-{number}") for number in range(4)]
+    copies = [None] * 4
+    threads = [
+        threading.Thread(target=lambda i=i: copies.__setitem__(i, workers[i].get(job, lambda: None))) for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(copies)) == 1
+    assert copies[0].read_bytes() == clip.read_bytes()
+    assert remote["long.mp4"] == clip.stat().st_size
+    workers[0].drop(job)
+    assert not copies[0].exists()
+
+
+def test_a_copy_that_no_worker_uses_makes_way(remote, clip, tmp_path, monkeypatch):
+    long, other = (Job(name, f"memory://store/{name}.mp4", name) for name in ("long", "other"))
+    one, two = (SourceCopies(tmp_path, name) for name in ("w-1", "w-2"))
+    room = 1.5 * clip.stat().st_size
+
+    def usage(path):
+        used = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+        return SimpleNamespace(free=room - used)
+
+    monkeypatch.setattr("mpvss.batch.storage.shutil.disk_usage", usage)
+    kept = one.get(long, lambda: None)
+    with pytest.raises(SourceError, match=r"expected at most .* bytes from memory://store/other\.mp4"):
+        two.get(other, lambda: None)
+    assert kept.is_file()
+    one.release()
+    assert two.get(other, lambda: None).is_file()
+    assert not kept.exists()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_copies_of_killed_batches_are_removed_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    alive, held = machine_folder("one", "w-1")
+    (tmp_path / "mpvss-sources-dead").mkdir()
+    (tmp_path / "mpvss-sources-dead" / "w-1.worker").touch()
+    folder, other = machine_folder("two", "w-2")
+    assert sorted(tmp_path.iterdir()) == sorted([alive, folder])
+    unlock(held)
+    unlock(other)
 
 
 def test_shards_have_manifests_of_their_own(inline, videos, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mpvss._validate import shown, without_secrets
+from mpvss.batch.copies import SourceCopies, machine_folder
 from mpvss.batch.storage import Job, below, digest, exists, fetch, is_remote, publish, remove, stamp
 from mpvss.errors import ConfigError, DataError, MpvssError, SourceError
 from mpvss.outputs.sinks import ENDINGS, ProcessOptions
@@ -211,7 +212,8 @@ class Worker:
         else:
             self._scratch = Path(setup.scratch) / identity
             self._scratch.mkdir(parents=True)
-        self._fetched: tuple[Job, Path] | None = None
+        self._copies: SourceCopies | None = None
+        self._name = identity
         self._beaten = 0.0
 
     def close(self) -> None:
@@ -241,6 +243,10 @@ class Worker:
             faulthandler.cancel_dump_traceback_later()
             self._beaten = 0.0
             shutil.rmtree(stage, ignore_errors=True)
+            if self._copies is not None:
+                self._copies.release()
+        if self._copies is not None and (outcome.summary is not None or not outcome.again):
+            self._copies.drop(task.job)
         return replace(outcome, seconds=time.monotonic() - began)
 
     def _beat(self, _: "Segmentation | None" = None) -> None:
@@ -255,20 +261,23 @@ class Worker:
             self._on_beat()
 
     def _source(self, job: Job) -> str:
-        """The source as something to open here; the last one that was downloaded is kept for the next task."""
+        """The source as something to open here; a remote one is downloaded once for all workers of a machine."""
         if not is_remote(job.source):
             return job.source
-        if self._fetched is None or self._fetched[0] != job or not self._fetched[1].is_file():
-            folder = self._scratch / "source"
-            shutil.rmtree(folder, ignore_errors=True)
-            self._fetched = None
-            try:
-                self._fetched = (job, fetch(job.source, folder, beat=self._beat))
-            except (ConfigError, SourceError):
-                raise
-            except MpvssError as error:
-                raise _LostError(str(error)) from error
-        return str(self._fetched[1])
+        if self._copies is None:
+            self._copies = SourceCopies(self._copies_folder(), self._name)
+        try:
+            return str(self._copies.get(job, self._beat))
+        except (ConfigError, SourceError):
+            raise
+        except MpvssError as error:
+            raise _LostError(str(error)) from error
+
+    def _copies_folder(self) -> Path:
+        if self.setup.scratch is not None:
+            return Path(self.setup.scratch) / "sources"
+        folder, self._machine_lock = machine_folder(self.setup.work, self._name)
+        return folder
 
     # --- whole videos
 
