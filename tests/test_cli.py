@@ -433,7 +433,7 @@ def test_an_output_directory_that_takes_no_files(segment, clip, monkeypatch, tmp
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "touch", refuse)
-    refused(segment(clip), "expected to be able to write", "clip.json, found: Permission denied")
+    refused(segment(clip), "expected to be able to write", "clip.json, got: Permission denied")
     assert names(tmp_path / "OUT") == []
 
 

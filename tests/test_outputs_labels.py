@@ -8,7 +8,7 @@ from PIL import Image
 
 from mpvss.errors import DataError, OutputError
 from mpvss.labels import default_palette, label_dtype
-from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, PngWriter, write_meta
+from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, PngWriter
 
 TB = Fraction(1001, 30000)
 
@@ -304,16 +304,6 @@ def test_folder_that_cannot_be_written(tmp_path, make):
     for folder in ("missing", "file"):
         with pytest.raises(OutputError, match=r"expected to be able to write .*; choose a writable folder"):
             make(tmp_path / folder)
-
-
-def test_write_meta(tmp_path):
-    write_meta(tmp_path / "a.json", {"b": [1, 2]})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"b": [1, 2]}
-    with pytest.raises(TypeError):
-        write_meta(tmp_path / "b.json", {"b": object()})
-    with pytest.raises(OutputError, match="expected to be able to write"):
-        write_meta(tmp_path / "missing" / "a.json", {})
-    assert names(tmp_path) == ["a.json"]
 
 
 def test_palette_pngs(tmp_path):

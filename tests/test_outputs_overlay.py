@@ -8,9 +8,10 @@ import av
 import numpy as np
 import pytest
 
+from mpvss._files import Pending
 from mpvss.errors import OutputError
 from mpvss.outputs import OverlayWriter
-from mpvss.outputs.overlay import Pending, _Sound
+from mpvss.outputs.overlay import _Sound
 from mpvss.video import read
 
 SIZE = (48, 64)
@@ -109,23 +110,6 @@ def test_times_that_differ_by_less_than_can_be_written_stay_in_order(tmp_path):
     times = [Fraction(k, 10**9) for k in (0, 100, 200, 40_000_000)]
     write(tmp_path / "o.mp4", times, time_base=Fraction(1, 10**9))
     assert [frame.pts for frame in read(tmp_path / "o.mp4")] == [0, Fraction(1, 10**6), Fraction(2, 10**6), TB]
-
-
-def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
-    code = "import os, sys; from mpvss.outputs.overlay import Pending; a = Pending(sys.argv[1]); "
-    code += "os.kill(os.getpid(), 9)"
-    dead = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], check=False)
-    assert dead.returncode == -9
-    assert len(list(tmp_path.iterdir())) == 2
-    (tmp_path / ".mine.01234567.part").write_text("of no writer: it has no lock")
-    alive = Pending(tmp_path / "b.json")
-    (tmp_path / f".c.json.{2**22 + 1}.part").write_text("of a process of the version before that is gone")
-    with pytest.raises(OutputError, match="found another run at work"):
-        Pending(tmp_path / "b.json")
-    Pending(tmp_path / "c.json").discard()
-    assert alive.temporary.exists()
-    alive.commit()
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".mine.01234567.part", "b.json"]
 
 
 def test_times_must_increase(tmp_path):
@@ -308,7 +292,7 @@ def test_nothing_written(tmp_path):
 def test_folder_that_cannot_be_written(tmp_path, folder):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        OutputError, match=r"expected to be able to write .*o\.mp4, found: .*; choose a writable folder"
+        OutputError, match=r"expected to be able to write .*o\.mp4, got: .*; choose a writable folder"
     ):
         OverlayWriter(tmp_path / folder / "o.mp4", SIZE, TB)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from helpers import ColourSegmentor, moving_frames
+from mpvss._files import Pending
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.motion.dis import Dis, Hold
 from mpvss.outputs import LabelReader, LabelWriter, OverlayWriter
-from mpvss.outputs.overlay import Pending
 from mpvss.outputs.sinks import ProcessOptions
 from mpvss.segmenter import _WAITING, VideoSegmenter, choose_device, choose_dtype
 from mpvss.types import Frame
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_nothing_and_is_named(clip, tmp_path, monkeypatch):
         write(self, labels, pts)
 
     monkeypatch.setattr(LabelWriter, "write", fill_up)
-    with pytest.raises(OutputError, match=r"clip\.labels\.mkv, found: No space left on device"):
+    with pytest.raises(OutputError, match=r"clip\.labels\.mkv, got: No space left on device"):
         colour_segmenter().process(clip, tmp_path, ProcessOptions(save=("overlay", "labels", "png")))
     assert len(written) == 5
     assert names(tmp_path) == []
@@ -378,7 +378,7 @@ def test_two_runs_of_one_output(clip, tmp_path):
     def again(result):
         if result.index == 3:
             for overwrite in (False, True):
-                with pytest.raises(OutputError, match="found another run at work; wait for it"):
+                with pytest.raises(OutputError, match="got another run at work; wait for it"):
                     colour_segmenter().process(clip, tmp_path, ProcessOptions(overwrite=overwrite))
                 refused.append(overwrite)
 

@@ -17,7 +17,6 @@ from mpvss.outputs import LabelReader
 from mpvss.outputs.sinks import ProcessOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.video import probe, read
-from mpvss.video.images import natural_order
 from mpvss.video.media import unique_names
 
 SIZE = (12, 20)
@@ -264,34 +263,6 @@ def test_the_second_image_of_a_phones_jpeg_is_no_frame(tmp_path):
 
 
 # Names
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["t10.25.png", "t10.4.png"],
-        ["-2.png", "-1.png", "0.png", "1.png", "10.png"],
-        ["t-2.png", "t-1.png", "t0.png", "t1.png"],
-        ["t_-10.5.png", "t_-2.png", "t_3.png"],
-        ["+1.png", "+2.png", "+10.png"],
-        ["shot-1.png", "shot-2.png", "shot-10.png"],
-        ["2024-01-09.png", "2024-01-10.png", "2024-11-02.png"],
-        ["frame_1.png", "frame_02.png", "frame_003.png", "frame_10.png"],
-        ["007.png", "07.png", "7.png", "08.png"],
-        ["v1.2.9.png", "v1.2.10.png", "v1.10.1.png"],
-        ["a.0009.png", "a.0010.png", "b.0001.png"],
-        ["A1.png", "a1.png", "a2.png", "B1.png", "b2.png", "C.png"],
-        ["a.jpg", "a.png", "a1.jpg"],
-        ["2/1.png", "10/1.png", "10/2.png"],
-        ["frame9.png", "frame" + "9" * 200 + ".png"],
-        ["x\u00e9.png", "xe\u03011.png"],
-    ],
-)
-def test_names_are_in_natural_order_whatever_order_they_come_in(names):
-    random.seed(0)
-    for _ in range(20):
-        mixed = random.sample(names, len(names))
-        assert natural_order(mixed) == names
 
 
 def test_a_folder_and_a_data_set_have_the_same_order(folder):

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from mpvss._files import atomic, write_json
 from mpvss._validate import demand, read_json
 from mpvss.batch.listed import FrameList, fingerprint, read_listed
 from mpvss.engine.schedule import KeyFrameFinder, ListedCuts, ListedKeyFrames
 from mpvss.errors import DataError, SourceError
 from mpvss.labels import resolve_classes
-from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, write_meta
+from mpvss.outputs import LabelReader, LabelWriter, MetaWriter
 from mpvss.outputs.labels import content_crc
-from mpvss.outputs.overlay import Pending
 from mpvss.outputs.sinks import ProcessOptions, Sinks, output_paths
 from mpvss.segmenter import VideoSegmenter
 from mpvss.types import Segmentation
@@ -112,22 +112,16 @@ class Listing:
 
     def write(self, path: Path) -> None:
         """Write the listing; the file appears when it is whole."""
-        pending = Pending(path)
-        try:
-            with pending.temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    index=self.frames.index,
-                    ticks=self.frames.ticks,
-                    prints=self.frames.prints,
-                    time_base=np.array([self.frames.time_base.numerator, self.frames.time_base.denominator]),
-                    keys=self.keys,
-                    cuts=self.cuts,
-                )
-            pending.commit()
-        except BaseException:
-            pending.discard()
-            raise
+        with atomic(path) as part, part.open("wb") as file:
+            np.savez(
+                file,
+                index=self.frames.index,
+                ticks=self.frames.ticks,
+                prints=self.frames.prints,
+                time_base=np.array([self.frames.time_base.numerator, self.frames.time_base.denominator]),
+                keys=self.keys,
+                cuts=self.cuts,
+            )
 
     @classmethod
     def read(cls, path: Path) -> "Listing":
@@ -226,7 +220,7 @@ def list_frames(
         )
     listing.write(folder / FRAMES)
     content = asdict(plan)
-    write_meta(folder / PLAN, content | {"crc32": content_crc(content)})
+    write_json(folder / PLAN, content | {"crc32": content_crc(content)})
     return plan
 
 

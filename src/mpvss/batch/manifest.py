@@ -25,9 +25,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mpvss._files import output_errors
 from mpvss._validate import demand, parse_json
 from mpvss.errors import DataError, OutputError
-from mpvss.outputs.overlay import output_errors
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from mpvss._files import output_errors
 from mpvss._threads import cores
 from mpvss.batch.local import ALIVE, LocalEngine
 from mpvss.batch.manifest import SCHEMA, Manifest, lock, unlock
 from mpvss.batch.storage import Job, below, exists, expand, is_remote, is_whole, local, refuse_link, remove, stored
 from mpvss.batch.worker import Outcome, Settings, Setup, Task, parts_folder
 from mpvss.errors import ConfigError, MpvssError, OutputError
-from mpvss.outputs.overlay import output_errors
 from mpvss.outputs.sinks import ENDINGS
 
 log = logging.getLogger(__name__)

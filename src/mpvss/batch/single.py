@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mpvss._files import output_errors, owned
 from mpvss._validate import shown_address
 from mpvss.batch.chunks import FRAMES, Listing, Plan, is_whole, join, list_frames, part_files, segment_part
 from mpvss.batch.manifest import lock, unlock
 from mpvss.batch.storage import publish, refuse_link, stamp
 from mpvss.batch.worker import Settings, publish_all
 from mpvss.errors import ConfigError, OutputError, SourceError
-from mpvss.outputs.overlay import output_errors, owned
 from mpvss.outputs.sinks import ENDINGS, output_paths
 from mpvss.segmenter import VideoSegmenter
 from mpvss.types import Segmentation

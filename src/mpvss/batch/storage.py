@@ -17,11 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from mpvss._files import IMAGE_SUFFIXES, install, output_errors
 from mpvss._validate import parse_json, shown, shown_address
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
-from mpvss.outputs.overlay import output_errors
 from mpvss.outputs.sinks import ENDINGS
-from mpvss.video.images import IMAGE_SUFFIXES
 from mpvss.video.media import _is_animated, _output_name, probe
 
 log = logging.getLogger(__name__)
@@ -548,22 +547,7 @@ def publish(staged: Path, place: str, *, beat: Callable[[], None] = lambda: None
     if is_remote(place):
         _upload(staged, place, beat)
         return
-    target = Path(place)
-    with output_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        former = target.with_name(f".{target.name}.former")
-        if target.is_dir():
-            shutil.rmtree(former, ignore_errors=True)
-            target.rename(former)
-        staged.replace(target)
-        if former.exists():
-            shutil.rmtree(former)
-        if os.name != "nt":  # which opens no folders
-            descriptor = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    install(staged, Path(place))
 
 
 def _upload(staged: Path, place: str, beat: Callable[[], None]) -> None:

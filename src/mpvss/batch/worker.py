@@ -429,7 +429,7 @@ def publish_all(staged: Mapping[str, Path], place: str, *, beat: Callable[[], No
 
 
 def _owned_output(place: str) -> AbstractContextManager[None]:
-    from mpvss.outputs.overlay import owned
+    from mpvss._files import owned
 
     path = Path(place + ENDINGS["meta"]).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import re
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mpvss._files import atomic
 from mpvss._validate import shown
 from mpvss.errors import ModelError, OutputError
 from mpvss.motion.network.config import QueryFlowConfig
@@ -369,16 +368,11 @@ def convert_reference(path: str | Path, out: str | Path, class_names: Sequence[s
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
+        with atomic(out, folder=True) as part:
             motion.save_pretrained(part)
             segmentor.save_pretrained(part / SEGMENTOR_FOLDER)
             preprocessor = part / SEGMENTOR_FOLDER / "preprocessor_config.json"
             preprocessor.write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n")
-            part.chmod(0o755)
-            part.replace(out)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error})") from error
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from mpvss._files import atomic
 from mpvss.engine.decode import class_scores
 from mpvss.engine.state import View
 from mpvss.errors import ModelError, OutputError
@@ -21,7 +22,6 @@ from mpvss.motion import QueryFlow
 from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.network.pretrained import read_config
 from mpvss.motion.warp import warp
-from mpvss.outputs.overlay import Pending
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import EMBEDDED, HuggingFaceSegmentor
 from mpvss.segmentors.huggingface import library_prediction
@@ -93,9 +93,7 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
     )
     current, other = _test_pictures(size)
     out.parent.mkdir(parents=True, exist_ok=True)
-    pending = Pending(out, folder=True)
-    try:
-        folder = pending.temporary
+    with atomic(out, folder=True) as folder:
         key_network = _KeyNetwork(segmentor, size)
         pixels = segmenter.rule.normalise(other)
         _export(key_network, {"pixels": pixels}, ("class_logits", "mask_logits", "queries"), folder / KEY_NAME)
@@ -111,9 +109,6 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
         difference, ties = _verify(folder, current, other, expected, learned, geometry)
         (folder / EXPORT_NAME).write_text(replace(info, max_difference=difference).to_json(), encoding="utf-8")
         files = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir())}
-        pending.commit()
-    finally:
-        pending.discard()
     return {"out": str(out), "files": files, "max_difference": difference, "ties": ties}
 
 

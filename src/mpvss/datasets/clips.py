@@ -15,16 +15,15 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32, UInt8, UInt16
 
+from mpvss._files import IMAGE_SUFFIXES, natural_order
 from mpvss._validate import shown
 from mpvss.errors import DataError
 from mpvss.labels import ignore_id, label_dtype, palette_for
 from mpvss.types import shown_size
 from mpvss.video.images import (
     BROKEN_PICTURE,
-    IMAGE_SUFFIXES,
     common_full_scale,
     image_size,
-    natural_order,
     open_image,
     read_rgb,
 )

@@ -30,6 +30,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 import mpvss
+from mpvss._files import write_json
 from mpvss._threads import cores
 from mpvss.convert.architectures import Model, build
 from mpvss.convert.cost import count_gmac
@@ -819,7 +820,7 @@ def save(result: Mapping[str, Any], folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "BENCH.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot write the result: {error.strerror}") from error
+    write_json(folder / "BENCH.json", result)
     plot(result, folder / "BENCH.png")

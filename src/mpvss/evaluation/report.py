@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from mpvss._files import atomic
 from mpvss.datasets import Clip, Dataset, open_dataset
 from mpvss.errors import DataError, OutputError
 from mpvss.evaluation.run import WINDOW, RunDirectory, read_worst, score_of
@@ -517,7 +518,8 @@ def write_report(run: str | Path, out: str | Path, *, baseline: str | Path | Non
         if worst:
             sections.append(_worst_section(dataset, run, worst, measure, out))
         page = out / "index.html"
-        page.write_text(_page(f"{dataset.name}: {_described(options)}", sections), encoding="utf-8")
+        with atomic(page) as part:
+            part.write_text(_page(f"{dataset.name}: {_described(options)}", sections), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: cannot write the report: {error.strerror}") from error
     return page

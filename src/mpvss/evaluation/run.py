@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from mpvss import __version__
+from mpvss._files import write_json
 from mpvss._validate import demand, parse_json, read_json, shown
 from mpvss.cli.doctor import library_versions
 from mpvss.datasets import Clip, Dataset, open_dataset, read_label
@@ -44,7 +45,7 @@ from mpvss.metrics import (
 )
 from mpvss.motion.dis import Dis
 from mpvss.motion.propagator import Propagator, serves_both_ways
-from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, write_meta
+from mpvss.outputs import LabelReader, LabelWriter, MetaWriter
 from mpvss.segmenter import (
     DEFAULT_INTERVAL,
     PROPAGATORS,
@@ -222,7 +223,7 @@ def evaluate(
         if on_video is not None:
             on_video(clip.name, number, len(dataset.clips))
     result = directory.result()
-    write_meta(directory.path / "result.json", result)
+    write_json(directory.path / "result.json", result)
     return result
 
 
@@ -250,7 +251,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not (self.path / "run.json").exists():
-                write_meta(self.path / "run.json", header)
+                write_json(self.path / "run.json", header)
             self._check_same(header)
             if anew and (self.path / "result.json").exists():
                 self._lines.unlink(missing_ok=True)

@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
+from mpvss._files import output_errors
 from mpvss._validate import demand, read_json, shown
 from mpvss.errors import DataError
 from mpvss.labels import label_dtype
-from mpvss.outputs.overlay import Output, Pending, check_picture, output_errors
+from mpvss.outputs.overlay import Output, check_picture
 from mpvss.video.file import bound, open_file
 
 log = logging.getLogger(__name__)
@@ -212,23 +213,6 @@ class PngWriter(Output):
 
     def _release(self) -> None:
         pass
-
-
-def write_meta(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that appears under its name only when it is whole.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    text = json.dumps(content, indent=1) + "\n"
-    pending = Pending(path)
-    try:
-        with output_errors(pending.path):
-            pending.temporary.write_text(text, encoding="utf-8")
-        pending.commit()
-    except BaseException:
-        pending.discard()
-        raise
 
 
 class LabelReader:

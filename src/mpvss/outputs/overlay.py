@@ -2,14 +2,10 @@
 
 import errno
 import io
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
-from glob import escape
 from itertools import chain, islice
 from math import lcm
 from pathlib import Path
@@ -25,13 +21,11 @@ from av.stream import Stream
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-from mpvss.errors import OutputError
+from mpvss._files import Pending, output_errors
 from mpvss.video.clock import Clock
 from mpvss.video.file import open_file
 
 if TYPE_CHECKING:  # generic only in its type stubs
-    from filelock import BaseFileLock
-
     _AnyPacket = Packet[Stream]
     _SoundPacket = Packet[AudioStream]
 else:
@@ -53,180 +47,6 @@ _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 6400
 # What the system refuses, whatever is written. All else that the sound raises is the sound's own fault.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _TRIED_PACKETS = 32
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusals while writing into an OutputError that names the output."""
-    try:
-        yield
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"expected to be able to write {path}, found: {reason}; choose a writable folder with free space"
-        ) from error
-
-
-@contextmanager
-def owned(path: Path) -> Iterator[None]:
-    """Keep an output for this writer: others of this process, of this machine and of a shared disk are refused.
-
-    The system lets go of the lock when the process ends, however it ends.
-
-    Raises:
-        OutputError: Another writer has it, or its folder cannot be written.
-    """
-    lock = _lock(path)
-    try:
-        yield
-    finally:
-        _let_go(lock)
-
-
-def _lock(path: Path) -> "BaseFileLock":
-    from filelock import FileLock, SoftFileLock, Timeout
-
-    file = path.with_name(f".{path.name}.lock")
-    try:
-        with output_errors(path):
-            if not path.parent.is_dir():  # which the library would make
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            try:
-                lock: BaseFileLock = FileLock(file, thread_local=False)
-                lock.acquire(timeout=0)
-            except OSError as error:
-                if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
-                    raise
-                lock = SoftFileLock(file, thread_local=False)
-                lock.acquire(timeout=0)
-    except OutputError as error:
-        if isinstance(error.__cause__, Timeout):
-            raise OutputError(
-                f"expected to be the only one that writes {path}, found another run at work; wait for it, or choose "
-                "another output"
-            ) from None
-        raise
-    return lock
-
-
-def _let_go(lock: "BaseFileLock") -> None:
-    if os.name != "nt":  # there the library does it
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for this file sees that it is gone, and makes one
-    lock.release()
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what writers left in a folder that were killed: those of which the lock is to be had."""
-    for leftover in sorted(folder.glob(".*")):
-        match = _TEMPORARY.fullmatch(leftover.name)
-        if match is None or not (folder / f".{match[1]}.lock").is_file():
-            continue
-        with suppress(OutputError), owned(folder / match[1]):
-            _remove(leftover)
-
-
-def _remove_of_dead(path: Path) -> None:
-    """Remove what the version before, which had no locks, left of an output: those of processes that are gone."""
-    for leftover in path.parent.glob(f".{escape(path.name)}.*.part"):
-        number = leftover.name.removesuffix(".part").rpartition(".")[2]
-        if os.name != "nt" and number.isdecimal() and len(number) < _TOKEN:
-            try:
-                os.kill(int(number), 0)
-            except ProcessLookupError:
-                _remove(leftover)
-            except (OSError, OverflowError):
-                continue
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-class Pending:
-    """An output under its temporary name, next to its final one, which no other writer has meanwhile.
-
-    What writers that were killed left in the folder is removed.
-
-    Attributes:
-        path: Final name.
-        temporary: Hidden temporary name in the same folder, to write to.
-
-    Raises:
-        OutputError: Another writer has this output, or its folder cannot be written.
-    """
-
-    def __init__(self, path: str | Path, *, folder: bool = False) -> None:
-        self.path = Path(path).absolute()
-        self.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(_TOKEN // 2)}.part")
-        self._synced = False
-        with output_errors(self.path):
-            _remove_leftovers(self.path.parent)
-            _remove_of_dead(self.path)
-            self._lock: BaseFileLock | None = _lock(self.path)
-            try:
-                if folder:
-                    self.temporary.mkdir()
-                else:
-                    self.temporary.touch(exist_ok=False)
-            except BaseException:
-                self.discard()
-                raise
-
-    def sync(self) -> None:
-        """Return when what was written is on the disk."""
-        with output_errors(self.path):
-            for file in self.temporary.iterdir() if self.temporary.is_dir() else ():
-                _sync(file)
-            _sync(self.temporary)
-        self._synced = True
-
-    def commit(self) -> None:
-        """Give the output its final name, in place of what had it, once its bytes are on the disk."""
-        if not self._synced:
-            self.sync()
-        with output_errors(self.path):
-            if not self.temporary.is_dir():
-                self.temporary.replace(self.path)
-            else:
-                former = self.temporary.with_suffix(".former")
-                if self.path.exists() or self.path.is_symlink():
-                    self.path.rename(former)  # a folder that has files cannot be replaced in one step
-                self.temporary.rename(self.path)
-                _remove(former)
-            _sync(self.path.parent)
-        self._release()
-
-    def discard(self) -> None:
-        """Remove what was written; harmless when committed or discarded already."""
-        if self._lock is not None:
-            _remove(self.temporary)
-            self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            _let_go(self._lock)
-            self._lock = None
-
-
-def remove_first(path: Path) -> None:
-    """Remove an output that is about to be replaced, so that it never stands beside parts of the new one."""
-    with output_errors(path):
-        path.unlink(missing_ok=True)
-        _sync(path.absolute().parent)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Output:

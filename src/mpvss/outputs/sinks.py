@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mpvss import __version__
+from mpvss._files import remove_first
 from mpvss.cli.doctor import library_versions
 from mpvss.errors import OutputError
 from mpvss.labels import ignore_id, palette_for
 from mpvss.metrics import SMALLEST_FLOW, Flicker
 from mpvss.outputs import LabelWriter, MetaWriter, OverlayWriter, PngWriter, draw
-from mpvss.outputs.overlay import remove_first
 from mpvss.types import Segmentation
 from mpvss.video import Reader, parse_rate, parse_time
 from mpvss.video.deinterlace import check_deinterlace

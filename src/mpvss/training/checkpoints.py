@@ -1,15 +1,14 @@
 """What a run keeps on disk, whole or not at all: its configuration, the last checkpoints and the exported model."""
 
 import contextlib
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from mpvss._files import atomic, install, scratch
 from mpvss._validate import demand, parse_json, parse_yaml
 from mpvss.convert.checkpoint import load_torch
 from mpvss.errors import ConfigError, ModelError, OutputError
@@ -18,7 +17,6 @@ from mpvss.training.config import TrainConfig, as_values, differences
 CONFIG_NAME = "train.yaml"
 METRICS_NAME = "metrics.jsonl"
 _FOLDER = "checkpoints"
-_PART = ".part"
 
 
 @contextlib.contextmanager
@@ -26,7 +24,7 @@ def writing(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden directory into one clear error; what was there before stays."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, OutputError) as error:
         # torch wraps the system's error when it writes a file, and raises another one while closing it.
         cause: BaseException = error
         while not isinstance(cause, OSError) and cause.__context__ is not None:
@@ -46,27 +44,10 @@ def writing(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name when it is written, synced and closed, or not at all."""
-    part = path.with_name(f".{path.name}{_PART}")
     with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            _sync_directory(path.parent)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as part, part.open("wb") as file:
+            yield file
 
 
 def begin(out: Path, config: TrainConfig, *, resume: bool) -> Path | None:
@@ -151,23 +132,10 @@ def export(out: Path, task: Any) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    part = out / f".export{_PART}"
-    with writing(out):
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
-            task.export(part)
-            files = sorted(path for path in part.rglob("*") if path.is_file())
-            for path in files:
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            for path in files:
-                target = out / path.relative_to(part)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(target)
-            _sync_directory(out)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with writing(out), scratch(out / "export") as part:
+        task.export(part)
+        for path in sorted(path for path in part.rglob("*") if path.is_file()):
+            install(path, out / path.relative_to(part))
 
 
 def cut_metrics(out: Path, step: int) -> None:

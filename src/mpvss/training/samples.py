@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils import data
 
+from mpvss._files import write_json
 from mpvss._validate import read_json
 from mpvss.cli.doctor import cores
 from mpvss.datasets import Clip, open_dataset
@@ -29,7 +30,6 @@ from mpvss.datasets.pairs import (
 from mpvss.datasets.simulate import SimulationConfig
 from mpvss.errors import DataError, MpvssError
 from mpvss.labels import IGNORE
-from mpvss.outputs import write_meta
 from mpvss.training.config import TrainConfig
 from mpvss.training.losses import dis_flow
 
@@ -187,7 +187,7 @@ def check_labels(clips: Iterable[Clip], cache: Path) -> None:
     now = {name: facts for name, facts in now.items() if errors.get(name) is None}
     with contextlib.suppress(MpvssError, OSError):  # then they are read again the next time
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_meta(cache, now)
+        write_json(cache, now)
     if wrong:
         more = f"; {len(wrong)} of {len(todo)} labels are wrong" if len(wrong) > 1 else ""
         raise DataError(f"{wrong[0]}{more}")

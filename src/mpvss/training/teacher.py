@@ -3,13 +3,13 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from mpvss._files import install, scratch
 from mpvss._validate import demand, read_json, shown_address
 from mpvss.datasets.clips import require_names
 from mpvss.engine.schedule import CutDetector
@@ -90,21 +90,13 @@ def _teach_one(video: str, segmentor: HuggingFaceSegmentor, root: Path, confiden
         require_names(clips, done)
         return clips
     log.info("teaching %s", video)
-    part = root / f".{name}.part"
-    with writing(root):
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            scenes = _write_scenes(video, segmentor, part, confidence, stride)
-            clips = []
-            for scene in scenes:
-                clips.append(f"{name}-{scene:03}")
-                for kind in ("images", "labels"):
-                    target = root / kind / clips[-1]
-                    shutil.rmtree(target, ignore_errors=True)  # of a process that was killed here
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    (part / kind / f"{scene}").replace(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with writing(root), scratch(root / name) as part:
+        scenes = _write_scenes(video, segmentor, part, confidence, stride)
+        clips = []
+        for scene in scenes:
+            clips.append(f"{name}-{scene:03}")
+            for kind in ("images", "labels"):
+                install(part / kind / f"{scene}", root / kind / clips[-1])
     with whole_file(done) as file:
         file.write(json.dumps(clips).encode())
     return clips

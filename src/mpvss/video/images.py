@@ -1,4 +1,4 @@
-"""Image files that others made: the one reader of the package, within a bound on their size, and the order of names.
+"""Image files that others made: the one reader of the package and a bound on their size.
 
 Every image becomes RGB of 8 bits a channel, upright:
 
@@ -12,13 +12,10 @@ Every image becomes RGB of 8 bits a channel, upright:
 
 import contextlib
 import logging
-import re
 import struct
-import unicodedata
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -36,8 +33,6 @@ log = logging.getLogger(__name__)
 _Any = TypeVar("_Any")
 
 RGB = UInt8[np.ndarray, "H W 3"]
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 BROKEN_PICTURE = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, OverflowError),
@@ -324,81 +319,3 @@ def read_page(
         return rgb, 1 / _RATE
     delay = Fraction(image.info.get("duration") or 0).limit_denominator(65535) / 1000
     return rgb, delay or _DEFAULT_DELAY
-
-
-# Names
-
-
-def natural_order(names: Iterable[str]) -> list[str]:
-    """Sort names as a person would: numbers in them by value, letters without case.
-
-    - A number is a run of digits, or two that a point joins (a decimal: ``t10.25`` before ``t10.4``); more points make
-      a version, part by part (``1.2.9`` before ``1.2.10``). Leading zeros do not count.
-    - A minus or plus is the number's sign at the beginning of a name and after anything but a letter or digit
-      (``-2`` before ``-1``, ``t_-2`` before ``t_-1``); after a letter only where another of the names has a number
-      there without it (``t-2``, ``t-1``, ``t0``). Otherwise it is a dash: ``shot-1`` before ``shot-2``.
-    - Names that are equal so far are in the order of their characters: the order is total, and the same everywhere.
-
-    Of paths each folder is compared in turn. The suffix of an image file counts last.
-    """
-    listed = list(names)
-    signed = _signed_prefixes(listed)
-    return sorted(listed, key=lambda name: _natural_key(name, signed))
-
-
-_NUMBER = re.compile(r"(?P<sign>[-+]?)(?P<digits>\d+(?:\.\d+)*)")
-
-
-def _tokens(name: str) -> list[tuple[str, str, str]]:
-    """Text, sign and digits, again and again; the last has no digits."""
-    tokens, at = [], 0
-    for match in _NUMBER.finditer(name):
-        tokens.append((name[at : match.start()], match["sign"], match["digits"]))
-        at = match.end()
-    return [*tokens, (name[at:], "", "")]
-
-
-def _without_suffix(name: str) -> tuple[str, str]:
-    path = Path(name)
-    return (name[: -len(path.suffix)], path.suffix) if path.suffix.lower() in IMAGE_SUFFIXES else (name, "")
-
-
-def _signed_prefixes(names: Iterable[str]) -> set[str]:
-    """Beginnings of names that end in a letter and after which a number stands without a sign."""
-    prefixes = set()
-    for name in names:
-        for part in _parts(name):
-            before = ""
-            for text, sign, digits in _tokens(part):
-                before += text
-                if digits and not sign and text[-1:].isalpha():
-                    prefixes.add(before.casefold())
-                before += sign + digits
-    return prefixes
-
-
-def _parts(name: str) -> list[str]:
-    return re.split(r"[/\\]", _without_suffix(name)[0])
-
-
-def _natural_key(name: str, signed: set[str]) -> tuple[Any, ...]:
-    parts = []
-    for part in _parts(name):
-        key: list[Any] = []
-        before = ""
-        for text, sign, digits in _tokens(part):
-            before += text
-            dash = bool(key) and not text  # between two numbers, as in 2024-05
-            is_sign = bool(sign) and not dash and (not text[-1:].isalnum() or before.casefold() in signed)
-            key.append(unicodedata.normalize("NFC", text + ("" if is_sign else sign)).casefold())
-            if digits:
-                key.append(_value(digits, negative=is_sign and sign == "-"))
-            before += sign + digits
-        parts.append(key)
-    return parts, _without_suffix(name)[1].casefold(), name
-
-
-def _value(digits: str, *, negative: bool) -> list[Decimal]:
-    whole = digits.split(".")
-    numbers = [Decimal(digits)] if len(whole) < 3 else [Decimal(part) for part in whole]
-    return [-number for number in numbers] if negative else numbers

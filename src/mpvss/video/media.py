@@ -33,6 +33,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
+from mpvss._files import IMAGE_SUFFIXES, natural_order
 from mpvss._validate import shown, shown_address
 from mpvss.errors import ConfigError, SourceError
 from mpvss.types import IMAGE_RATE, shown_size
@@ -42,11 +43,9 @@ from mpvss.video.deinterlace import FRAMES_BEFORE, deinterlaced
 from mpvss.video.file import Pipe, bound, is_pipe, limits, open_file, single_file_formats
 from mpvss.video.images import (
     BROKEN_PICTURE,
-    IMAGE_SUFFIXES,
     common_full_scale,
     evenly,
     image_size,
-    natural_order,
     open_image,
     pages,
     read_page,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from mpvss._files import atomic
 from mpvss._hub import require_hub
 from mpvss._validate import read_json, shown
 from mpvss.errors import ConfigError, ModelError
@@ -34,18 +35,15 @@ class Pretrained(nn.Module):
     segmentor: str | None = None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, each to a temporary name and renamed when whole."""
+        """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
         from safetensors.torch import save_file
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         header = {"model_type": self.model_type, "schema_version": SCHEMA_VERSION, "segmentor": self.segmentor}
-        weights = directory / f".{WEIGHTS_NAME}.part"
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, weights)
-        text = directory / f".{CONFIG_NAME}.part"
-        text.write_text(json.dumps(header | asdict(self.config), indent=2) + "\n")
-        weights.replace(directory / WEIGHTS_NAME)
-        text.replace(directory / CONFIG_NAME)
+        with atomic(directory / CONFIG_NAME) as text, atomic(directory / WEIGHTS_NAME) as weights:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, weights)
+            text.write_text(json.dumps(header | asdict(self.config), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls: type[_Module], name: str | Path, *, revision: str | None = None) -> _Module:
