@@ -1,4 +1,4 @@
-"""Laws of the one writer: whole or not there at all, one writer at a time, nothing left behind; and of the order of names."""
+"""Laws of the one writer, whole or not there at all and one at a time, and of the order of names."""
 
 import json
 import os
@@ -13,9 +13,7 @@ from mpvss.errors import OutputError
 
 
 def tree(folder):
-    return {
-        str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def write(part, text):
@@ -86,14 +84,16 @@ def test_what_is_staged_is_installed_and_the_rest_is_removed(tmp_path):
         for name in ("b", "clip"):
             install(part / name, tmp_path / "out" / name)
     assert tree(tmp_path) == {"out/b": "new", "out/clip/0": "0"}
-    with pytest.raises(OutputError, match="expected to be able to write .*o, got: No such file"):
+    with pytest.raises(OutputError, match=r"expected to be able to write .*o, got: No such file"):
         install(tmp_path / "missing", tmp_path / "o")
 
 
 def test_errors_of_the_system_name_the_output(tmp_path):
-    with pytest.raises(OutputError, match="expected to be able to write .*a, got: Is a directory; choose a writable"):
-        with output_errors(tmp_path / "a"):
-            tmp_path.read_bytes()
+    refused = pytest.raises(
+        OutputError, match=r"expected to be able to write .*a, got: Is a directory; choose a writable"
+    )
+    with refused, output_errors(tmp_path / "a"):
+        tmp_path.read_bytes()
     with pytest.raises(ValueError, match="ours"), output_errors(tmp_path / "a"):
         raise ValueError("ours")
 

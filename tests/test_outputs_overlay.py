@@ -1,6 +1,4 @@
 import resource
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +6,6 @@ import av
 import numpy as np
 import pytest
 
-from mpvss._files import Pending
 from mpvss.errors import OutputError
 from mpvss.outputs import OverlayWriter
 from mpvss.outputs.overlay import _Sound
@@ -291,9 +288,7 @@ def test_nothing_written(tmp_path):
 @pytest.mark.parametrize("folder", ["missing", "file"])
 def test_folder_that_cannot_be_written(tmp_path, folder):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        OutputError, match=r"expected to be able to write .*o\.mp4, got: .*; choose a writable folder"
-    ):
+    with pytest.raises(OutputError, match=r"expected to be able to write .*o\.mp4, got: .*; choose a writable folder"):
         OverlayWriter(tmp_path / folder / "o.mp4", SIZE, TB)
 
 

@@ -1,7 +1,6 @@
 """Laws of reading images: whatever the form of a file, the same scene comes out, in folders and data sets alike."""
 
 import json
-import random
 from fractions import Fraction
 from pathlib import Path
 
