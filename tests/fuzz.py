@@ -49,7 +49,8 @@ from mpvss.batch.storage import expand
 from mpvss.convert.checkpoint import convert_reference
 from mpvss.datasets import open_dataset
 from mpvss.errors import MpvssError, OutputError
-from mpvss.evaluation.report import compare, write_report
+from mpvss.evaluation.compare import compare
+from mpvss.evaluation.report import write_report
 from mpvss.evaluation.run import EvalOptions, RunDirectory, evaluate
 from mpvss.motion.dis import Dis, Hold
 from mpvss.motion.network.config import QueryFlowConfig

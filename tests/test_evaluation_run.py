@@ -15,7 +15,8 @@ from helpers import ColourSegmentor, moving_frames
 from mpvss.cli import run as command
 from mpvss.datasets import Clip, Dataset, open_dataset
 from mpvss.errors import DataError, ModelError, OutputError
-from mpvss.evaluation.run import EvalOptions, RunDirectory, class_table, evaluate
+from mpvss.evaluation import run as evaluation
+from mpvss.evaluation.run import EvalOptions, RunDirectory, class_table
 from mpvss.metrics import (
     ConfusionMatrix,
     correct_video_consistency,
@@ -28,6 +29,11 @@ from mpvss.segmenter import VideoSegmenter, make_propagator
 from mpvss.segmentors import Prediction
 
 SIZE = (48, 64)
+
+
+def evaluate(*args, **kwargs):
+    """The result as JSON holds it."""
+    return evaluation.evaluate(*args, **kwargs).to_dict()
 
 
 def save(path, array):
@@ -238,7 +244,7 @@ def test_classical_flow_has_a_figure_of_its_own(colour_folder, colours, tmp_path
     line = json.loads(path.read_text())
     del line["classical_flows"]
     path.write_text(json.dumps(line) + "\n")
-    assert RunDirectory(tmp_path / "both").result()["classical_flows_per_frame"] is None
+    assert RunDirectory(tmp_path / "both").result().classical_flows_per_frame is None
 
 
 class NineteenSegmentor(ColourSegmentor):
@@ -616,7 +622,7 @@ def test_a_line_of_another_form_is_an_error(colour_folder, tmp_path, name, value
         line[name] = value
     path.write_text(json.dumps(line) + "\n")
     if (name, value) == ("clip", "x"):  # another name is a name
-        assert RunDirectory(tmp_path / "run").result()["videos"] == 1
+        assert RunDirectory(tmp_path / "run").result().videos == 1
         return
     with pytest.raises(DataError, match=r"line 1 is damaged .*delete the run and begin anew"):
         RunDirectory(tmp_path / "run").result()

@@ -320,7 +320,7 @@ def test_eval_takes_the_same_motion_module_as_segment(model, exported, tmp_path,
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in names))
     options = EvalOptions(f"folder:{root}", model=str(place), backend=backend, interval=2, oracle=oracle)
     result = evaluate(options, tmp_path / "run")
-    assert result["options"]["propagator"] == "query"
+    assert result.options["propagator"] == "query"
     named = evaluate(replace(options, propagator="query"), tmp_path / "named")
-    assert named["miou"] == result["miou"]
-    assert evaluate(replace(options, propagator="dis"), tmp_path / "dis")["options"]["propagator"] == "dis"
+    assert named.miou == result.miou
+    assert evaluate(replace(options, propagator="dis"), tmp_path / "dis").options["propagator"] == "dis"

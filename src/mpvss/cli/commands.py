@@ -667,9 +667,10 @@ def bench(
     """Measure how much faster than the library on every frame, in one run, taking turns; on the CPU."""
     _set_up(verbose, quiet)
     from mpvss.evaluation import benchmark
+    from mpvss.evaluation.charts import require_matplotlib
 
     if out is not None or plot is not None:
-        benchmark.demand_matplotlib()
+        require_matplotlib()
     with _option_errors():
         options = benchmark.BenchOptions(
             model=model or ("compact" if arch is None else None), arch=arch, classes=classes,
@@ -750,6 +751,7 @@ def evaluate(
     _set_up(verbose, quiet)
     from tempfile import TemporaryDirectory
 
+    from mpvss.evaluation.charts import require_matplotlib
     from mpvss.evaluation.report import write_report
     from mpvss.evaluation.run import EvalOptions
     from mpvss.evaluation.run import evaluate as score
@@ -757,6 +759,8 @@ def evaluate(
     with _option_errors():
         if baseline is not None and report is None:
             raise ValueError("--baseline is for the report: give --report too, or use mpvss compare")
+        if report is not None:
+            require_matplotlib()
         options = EvalOptions(
             data, split, model, propagator, motion.value, direction.value, interval, cuts, oracle,
             None if predictions is None else str(predictions),
@@ -776,9 +780,9 @@ def evaluate(
             page = write_report(run_directory, report, baseline=baseline)
             log.info("report: %s", page)
     if as_json:
-        _print_json(result)
+        _print_json(result.to_dict())
     else:
-        _print_result(result)
+        _print_result(result.to_dict())
 
 
 @app.command()
@@ -789,24 +793,23 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put two evaluations side by side, with 95 % intervals of their differences."""
-    from mpvss.evaluation.report import FIGURES, interval_text
-    from mpvss.evaluation.report import compare as compare_runs
-    from mpvss.evaluation.report import comparison_notes as notes
+    from mpvss.evaluation.compare import compare as compare_runs
+    from mpvss.evaluation.results import FIGURES
 
-    found = compare_runs(run_a, run_b, seed=seed)
+    result = compare_runs(run_a, run_b, seed=seed)
     if as_json:
-        _print_json(found)
+        _print_json(result.to_dict())
         return
     rows = []
-    for name, words in FIGURES.items():
-        a, b = found["a"].get(name), found["b"].get(name)
-        if a is None or b is None:
-            continue
-        spread = interval_text(found["difference"][name]) if name in found["difference"] else ""
-        rows.append((words, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}", spread))
+    figures_a, figures_b = result.a.figures(), result.b.figures()
+    for name in figures_a:
+        if name in figures_b:
+            a, b = figures_a[name], figures_b[name]
+            interval = result.difference[name].interval if name in result.difference else ""
+            rows.append((FIGURES[name], f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}", interval))
     _print_table(("", "A", "B", "B - A", "95 % interval"), rows)
-    what = "videos" if found["unit"] == "video" else "windows of frames"
-    print("; ".join([f"paired bootstrap: {found['samples']} draws of {found['units']} {what}", *notes(found)]))
+    units = "videos" if result.unit == "video" else "windows of frames"
+    print("; ".join([f"paired bootstrap: {result.samples} draws of {result.units} {units}", *result.notes()]))
 
 
 @app.command()
@@ -991,7 +994,7 @@ def _print_video(video: dict[str, Any]) -> None:
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    from mpvss.evaluation.report import FIGURES
+    from mpvss.evaluation.results import FIGURES
 
     print(f"videos {result['videos']}, frames {result['frames']}, key frames {result['key_frames'] or 'unknown'}")
     rows = [(words, f"{result[name]:.4f}") for name, words in FIGURES.items() if result.get(name) is not None]

@@ -30,7 +30,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 import mpvss
-from mpvss._files import write_json
+from mpvss._files import output_errors, write_json
 from mpvss._threads import cores
 from mpvss.convert.architectures import Model, build
 from mpvss.convert.cost import count_gmac
@@ -38,7 +38,8 @@ from mpvss.engine.clock import STAGES, StageClock
 from mpvss.engine.decode import score_size
 from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
-from mpvss.errors import MpvssError, OutputError, SourceError
+from mpvss.errors import MpvssError, SourceError
+from mpvss.evaluation import charts
 from mpvss.labels import label_dtype
 from mpvss.motion import PixelFlow
 from mpvss.motion.dis import Dis
@@ -755,72 +756,32 @@ def _commit() -> str | None:
         return None
 
 
-def demand_matplotlib() -> None:
-    """Refuse to begin what would end without its plot.
-
-    Raises:
-        MpvssError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise MpvssError("a plot needs matplotlib, which is not installed: pip install 'mpvss[bench]'")
-
-
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Draw seconds a frame of segmentation and of whole runs as bars, to a PNG file.
 
     Raises:
-        MpvssError: matplotlib is not installed.
+        ConfigError: matplotlib is not installed.
         OutputError: The file cannot be written.
     """
-    demand_matplotlib()
-    from matplotlib.figure import Figure
-
     seconds = result["seconds"]
-    stages = seconds["stages"]
-    bars = {
+    parts = {
         "library, every frame": {"network": seconds["library_forward"], "decode": seconds["library_decode"]},
         "ours, every frame": {"network": seconds["ours_forward"], "decode": seconds["ours_decode"]},
-        f"ours, interval {result['options']['interval']}": {
-            "network": stages["key"],
-            "propagate": stages["propagate"],
-            "decode": stages["decode"],
-        },
+        f"ours, interval {result['options']['interval']}": seconds["stages"] | {"network": seconds["stages"]["key"]},
     }
-    colours = {"network": "#4477aa", "propagate": "#ccbb44", "decode": "#ee6677"}
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    above, below = figure.subplots(2, 1)
-    labelled: set[str] = set()
-    for name, parts in bars.items():
-        left = 0.0
-        for part, value in parts.items():
-            label = None if part in labelled else part
-            above.barh(name, 1000 * value, left=1000 * left, color=colours[part], label=label)
-            labelled.add(part)
-            left += value
-    above.set_title("segmentation")
-    above.legend()
     runs = {name.replace("_", " "): value for name, value in seconds["run"].items() if value is not None}
-    below.barh(list(runs), [1000 * value for value in runs.values()], color="#66ccee")
-    below.set_title("whole run, from file to files")
-    for axes in (above, below):
-        axes.invert_yaxis()
-        axes.set_xlabel("milliseconds a frame")
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write the plot: {error.strerror}") from error
+    with output_errors(path):
+        charts.save(charts.seconds_bars(parts, runs), path)
 
 
 def save(result: Mapping[str, Any], folder: Path) -> None:
     """Write ``BENCH.json`` and ``BENCH.png``.
 
     Raises:
-        MpvssError: matplotlib is not installed.
+        ConfigError: matplotlib is not installed.
         OutputError: A file cannot be written.
     """
-    try:
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot write the result: {error.strerror}") from error
     write_json(folder / "BENCH.json", result)
     plot(result, folder / "BENCH.png")

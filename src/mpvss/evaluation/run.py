@@ -33,6 +33,7 @@ from mpvss.engine.flows import MOTIONS
 from mpvss.engine.schedule import CutDetector, FixedInterval
 from mpvss.engine.session import DIRECTIONS, Session
 from mpvss.errors import DataError, ModelError, OutputError
+from mpvss.evaluation.results import WINDOW, EvalResult
 from mpvss.labels import label_dtype, map_classes, short_list
 from mpvss.metrics import (
     SMALLEST_FLOW,
@@ -64,8 +65,6 @@ from mpvss.types import Frame, Segmentation, shown_size
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-WINDOW = 10
-"""Frames of a window: what a bootstrap draws where there is one video, and of which the worst frame is kept."""
 
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 
@@ -173,7 +172,7 @@ def evaluate(
     *,
     on_video: Callable[[str, int, int], None] | None = None,
     on_frame: Callable[[int], object] | None = None,
-) -> dict[str, Any]:
+) -> EvalResult:
     """Score a data set; go on where an earlier call in the same directory stopped.
 
     Args:
@@ -181,13 +180,6 @@ def evaluate(
         run: Directory of the run; made if missing.
         on_video: Called after each video with its name, the number of finished videos and that of all.
         on_frame: Called after each frame with the number of all that are to be scored, for progress.
-
-    Returns:
-        ``miou``, ``wiou``, ``vc8``, ``vc16``, ``correct_vc8``, ``correct_vc16``, ``flicker`` (0 to 1), ``j`` for DAVIS,
-        ``miou_by_distance`` (a list), ``iou`` (by class name), ``videos``, ``frames``, ``key_frames``,
-        ``gmac_per_frame`` (thousand millions of multiply-adds), ``classical_flows_per_frame`` (which are no
-        multiply-adds and not among them), ``seconds`` (by stage) and ``options``. What is
-        undefined or unknown is ``None``.
 
     Raises:
         DataError: Data set or label files are not as they should be, or the run directory is damaged.
@@ -223,7 +215,7 @@ def evaluate(
         if on_video is not None:
             on_video(clip.name, number, len(dataset.clips))
     result = directory.result()
-    write_json(directory.path / "result.json", result)
+    write_json(directory.path / "result.json", result.to_dict())
     return result
 
 
@@ -334,8 +326,8 @@ class RunDirectory:
         except OSError as error:
             raise OutputError(f"{self._lines}: cannot write: {error.strerror}") from error
 
-    def result(self) -> dict[str, Any]:
-        """The figures of a finished run; see ``evaluate``.
+    def result(self) -> EvalResult:
+        """The figures of a finished run.
 
         Raises:
             DataError: It is not finished.
@@ -371,27 +363,21 @@ class RunDirectory:
         miou = confusion.miou
         if header["protocol"] == "cityscapes" and by_distance is not None:
             miou = by_distance.mean
-        result: dict[str, Any] = {
-            "miou": _number(miou),
-            "wiou": _number(confusion.wiou),
-            **{name: _number(totals[name].value if name in totals else math.nan) for name in _CONSISTENCIES},
-            "flicker": _number(totals["flicker"].value if "flicker" in totals else math.nan),
-        }
-        if "j" in totals:
-            result["j"] = _number(totals["j"].value)
-        return result | {
-            "miou_by_distance": None if by_distance is None else [_number(value) for value in by_distance.miou],
-            "iou": {
-                name: _number(value) for name, value in zip(header["classes"], confusion.iou.tolist(), strict=True)
-            },
-            "videos": videos,
-            "frames": frames,
-            "key_frames": key_frames,
-            "gmac_per_frame": None if gmac is None else gmac / frames,
-            "classical_flows_per_frame": None if flows is None else flows / frames,
-            "seconds": seconds,
-            "options": header["options"],
-        }
+        values = {name: _number(totals[name].value) for name in (*_CONSISTENCIES, "flicker", "j") if name in totals}
+        return EvalResult(
+            miou=_number(miou),
+            wiou=_number(confusion.wiou),
+            **{name: values.get(name) for name in (*_CONSISTENCIES, "flicker", "j")},
+            miou_by_distance=None if by_distance is None else [_number(value) for value in by_distance.miou],
+            iou={name: _number(value) for name, value in zip(header["classes"], confusion.iou.tolist(), strict=True)},
+            videos=videos,
+            frames=frames,
+            key_frames=key_frames,
+            gmac_per_frame=None if gmac is None else gmac / frames,
+            classical_flows_per_frame=None if flows is None else flows / frames,
+            seconds=seconds,
+            options=header["options"],
+        )
 
 
 _HEADER = {
