@@ -1,13 +1,23 @@
-"""Whether the model hub answers, asked once and briefly: the library itself tries for half a minute."""
+"""The model hub: whether it answers, asked once and briefly, and downloads with progress."""
 
+import json
+import logging
+from contextlib import ExitStack
 from http.client import HTTPException
+from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from mpvss.errors import ModelError
+from mpvss.progress import progress
+
+log = logging.getLogger(__name__)
 
 SECONDS = 4.0
-"""How long the hub may take to answer anything."""
+"""How long the hub may take to answer anything: the library itself tries for half a minute."""
+
+_WEIGHTS = "model.safetensors"
 
 
 def require_hub(model: str, file: str = "config.json") -> None:
@@ -41,3 +51,65 @@ def require_hub(model: str, file: str = "config.json") -> None:
             f"{model}: not on this machine, and the model hub does not answer ({reason}); check the network, or give a "
             "directory"
         ) from error
+
+
+def download_weights(model: str) -> None:
+    """Fetch the weights of a model of the hub into the library's cache, showing progress as every command does.
+
+    The library, which is asked next, finds them there. What it would fetch by other names is left to it, and so is
+    everything where nobody asked for progress.
+
+    Args:
+        model: Hub id, owner/name.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if progress_bar(model) is None:
+        return
+
+    def fetch(file: str) -> Any:
+        return hf_hub_download(model, file, tqdm_class=progress_bar(f"{model}/{file}"))
+
+    try:
+        fetch(_WEIGHTS)
+    except HfHubHTTPError:  # not one file: many, or of another format
+        try:
+            index = json.loads(Path(fetch(f"{_WEIGHTS}.index.json")).read_bytes())
+            for file in sorted(set(index["weight_map"].values())):
+                fetch(file)
+        except (HfHubHTTPError, OSError, ValueError, LookupError, AttributeError, TypeError):
+            return
+    except (HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
+        return
+
+
+def progress_bar(name: str) -> type[Any] | None:
+    """A class for the library's bars that draws none itself: its bytes go to ``progress``, in megabytes.
+
+    ``None``, which is the library's own, where nobody asked for progress.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        return None
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    class Bar(tqdm):
+        def __init__(self, *_: Any, total: int | None = None, initial: int = 0, **__: Any) -> None:
+            super().__init__(disable=True)
+            self._bytes: float = initial
+            self._shown = int(initial // 1e6)
+            self._stack = ExitStack()
+            megabytes = None if total is None else max(1, round(total / 1e6))
+            self._advance = self._stack.enter_context(progress(name, megabytes, unit="MB", done=self._shown))
+
+        def update(self, n: Any = 1) -> None:
+            self._bytes += n or 0
+            steps = round(self._bytes / 1e6) - self._shown
+            if steps > 0:
+                self._shown += steps
+                self._advance(steps=steps)
+
+        def close(self) -> None:
+            self._stack.close()
+
+    return Bar

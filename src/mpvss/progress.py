@@ -17,8 +17,8 @@ SECONDS_BETWEEN_LINES = 30.0
 class Advance(Protocol):
     """What a command calls after each step."""
 
-    def __call__(self, *result: object, total: int | None = None) -> None:
-        """Count one step; what it was does not matter. ``total`` says how many there are, once that is known."""
+    def __call__(self, *result: object, total: int | None = None, steps: int = 1) -> None:
+        """Count steps; what they were does not matter. ``total`` says how many there are, once that is known."""
         ...
 
 
@@ -51,8 +51,8 @@ def progress(
         with _bar(console, unit) as bar:
             task = bar.add_task(printable(name), total=total, completed=done)
 
-            def advance(*_: object, total: int | None = None) -> None:
-                bar.update(task, advance=1, **({} if total is None else {"total": total}))
+            def advance(*_: object, total: int | None = None, steps: int = 1) -> None:
+                bar.update(task, advance=steps, **({} if total is None else {"total": total}))
 
             yield advance
     else:
@@ -79,8 +79,8 @@ class _Lines:
         self._first = self._done = done
         self._began = self._last = clock()
 
-    def __call__(self, *_: object, total: int | None = None) -> None:
-        self._done += 1
+    def __call__(self, *_: object, total: int | None = None, steps: int = 1) -> None:
+        self._done += steps
         self._total = self._total if total is None else total
         now = self._clock()
         if now - self._last < SECONDS_BETWEEN_LINES:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mpvss._hub import require_hub
+from mpvss._hub import download_weights, require_hub
 from mpvss._validate import demand, read_json, shown
 from mpvss._zoo import nearest_model
 from mpvss.errors import ModelError
@@ -321,6 +321,7 @@ def load_huggingface(
         )
     else:
         require_hub(model_id)
+        download_weights(model_id)
     try:
         if place.is_dir():
             _check_config(read_json(place / "config.json"))

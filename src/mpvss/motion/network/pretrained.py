@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mpvss._files import atomic
-from mpvss._hub import require_hub
+from mpvss._hub import progress_bar, require_hub
 from mpvss._validate import read_json, shown
 from mpvss.errors import ConfigError, ModelError
 from mpvss.motion.network.config import QueryFlowConfig
@@ -152,6 +152,6 @@ def _find(name: str | Path, file: str, revision: str | None) -> Path:
 
     require_hub(str(name), file)
     try:
-        return Path(hf_hub_download(str(name), file, revision=revision))
+        return Path(hf_hub_download(str(name), file, revision=revision, tqdm_class=progress_bar(f"{name}/{file}")))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"{name}: neither a directory nor a repository with {file} on the Hub ({error})") from error
