@@ -1,4 +1,5 @@
 import resource
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpvss.errors import OutputError
-from mpvss.outputs import OverlayWriter
+from mpvss.outputs import LabelWriter, OverlayWriter
 from mpvss.outputs.overlay import _Sound
 from mpvss.video import read
 
@@ -442,3 +443,70 @@ def test_the_first_of_several_sound_tracks_is_kept(tmp_path):
     assert overlay_of(path, tmp_path / "o.mp4") == []
     with av.open(str(tmp_path / "o.mp4")) as container:
         assert [stream.codec_context.name for stream in container.streams.audio] == ["flac"]
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A full disk, for files of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def open_below(folder):
+    links = list(Path("/proc/self/fd").iterdir())
+    return [target for link in links if link.is_symlink() and (target := str(link.readlink())).startswith(str(folder))]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a list of open files")
+@pytest.mark.parametrize("kind", ["overlay", "overlay with sound", "labels"])
+@pytest.mark.parametrize("size", [0, 10, 1000, 8000, 30_000])  # the header, a frame, the sound, the end
+def test_a_full_disk_leaves_nothing_open(tmp_path, kind, size):
+    random = np.random.default_rng(0)
+    source = source_with_sound(tmp_path / "source.mkv", "aac") if kind == "overlay with sound" else None
+    out = tmp_path / "out"
+    out.mkdir()
+    writer = None
+    with pytest.raises(OutputError, match="expected to be able to write"), files_of_at_most(size):
+        if kind == "labels":
+            writer = LabelWriter(out / "v.labels.mkv", SIZE, 250, TB)
+        else:
+            writer = OverlayWriter(out / "v.mp4", SIZE, TB, audio_from=source)
+        with writer:
+            for i in range(30):
+                shape = SIZE if kind == "labels" else (*SIZE, 3)
+                writer.write(random.integers(0, 250, shape, dtype=np.uint8), i * TB)
+    assert writer is not None  # which is still held, as by a traceback
+    assert open_below(out) == []
+    assert names(out) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a list of open files")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, av.error.UnknownError])
+@pytest.mark.parametrize("call", ["mux", "close"])
+def test_whatever_a_container_raises_nothing_stays_open(tmp_path, monkeypatch, call, error):
+    class Failing:
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            if name == call:
+                raise error(-1, "it fails")
+            return getattr(self._container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.close()
+
+    real = av.open
+    monkeypatch.setattr("mpvss.outputs.container.av.open", lambda *a, **k: Failing(real(*a, **k)))
+
+    with pytest.raises((OutputError, KeyboardInterrupt)), OverlayWriter(tmp_path / "v.mp4", SIZE, TB) as writer:
+        writer.write(grey(0), 0 * TB)
+    assert open_below(tmp_path) == []
+    assert names(tmp_path) == []

@@ -4,7 +4,7 @@ import errno
 import io
 import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain, islice
 from math import lcm
@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from mpvss._files import Pending, output_errors
+from mpvss.outputs.container import open_output
 from mpvss.video.clock import Clock
 from mpvss.video.file import open_file
 
@@ -181,10 +182,11 @@ class OverlayWriter(Output):
         self._last_duration = 0
         self.until: Fraction | None = None
         self._reformatter = VideoReformatter()
+        self._files = ExitStack()
         super().__init__(path)
         try:
             with output_errors(self._pending.path):
-                self._container = self._mp4(self._pending.temporary)
+                self._container = self._files.enter_context(self._mp4(self._pending.temporary))
                 options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
                 self._stream = self._container.add_stream("libx264", rate=25, options=options)  # the rate is a hint
                 self._stream.height, self._stream.width = (side + side % 2 for side in size)
@@ -232,9 +234,8 @@ class OverlayWriter(Output):
         with output_errors(self._pending.path):
             self._mux(self._stream.encode(frame))
 
-    def _mp4(self, path: Path) -> OutputContainer:
-        options = {"movflags": "+faststart", "movie_timescale": str(self._ticks)}
-        return av.open(str(path), "w", format="mp4", container_options=options)
+    def _mp4(self, path: Path) -> AbstractContextManager[OutputContainer]:
+        return open_output(path, "mp4", {"movflags": "+faststart", "movie_timescale": str(self._ticks)})
 
     def _finish(self) -> None:
         if self._last is None:
@@ -242,12 +243,12 @@ class OverlayWriter(Output):
         if self.until is not None:
             self._last_duration = max(1, round((self.until - self._origin) * self._ticks) - self._last)
         self._mux(self._stream.encode(None))
-        self._container.close()
+        self._files.close()
         if self._audio is not None:
             self._add_sound(*self._audio)
 
     def _release(self) -> None:
-        self._container.close()
+        self._files.close()
 
     def _mux(self, packets: list[_AnyPacket]) -> None:
         for packet in packets:
