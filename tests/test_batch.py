@@ -1,5 +1,6 @@
 """Laws of batches: segments join to the bytes of one run, each video is finished once, the broken ones alone fail."""
 
+import ctypes
 import errno
 import functools
 import http.server
@@ -14,7 +15,7 @@ import sys
 import threading
 import urllib.request
 from collections import Counter, deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -1252,31 +1253,77 @@ def test_a_worker_that_gets_nothing_done_is_ended(web, tmp_path):
     assert found["items"][0]["error"] == ("its worker got nothing done for 2 s and was ended; --stall allows more")
 
 
-def test_a_stopped_worker_is_ended_and_its_task_tried_again(videos, tmp_path, monkeypatch):
-    """With real processes. A stopped one runs no timer of its own: the watch is the driver's."""
-    stopped = []
+class HangsOnce(ColourSegmentor):
+    """In native code that keeps the interpreter's lock, so that no other thread runs either."""
 
-    class Engine(LocalEngine):
-        def submit(self, worker, task):
-            if not stopped:
-                stopped.append(self._slots[worker].process.pid)
-                os.kill(stopped[0], signal.SIGSTOP)
-                self._setup = replace(self._setup, stall=1)
-            super().submit(worker, task)
+    def __init__(self, marker):
+        super().__init__()
+        self.marker = marker
 
+    def __call__(self, images):
+        if not self.marker.exists():
+            self.marker.write_text(str(os.getpid()))
+            ctypes.PyDLL(None).sleep(3600)
+        return super().__call__(images)
+
+
+class StopsOnce(HangsOnce):
+    def __call__(self, images):
+        if not self.marker.exists():
+            self.marker.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().__call__(images)
+
+
+@dataclass(frozen=True)
+class HangingSettings(Settings):
+    marker: str = ""
+    how: type = HangsOnce
+
+    def describe(self):
+        return Settings.describe(Settings())
+
+    def load(self, device=None):
+        return VideoSegmenter(self.how(Path(self.marker)), Hold(), interval=5)
+
+
+def watched(engine, stall=1):
+    """An engine that ends a silent worker after a second until it did so once, and never again: pace decides nothing."""
+
+    class Engine(engine):
         def wait(self, seconds):
+            self._setup = replace(self._setup, stall=stall if not self.ended else 10**6)
             outcomes, deaths = super().wait(min(seconds, 0.2))
-            if outcomes:
-                self._setup = replace(self._setup, stall=600)
+            self.ended = self.ended or any(outcome.died for outcome in outcomes)
             return outcomes, deaths
 
-    monkeypatch.setattr(run_module, "LocalEngine", Engine)
-    found = run_batch([str(videos / "two.mp4")], str(tmp_path / "OUT"), HOLD, BatchOptions(workers=1))
+        ended = False
+
+    return Engine
+
+
+HANGS = pytest.mark.parametrize("how", [HangsOnce, StopsOnce])
+
+
+def check_a_hang(engine, videos, tmp_path, how):
+    marker = tmp_path / "hung"
+    settings = HangingSettings(marker=str(marker), how=how)
+    found = run_batch([str(videos / "two.mp4")], str(tmp_path / "OUT"), settings, BatchOptions(engine, workers=1))
     assert states(found) == {"two": "done"}
     (retry,) = events(tmp_path / "OUT", "retry")
     assert retry["error"] == "its worker got nothing done for 1 s and was ended; --stall allows more"
+    VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(videos / "two.mp4"), tmp_path / "whole")
+    assert tree(tmp_path / "OUT") == tree(tmp_path / "whole")
+    return int(marker.read_text())
+
+
+@HANGS
+def test_a_worker_that_hangs_is_ended_and_its_task_tried_again(videos, tmp_path, monkeypatch, how):
+    """With real processes: none of these runs a timer of its own, so the watch is the driver's."""
+    monkeypatch.setattr(run_module, "LocalEngine", watched(LocalEngine))
+    pid = check_a_hang("local", videos, tmp_path, how)
     with pytest.raises(ProcessLookupError):
-        os.kill(stopped[0], 0)
+        os.kill(pid, 0)
 
 
 @pytest.fixture
@@ -1452,6 +1499,16 @@ def test_ray_does_what_processes_do(videos, tmp_path):
     assert killed
     assert states(found) == states(local)
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+@pytest.mark.soak
+@HANGS
+def test_an_actor_that_hangs_is_ended_and_its_task_tried_again(videos, tmp_path, monkeypatch, how):
+    from mpvss.batch import ray_engine
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # actors import this module
+    monkeypatch.setattr(ray_engine, "RayEngine", watched(ray_engine.RayEngine))
+    check_a_hang("ray", videos, tmp_path, how)
 
 
 def ray_workers():

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from helpers import moving_frames
+from mpvss import cli
 from test_batch import Pictures, tree
 from test_video_reader import write_video
 
 KILLS = int(os.environ.get("MPVSS_KILLS", "50"))
 SIZE = (64, 96)
 FRAMES = {"a/one": 12, "a/two": 20, "b/one": 16, "long": 40}
-BATCH = (
-    "batch", "--workers", "2", "--split", "12", "--interval", "5", "--propagator", "hold", "--quiet", "--json",
-)  # fmt: skip
+SEGMENT = ("--short-side", "96", "--interval", "5", "--propagator", "hold", "--quiet", "--json")
+BATCH = ("batch", "--workers", "2", "--split", "12", *SEGMENT)
 
 
 class Running:
@@ -76,6 +76,13 @@ def videos(tmp_path):
     return folder
 
 
+def segmented_whole(videos, out):
+    """What ``mpvss segment`` makes of each video, one after the other and never divided."""
+    for name in FRAMES:
+        assert cli.run(["segment", str(videos / f"{name}.mp4"), "--out", str((out / name).parent), *SEGMENT]) == 0
+    return tree(out)
+
+
 @pytest.mark.soak
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the workers in /proc")
 def test_kills_at_any_moment_leave_the_files_of_a_run_that_was_left_alone(videos, tmp_path):
@@ -91,6 +98,7 @@ def test_kills_at_any_moment_leave_the_files_of_a_run_that_was_left_alone(videos
     }  # fmt: skip
     expected = tree(tmp_path / "undisturbed")
     assert len(expected) == 3 * len(FRAMES)
+    assert expected == segmented_whole(videos, tmp_path / "whole")
 
     kills = {"worker": 0, "driver": 0, "everything": 0}
     rounds = 0
@@ -139,9 +147,9 @@ def test_kills_at_any_moment_leave_the_files_of_a_run_that_was_left_alone(videos
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the workers in /proc")
 def test_a_batch_goes_on_after_ctrl_c(videos, tmp_path):
     """A terminal sends SIGINT to all processes of the batch."""
-    code, _, err = Running(videos, tmp_path / "undisturbed").end()
-    assert code == 3, err
-    running = Running(videos, tmp_path / "out")
+    (videos / "broken.mp4").unlink()
+    one_worker = ("--workers", "1")  # starting a process is what takes time
+    running = Running(videos, tmp_path / "out", *one_worker)
     manifest = tmp_path / "out" / "manifest.jsonl"
     while not manifest.is_file() or '"done"' not in manifest.read_text():
         assert running.process.poll() is None, running.end()
@@ -151,11 +159,13 @@ def test_a_batch_goes_on_after_ctrl_c(videos, tmp_path):
     assert (code, printed) == (130, "")
     assert err.splitlines() == ["--resume goes on from here", "mpvss: interrupted; nothing half-written was kept"]
     assert running.workers() == []
-    undisturbed = tree(tmp_path / "undisturbed")
-    assert 0 < len(tree(tmp_path / "out")) < len(undisturbed)
-    code, _, err = Running(videos, tmp_path / "out", "--resume").end()
-    assert code == 3, err
-    assert tree(tmp_path / "out") == undisturbed
+    whole = segmented_whole(videos, tmp_path / "whole")
+    interrupted = tree(tmp_path / "out")
+    assert 0 < len(interrupted) < len(whole)
+    assert interrupted == {name: whole[name] for name in interrupted}
+    code, _, err = Running(videos, tmp_path / "out", "--resume", *one_worker).end()
+    assert code == 0, err
+    assert tree(tmp_path / "out") == whole
 
 
 def gave_up(out):

@@ -24,6 +24,44 @@ ALIVE = "alive"
 """Every worker holds a lock on a file whose name begins so in the folder of unfinished work."""
 
 
+class Slot:
+    """A worker as the driver sees it, whichever engine runs it.
+
+    Attributes:
+        ready: Whether its networks are loaded.
+        task: What it works on.
+        silent: Seconds in which it gave no sign of life.
+    """
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.task: Task | None = None
+        self.silent = 0.0
+
+
+def overdue(slot: Slot, waited: float, stall: int) -> int | None:
+    """Count the seconds in which a worker that has something to do gave no sign of life; what it gives sets them to 0.
+
+    Args:
+        slot: The worker.
+        waited: Seconds without a sign, since the last call.
+        stall: Most seconds for a task; a model may take an hour to load.
+
+    Returns:
+        The limit, if it is reached; else ``None``.
+    """
+    if slot.ready and slot.task is None:
+        return None
+    slot.silent += waited
+    limit = stall if slot.ready else max(stall, _START_SECONDS)
+    return limit if slot.silent >= limit else None
+
+
+def silent_error(limit: int) -> str:
+    """What is said of the task of a worker that was overdue."""
+    return f"its worker got nothing done for {limit} s and was ended; --stall allows more"
+
+
 class LocalEngine:
     """A fixed number of worker processes.
 
@@ -113,16 +151,14 @@ class LocalEngine:
         """End workers that said nothing for long: stopped, or hanging where no signal but SIGKILL reaches them."""
         outcomes = []
         for number, slot in enumerate(self._slots):
-            if slot is None or number in heard or (slot.ready and slot.task is None):
+            if slot is None:
                 continue
-            slot.silent += waited
-            limit = self._setup.stall if slot.ready else max(self._setup.stall, _START_SECONDS)
-            if slot.silent >= limit:
+            limit = overdue(slot, 0.0 if number in heard else waited, self._setup.stall)
+            if limit is not None:
                 slot.process.kill()
                 lost = self._bury(number)
                 if lost is not None:
-                    error = f"its worker got nothing done for {limit} s and was ended; --stall allows more"
-                    outcomes.append(replace(lost, error=error))
+                    outcomes.append(replace(lost, error=silent_error(limit)))
                 self._start(number)
         return outcomes
 
@@ -172,12 +208,10 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Slot:
+class _Slot(Slot):
     def __init__(self, process: Any, pipe: Connection, life: Connection, identity: str) -> None:
+        super().__init__()
         self.process, self.pipe, self.life, self.identity = process, pipe, life, identity
-        self.ready = False
-        self.task: Task | None = None
-        self.silent = 0.0
 
 
 def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, slot: int, level: int) -> None:

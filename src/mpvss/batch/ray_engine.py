@@ -4,11 +4,12 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from mpvss.batch.local import ALIVE, prepare
+from mpvss.batch.local import ALIVE, Slot, overdue, prepare, silent_error
 from mpvss.batch.manifest import lock
 from mpvss.batch.worker import Outcome, Setup, Task, Worker
 from mpvss.errors import ConfigError, MpvssError
@@ -49,7 +50,10 @@ class RayEngine:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise MpvssError(f"expected a Ray cluster at {address or 'this machine'}, found none: {error}") from error
         gpus = setup.settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-        self._actor = ray.remote(num_cpus=setup.settings.threads, num_gpus=int(gpus), max_restarts=0)(_Actor)
+        # One thread works, the other one tells the driver about it.
+        self._actor = ray.remote(
+            num_cpus=setup.settings.threads, num_gpus=int(gpus), max_restarts=0, max_concurrency=2
+        )(_Actor)
         self._started = 0
         self._said = time.monotonic()
         self._slots: list[_Slot] = []
@@ -59,7 +63,7 @@ class RayEngine:
     def _start(self) -> "_Slot":
         self._started += 1
         handle = self._actor.remote(self._setup, f"{os.getpid()}-{self._started}", self._level)
-        return _Slot(handle, handle.load.remote())
+        return _Slot(handle, handle.load.remote(), handle.beat.remote())
 
     def idle(self) -> list[int]:
         """Workers that are ready for a task."""
@@ -68,7 +72,8 @@ class RayEngine:
     def submit(self, worker: int, task: Task) -> None:
         """Give a task to an idle worker."""
         slot = self._slots[worker]
-        slot.task, slot.answer = task, slot.handle.run.remote(task)
+        slot.task, slot.silent = task, 0.0
+        slot.answer = slot.handle.run.remote(task)
 
     def wait(self, seconds: float) -> tuple[list[Outcome], int]:
         """Wait until something happens: what became of tasks, and how many workers died without one.
@@ -78,39 +83,77 @@ class RayEngine:
         """
         ray = self._ray
         waiting = {slot.answer: number for number, slot in enumerate(self._slots) if slot.answer is not None}
-        answers, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
-        answers += [
-            answer
-            for answer in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0]
-            if answer not in answers
-        ]
+        beats = {slot.beat: number for number, slot in enumerate(self._slots)}
+        began = time.monotonic()
+        ready, _ = ray.wait([*waiting, *beats], num_returns=1, timeout=seconds)
+        waited = min(time.monotonic() - began, seconds)  # not more than was asked for, as in the local engine
+        if ready:
+            ready, _ = ray.wait([*waiting, *beats], num_returns=len(waiting) + len(beats), timeout=0)
         outcomes: list[Outcome] = []
         deaths = 0
-        for answer in answers:
-            number = waiting[answer]
-            slot = self._slots[number]
-            slot.answer = None
-            try:
-                found = ray.get(answer)
-            except ray.exceptions.RayError as error:
-                if slot.task is None:
-                    deaths += 1
-                else:
-                    reason = str(error).strip().splitlines()[0]
-                    lost = _is_lost_machine(error)
-                    outcomes.append(Outcome(slot.task, error=f"its worker died: {reason}", died=True, preempted=lost))
-                ray.kill(slot.handle)
-                self._slots[number] = self._start()
-                continue
-            if slot.task is not None:
-                slot.task = None
-                outcomes.append(found)
-            elif found is not None:
-                raise MpvssError(found)
-            else:
-                slot.ready = True
+        for reference in ready:
+            if reference in waiting:
+                outcome, died = self._answered(waiting[reference])
+                outcomes += [outcome] if outcome is not None else []
+                deaths += died
+        heard = {number for reference, number in beats.items() if reference in ready}
+        deaths += sum([self._hear(number) for number in heard])
+        outcomes += self._end_the_silent(waited, heard)
         self._say_what_is_missing()
         return outcomes, deaths
+
+    def _hear(self, number: int) -> bool:
+        """Take an actor's sign of life and wait for the next one; return whether it died while it had nothing to do."""
+        slot = self._slots[number]
+        try:
+            self._ray.get(slot.beat, timeout=0)
+        except self._ray.exceptions.GetTimeoutError:  # of the actor that took a dead one's place
+            return False
+        except self._ray.exceptions.RayError:
+            if slot.answer is not None:  # which fails as well, and says more
+                return False
+            self._replace(number)
+            return True
+        slot.started, slot.silent, slot.beat = True, 0.0, slot.handle.beat.remote()
+        return False
+
+    def _answered(self, number: int) -> tuple[Outcome | None, bool]:
+        """What became of a worker's task, and whether it died without one.
+
+        Raises:
+            MpvssError: The worker cannot load the model.
+        """
+        ray, slot = self._ray, self._slots[number]
+        task, answer = slot.task, slot.answer
+        slot.task = slot.answer = None
+        try:
+            result = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            self._replace(number)
+            if task is None:
+                return None, True
+            reason = str(error).strip().splitlines()[0]
+            lost = _is_lost_machine(error)
+            return Outcome(task, error=f"its worker died: {reason}", died=True, preempted=lost), False
+        if task is None and result is not None:
+            raise MpvssError(result)
+        slot.ready = True
+        return (result if task is not None else None), False
+
+    def _replace(self, number: int) -> None:
+        self._ray.kill(self._slots[number].handle)
+        self._slots[number] = self._start()
+
+    def _end_the_silent(self, waited: float, heard: set[int]) -> list[Outcome]:
+        """End actors that said nothing for long. Those that wait for a machine have not started."""
+        outcomes = []
+        for number, slot in enumerate(self._slots):
+            limit = overdue(slot, waited if slot.started and number not in heard else 0.0, self._setup.stall)
+            if limit is not None:
+                if slot.task is not None:
+                    outcomes.append(Outcome(slot.task, error=silent_error(limit), died=True))
+                self._replace(number)
+        return outcomes
 
     def _say_what_is_missing(self) -> None:
         if any(slot.ready for slot in self._slots) or time.monotonic() - self._said < _SAY_SECONDS:
@@ -152,11 +195,11 @@ def _demand_cluster(address: str) -> None:
     )
 
 
-class _Slot:
-    def __init__(self, handle: Any, answer: Any) -> None:
-        self.handle, self.answer = handle, answer
-        self.ready = False
-        self.task: Task | None = None
+class _Slot(Slot):
+    def __init__(self, handle: Any, answer: Any, beat: Any) -> None:
+        super().__init__()
+        self.handle, self.answer, self.beat = handle, answer, beat
+        self.started = False
 
 
 class _Actor:
@@ -164,6 +207,13 @@ class _Actor:
 
     def __init__(self, setup: Setup, identity: str, level: int) -> None:
         self._setup, self._identity, self._level = setup, identity, level
+        self._sign = threading.Event()
+        self._sign.set()
+
+    def beat(self) -> None:
+        """Return when something got done since the last call."""
+        self._sign.wait()
+        self._sign.clear()
 
     def load(self) -> str | None:
         """Load the networks; return why that is not possible."""
@@ -171,7 +221,7 @@ class _Actor:
             self._alive = lock(Path(self._setup.scratch).parent / f"{ALIVE}-{self._identity}", seconds=60)
         prepare(self._setup.settings.threads, self._level)
         try:
-            self._worker = Worker(self._setup, self._identity)
+            self._worker = Worker(self._setup, self._identity, on_beat=self._sign.set)
         except MpvssError as error:
             return str(error)
         return None
