@@ -1288,7 +1288,7 @@ class HangingSettings(Settings):
 
 
 def watched(engine, stall=1):
-    """An engine that ends a silent worker after a second until it did so once, and never again: pace decides nothing."""
+    """An engine that ends a silent worker after a second, once and never again: pace decides nothing."""
 
     class Engine(engine):
         def wait(self, seconds):
