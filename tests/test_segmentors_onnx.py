@@ -241,7 +241,7 @@ def test_missing_packages_are_named(model, tmp_path, monkeypatch, exported):
         (lambda folder: (folder / "export.json").write_text("[]"), "not as this version of mpvss export writes it"),
         (
             lambda folder: (folder / "export.json").write_text('{"schema_version": 99}'),
-            r"not as .*\(expected schema version 1\); export again",
+            r"not as .*\(expected schema version 1, got 99\); export again",
         ),
         (lambda folder: (folder / "key.onnx").unlink(), "key.onnx: the network is missing; export again"),
         (lambda folder: (folder / "motion.onnx").write_bytes(b"?"), "motion.onnx: ONNX Runtime cannot load"),

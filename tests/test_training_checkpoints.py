@@ -26,7 +26,7 @@ def test_a_checkpoint_comes_back(tmp_path):
 def test_a_checkpoint_of_another_form(tmp_path, name):
     path = save_checkpoint(tmp_path, 4, STATE | {name: "x"}, 2)
     with pytest.raises(
-        ModelError, match=f"no checkpoint of a training run .the checkpoint: {name}: expected .*remove it"
+        ModelError, match=f"no checkpoint of a training run .the checkpoint: expected .*at {name}.*remove it"
     ):
         load_checkpoint(path)
 

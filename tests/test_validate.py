@@ -2,10 +2,13 @@
 
 import ast
 import logging
+import re
 import sys
 import zipfile
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from PIL import Image
 import mpvss
 from mpvss._validate import (
     PublicFormatter,
-    demand,
+    convert,
     max_pixels,
     parse_json,
     parse_yaml,
@@ -27,7 +30,7 @@ from mpvss._validate import (
 )
 from mpvss.convert.checkpoint import load_torch
 from mpvss.datasets import Clip, Dataset, read_image
-from mpvss.errors import DataError, ModelError, MpvssError, SourceError
+from mpvss.errors import ConfigError, DataError, ModelError, MpvssError, SourceError
 from mpvss.video import probe, read
 from test_video_reader import noise, write_video
 
@@ -118,25 +121,71 @@ def test_the_depth_of_yaml_is_bounded_before_it_takes_time():
         parse_yaml("[" * 3000)
 
 
+class Point(TypedDict):
+    x: int
+    y: NotRequired[float | None]
+
+
+@dataclass(frozen=True)
+class Side:
+    length: int
+    kind: Literal["long", "short"] = "long"
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, got {self.length}")
+
+
+class Edge(TypedDict):
+    kind: Literal["long", "short"] | None
+
+
+class Edges(TypedDict):
+    edges: list[Edge]
+
+
+@dataclass(frozen=True)
+class Shape:
+    points: tuple[Point, ...] = ()
+    side: Side | None = None
+
+
 @pytest.mark.parametrize(
-    ("value", "pattern", "message"),
+    ("value", "kind", "message"),
     [
-        (1, str, "it: expected text, found 1"),
-        (True, int, "it: expected a whole number, found True"),
-        ("1", float, "it: expected a number, found '1'"),
-        ({"a": 1}, {"b": int}, "it: b is missing"),
-        ({"a": [1, None]}, {"a": [int]}, r"it: a\[1\]: expected a whole number, found None"),
-        ([], dict, "it: expected keys and values, found"),
-        (1.5, (int, type(None)), "it: expected null, found 1.5"),
+        (1, str, "f: expected str, got 1"),
+        (True, int, "f: expected int, got True"),
+        (1, bool, "f: expected bool, got 1"),
+        ("1", float, "f: expected float, got '1'"),
+        ([], dict, "f: expected object, got []"),
+        ({"a": {"b": [1, None]}}, dict[str, dict[str, list[int]]], "f: expected int, got null (at [...][...][1])"),
+        ([{"x": 1}, {"y": 1}], list[Point], "f: x is missing (at [1])"),
+        ({"x": 1, "y": "a"}, Point, "f: expected float | null, got 'a' (at y)"),
+        ({"x": 1.5}, Point, "f: expected int, got 1.5 (at x)"),
+        ({"side": {"length": 0}}, Shape, "f: length must be at least 1, got 0 (at side)"),
+        ({"side": {"length": 1, "kind": "a"}}, Shape, "f: expected one of long, short, got 'a' (at side.kind)"),
+        ({"side": {"length": 1, "kinds": "a"}}, Shape, "f: unknown key side.kinds; did you mean side.kind?"),
+        ({"edges": [{"kind": "a"}]}, Edges, "f: expected one of long, short, got 'a' (at edges[0].kind)"),
+        ({"corners": 1}, Shape, "f: unknown key corners; known: points, side"),
+        (
+            {"points": [{"x": "2" * 999}]},
+            Shape,
+            f"f: expected int, got '{'2' * 199}... (1001 characters) (at points[0].x)",
+        ),
     ],
 )
-def test_a_value_of_another_form(value, pattern, message):
-    with pytest.raises(ValueError, match=message):
-        demand(value, pattern)
+def test_a_value_of_another_type_is_one_line_that_says_where(value, kind, message):
+    with pytest.raises(ConfigError) as caught:
+        convert(value, kind, what="f", error=ConfigError)
+    assert str(caught.value) == message
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert(value, kind, what="f")
 
 
-def test_a_value_of_the_form():
-    demand({"a": [1, 2], "b": None, "more": object()}, {"a": [float], "b": (str, type(None))})
+def test_a_value_of_the_type():
+    assert convert({"x": 2**80, "y": 1, "more": 1}, Point, what="f") == {"x": 2**80, "y": 1.0}
+    assert convert({"points": [{"x": 1}], "side": {"length": 1}}, Shape, what="f") == Shape(({"x": 1},), Side(1))
+    assert convert(None, int | None, what="f") is None
 
 
 def test_values_in_messages_are_short():

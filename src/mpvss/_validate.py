@@ -3,12 +3,15 @@
 Every reader of such files goes through here. docs/hardening.md says what is guaranteed.
 """
 
+import dataclasses
+import difflib
 import json
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
 
 MAX_PIXELS = 2**26
 """Pixels of the largest picture that is decoded, 8192x8192; ``MPVSS_MAX_PIXELS`` in the environment replaces it."""
@@ -16,15 +19,9 @@ MAX_PIXELS = 2**26
 _LONGEST_SHOWN = 200
 _LONGEST_YAML = 2**20
 _DEEPEST_YAML = 100
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    type(None): "null",
-    dict: "keys and values",
-    list: "a list",
-}
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.{3})\]")  # of a path such as .frames[0].pts
+_TYPES = {"bool", "int", "float", "str", "null", "object", "array"}
+_Any = TypeVar("_Any")
 
 
 def max_pixels() -> int:
@@ -85,40 +82,80 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def demand(value: Any, pattern: Any, place: str = "it") -> None:
-    """Check the form of a parsed value.
+@overload
+def convert(value: object, kind: type[_Any], *, what: str, error: type[Exception] = ...) -> _Any: ...
+@overload
+def convert(value: object, kind: Any, *, what: str, error: type[Exception] = ...) -> Any: ...
+def convert(value: object, kind: Any, *, what: str, error: type[Exception] = ValueError) -> Any:
+    """Validate a parsed value.
 
     Args:
         value: Any tree of dictionaries, lists and plain values.
-        pattern: A type (``float`` takes whole numbers too, ``int`` no booleans); a tuple of patterns of which one has
-            to fit; a list of one pattern for every item; or a dictionary of a pattern for each key that must be there.
-        place: What the value is called.
+        kind: A type: a TypedDict, of which other keys are left out; a dataclass, of which other keys are refused and
+            whose ``__post_init__`` may raise ValueError; lists and dictionaries of types; a plain type. A float may be
+            an integer, an integer no truth value.
+        what: What the value is called in the message.
+        error: What is raised.
+
+    Returns:
+        The value as this type.
 
     Raises:
-        ValueError: The form is another; the message says where.
+        error: The value is of another type: ``what: expected ..., got ... (at path)``.
     """
-    if isinstance(pattern, tuple):
-        for one in pattern[:-1]:
-            try:
-                return demand(value, one, place)
-            except ValueError:
-                continue
-        return demand(value, pattern[-1], place)
-    if isinstance(pattern, dict):
-        demand(value, dict, place)
-        for key, inner in pattern.items():
-            if key not in value:
-                raise ValueError(f"{place}: {key} is missing")
-            demand(value[key], inner, f"{place}: {key}")
-    elif isinstance(pattern, list):
-        demand(value, list, place)
-        for number, item in enumerate(value):
-            demand(item, pattern[0], f"{place}[{number}]")
-    else:
-        kinds = (int, float) if pattern is float else (pattern,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and pattern is not bool):
-            raise ValueError(f"{place}: expected {_WORDS[pattern]}, found {shown(value)}")
-    return None
+    import msgspec
+
+    try:
+        converted = msgspec.convert(value, kind)
+    except msgspec.ValidationError as failure:
+        raise error(f"{what}: {_described(str(failure), value, kind)}") from failure
+    except RecursionError as failure:
+        raise error(f"{what}: nested too deeply") from failure
+    unknown = _unknown_key(value, converted, "")
+    if unknown:
+        raise error(f"{what}: {unknown}")
+    return converted
+
+
+def _described(failure: str, value: Any, kind: Any) -> str:
+    """What msgspec says, with the value instead of its type where the path leads to one."""
+    text, _, path = failure.replace("`", "").partition(" - at $")
+    text = text.replace("Expected", "expected", 1)
+    text = re.sub(r"Object missing required field (.+)", r"\1 is missing", text)
+    if text.startswith("Invalid enum value "):
+        choices = ", ".join(map(str, _choices(kind, path)))
+        text = text.replace("Invalid enum value ", f"expected one of {choices}, got ", 1)
+    expected, got, type_ = text.partition(", got ")
+    if got and type_ in _TYPES:
+        with suppress(LookupError, TypeError):
+            for name, number in _STEP.findall(path):
+                value = value[name] if name else value[int(number) if number.isdecimal() else number]
+            text = f"{expected}, got {shown(value)}"
+    return f"{text} (at {path.removeprefix('.')})" if path else text
+
+
+def _choices(kind: Any, path: str) -> tuple[object, ...]:
+    """What the Literal takes that a path through classes, tuples and optional types leads to."""
+    for name, _ in _STEP.findall(path):
+        inner = [part for part in (kind, *get_args(kind)) if part not in (Ellipsis, type(None))][-1]
+        kind = get_type_hints(inner)[name] if name else inner
+    return next(get_args(part) for part in (kind, *get_args(kind)) if get_origin(part) is Literal)
+
+
+def _unknown_key(value: Any, converted: Any, path: str) -> str:
+    """What is wrong with the keys of a value that became dataclasses; nothing where all are fields."""
+    pairs: list[tuple[Any, Any, str]] = []
+    if dataclasses.is_dataclass(converted) and isinstance(value, dict):
+        names = [field.name for field in dataclasses.fields(converted)]
+        for key in value:
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, 1, 0.5)
+                hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(names)}"
+                return f"unknown key {path}{str(key)[:_LONGEST_SHOWN]}; {hint}"
+        pairs = [(value[name], getattr(converted, name), f"{path}{name}.") for name in value]
+    elif isinstance(value, list) and isinstance(converted, list | tuple):
+        pairs = [(*pair, f"{path[:-1]}[{i}].") for i, pair in enumerate(zip(value, converted, strict=True))]
+    return next(filter(None, (_unknown_key(*pair) for pair in pairs)), "")
 
 
 def shown(value: object) -> str:

@@ -6,14 +6,20 @@ number of frames or videos. Label maps are integer arrays; ids below 0 or from K
 """
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 
-from mpvss._validate import demand, shown
+from mpvss._validate import convert, shown
 
 _M = TypeVar("_M", bound="_Metric")
+
+
+class _Counts(TypedDict):
+    index: list[int]
+    count: list[int]
+
 
 # Pixels a side below which there is no pyramid for optical flow to work on.
 SMALLEST_FLOW = 16
@@ -101,13 +107,13 @@ class _Metric:
         if set(state) != names:
             raise ValueError(f"a state of {cls.__name__} has the keys {sorted(names)}, found {sorted(state)}")
         for name in cls._settings:
-            demand(state[name], (bool, int), f"a state of {cls.__name__}: {name}")
+            convert(state[name], bool | int, what=f"a state of {cls.__name__}: {name}")
         metric = cls(**{name: state[name] for name in cls._settings})
         for name in cls._totals:
             total = state[name]
             empty = getattr(metric, name)
             if isinstance(empty, np.ndarray):
-                demand(total, {"index": [int], "count": [int]}, f"a state of {cls.__name__}: {name}")
+                convert(total, _Counts, what=f"a state of {cls.__name__}: {name}")
                 try:
                     empty.reshape(-1)[total["index"]] = total["count"]
                 except (ValueError, IndexError, OverflowError) as error:
@@ -115,7 +121,7 @@ class _Metric:
                 if empty.min(initial=0) < 0:
                     raise ValueError(f"a state of {cls.__name__} holds a count below 0")
             else:
-                demand(total, float, f"a state of {cls.__name__}: {name}")
+                convert(total, float, what=f"a state of {cls.__name__}: {name}")
                 if not 0 <= total < 2**63:
                     raise ValueError(f"a state of {cls.__name__} holds {shown(total)}, expected a number from 0")
                 setattr(metric, name, total)

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from mpvss._files import atomic, write_json
-from mpvss._validate import demand, read_json
+from mpvss._validate import convert, read_json
 from mpvss.batch.listed import FrameList, fingerprint, read_listed
 from mpvss.engine.schedule import KeyFrameFinder, ListedCuts, ListedKeyFrames
 from mpvss.errors import DataError, SourceError
@@ -40,15 +40,6 @@ log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 FRAMES = "frames.npz"
-_PLAN = {
-    "identity": dict,
-    "direction": str,
-    "size": [int],
-    "frames": int,
-    "bounds": [int],
-    "damaged": int,
-    "warnings": [str],
-}
 _COLUMNS = {"index": np.int64, "ticks": np.int64, "prints": np.uint32, "keys": np.bool_, "cuts": np.bool_}
 
 Beat = Callable[[], None]
@@ -92,13 +83,12 @@ class Plan:
         if not path.is_file():
             return None
         try:
-            found = read_json(path)
-            demand(found, _PLAN)
-            stated = found.pop("crc32", None)
-            if stated not in (None, content_crc(found)):
+            content = convert(read_json(path), dict, what="the plan")
+            stated = content.pop("crc32", None)
+            if stated not in (None, content_crc(content)):
                 raise ValueError("it is damaged")
-            return cls(**(found | {"size": tuple(found["size"])}))
-        except (OSError, ValueError, TypeError) as error:
+            return convert(content, cls, what="the plan")
+        except (OSError, ValueError) as error:
             raise DataError(f"expected the plan of a run in {path}, found other data: remove {folder}") from error
 
 

@@ -21,19 +21,39 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from filelock import FileLock, Timeout
 
 from mpvss._files import output_errors
-from mpvss._validate import demand, parse_json
+from mpvss._validate import convert, parse_json
 from mpvss.errors import DataError, OutputError
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
-_EVENTS = {"run", "start", "split", "part", "retry", "done", "failed"}
+
+
+class _Event(TypedDict):
+    event: Literal["run", "start", "split", "part", "retry", "done", "failed"]
+
+
+class _Run(TypedDict):
+    schema: Literal[1]
+    settings: dict[str, Any]
+    overwrite: bool
+
+
+class _OfItem(TypedDict):
+    item: str
+
+
+class _Done(_OfItem):
+    outputs: dict[str, Any]
+
+
+_FORMS: dict[str, Any] = {"run": _Run, "start": _OfItem, "failed": _OfItem, "done": _Done}
 
 
 class Manifest:
@@ -91,20 +111,12 @@ class Manifest:
             whole += len(line)
             try:
                 event = parse_json(line)
-                demand(event, {"event": str}, "the event")
-                kind = event["event"]
-                if kind not in _EVENTS:
-                    raise ValueError(f"unknown event {kind!r}")
+                kind = convert(event, _Event, what="the event")["event"]
+                convert(event, _FORMS.get(kind, _Event), what="the event")
                 if kind == "run":
-                    if event["schema"] != SCHEMA:
-                        raise ValueError(f"schema {event['schema']!r}")
-                    if not isinstance(event["settings"], dict) or not isinstance(event["overwrite"], bool):
-                        raise TypeError("a run needs settings and overwrite")
                     self.run = self.run or event
                 elif kind in {"start", "done", "failed"}:
-                    demand(event, {"item": str}, "the event")
                     if kind == "done":
-                        demand(event["outputs"], dict, "outputs")
                         _check_outputs(event["outputs"])
                     self.items[event["item"]] = event
                     if kind == "start":

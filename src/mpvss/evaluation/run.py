@@ -16,14 +16,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from mpvss import __version__
 from mpvss._files import write_json
-from mpvss._validate import demand, parse_json, read_json, shown
+from mpvss._validate import convert, parse_json, read_json, shown
 from mpvss.cli.doctor import library_versions
 from mpvss.datasets import Clip, Dataset, open_dataset, read_label
 from mpvss.engine.carriers.protocol import check_min_score
@@ -281,11 +281,10 @@ class RunDirectory:
         """
         path = self.path / "run.json"
         try:
-            header = read_json(path)
-            demand(header, {"schema": int})
-            if header["schema"] != SCHEMA:
-                raise DataError(f"{path}: expected schema {SCHEMA} of a run, found {shown(header['schema'])}")
-            demand(header, _HEADER)
+            header = convert(read_json(path), dict, what="run.json")
+            if header.get("schema") != SCHEMA:
+                raise DataError(f"{path}: expected schema {SCHEMA} of a run, got {shown(header.get('schema'))}")
+            convert(header, _Header, what="run.json")
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.path}: expected a run directory, as mpvss eval --out writes it ({error})"
@@ -380,26 +379,63 @@ class RunDirectory:
         )
 
 
-_HEADER = {
-    "protocol": str,
-    "classes": [str],
-    "clips": int,
-    "options": {
-        "data": str, "split": (str, type(None)), "model": str, "propagator": str, "motion": str, "direction": str,
-        "interval": (int, type(None)), "cuts": bool, "oracle": bool, "predictions": (str, type(None)),
-    },
-}  # fmt: skip
-_LINE = {
-    "clip": str,
-    "frames": int,
-    "key_frames": (int, type(None)),
-    "metrics": {"confusion": dict},
-    "gmac": (float, type(None)),
-    "seconds": dict,
-    "timeline": {"score": [(float, type(None))], "key": [(bool, type(None))]},
-    "worst": [{"index": int, "score": float}],
-    "parts": [{"confusion": dict, "j": [float]}],
-}
+class _Options(TypedDict):
+    data: str
+    split: str | None
+    model: str
+    propagator: str
+    motion: str
+    direction: str
+    interval: int | None
+    cuts: bool
+    oracle: bool
+    predictions: str | None
+
+
+class _Header(TypedDict):
+    protocol: str
+    classes: list[str]
+    clips: int
+    options: _Options
+
+
+class _TimeLine(TypedDict):
+    score: list[float | None]
+    key: list[bool | None]
+
+
+class _Worst(TypedDict):
+    index: int
+    score: float
+
+
+class _Part(TypedDict):
+    confusion: dict[str, Any]
+    j: tuple[float, float]
+    vc8: NotRequired[tuple[float, float]]
+    vc16: NotRequired[tuple[float, float]]
+    correct_vc8: NotRequired[tuple[float, float]]
+    correct_vc16: NotRequired[tuple[float, float]]
+
+
+class _Line(TypedDict):
+    clip: str
+    frames: int
+    key_frames: int | None
+    metrics: dict[str, Any]
+    gmac: float | None
+    classical_flows: NotRequired[int | None]
+    seconds: dict[str, float]
+    timeline: _TimeLine
+    worst: list[_Worst]
+    parts: list[_Part]
+
+
+class _State(TypedDict):
+    num_classes: int
+    interval: NotRequired[int]
+
+
 _LARGEST_STATE = 2**27
 
 
@@ -409,28 +445,18 @@ def _check_line(line: Any, classes: int) -> None:
     Raises:
         ValueError: Something is missing or of another form, or too large for the memory.
     """
-    demand(line, _LINE, "the line")
-    demand(line.get("classical_flows"), (int, type(None)), "classical_flows")
-    for value in line["seconds"].values():
-        demand(value, float, "seconds")
+    convert(line, _Line, what="the line")
     for name, state in line["metrics"].items():
         if name not in _METRICS:
             raise ValueError(f"no metric {shown(name)}")
         _check_state(name, state, classes)
     for part in line["parts"]:
         _check_state("confusion", part["confusion"], classes)
-        if len(part["j"]) != 2:
-            raise ValueError("j: expected a sum and a number")
-        for name in _CONSISTENCIES:
-            demand(part.get(name, [0, 0]), [float], name)
-            if len(part.get(name, [0, 0])) != 2:
-                raise ValueError(f"{name}: expected a sum and a number")
 
 
 def _check_state(name: str, state: Any, classes: int) -> None:
-    demand(state, dict, name)
-    if "num_classes" in state:
-        demand(state, {"num_classes": int, **({"interval": int} if name == "by_distance" else {})}, name)
+    if "num_classes" in convert(state, dict, what=name):
+        convert(state, _State, what=name)
         if state["num_classes"] != classes:
             raise ValueError(f"{name}: expected {classes} classes, found {shown(state['num_classes'])}")
         if classes**2 * state.get("interval", 1) > _LARGEST_STATE:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import av
 import numpy as np
@@ -22,7 +22,7 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 
 from mpvss._files import output_errors
-from mpvss._validate import demand, read_json, shown
+from mpvss._validate import convert, read_json, shown
 from mpvss.errors import DataError
 from mpvss.labels import label_dtype
 from mpvss.outputs.container import open_output
@@ -215,6 +215,21 @@ class PngWriter(Output):
         pass
 
 
+class _Frame(TypedDict):
+    index: int
+    pts: int
+    key: bool
+    name: NotRequired[str]
+    crc32: NotRequired[int]
+
+
+class _Description(TypedDict):
+    time_base: tuple[int, int]
+    size: tuple[int, int]
+    classes: list[str]
+    frames: list[_Frame]
+
+
 class LabelReader:
     """Reads label maps back, bit for bit, with their exact times.
 
@@ -243,25 +258,21 @@ class LabelReader:
                 raise DataError(f"expected the {what} {file}, found no such file: keep both files in one folder")
         self.meta = _read_meta(self._json)
         try:
-            stated = self.meta.pop("crc32", None)
-            frames = self.meta.pop("frames")
-            demand(self.meta, {"time_base": [int], "size": [int], "classes": [str]})
-            demand(frames, [{"index": int, "pts": int, "key": bool}], "frames")
-            self._time_base = Fraction(*self.meta["time_base"])
-            self._size = tuple(self.meta["size"])
-            self._dtype = label_dtype(len(self.meta["classes"]))
-            self._index = np.array([frame["index"] for frame in frames], dtype=np.int64)
-            self._pts = np.array([frame["pts"] for frame in frames], dtype=np.int64)
-            self._key = np.array([frame["key"] for frame in frames], dtype=bool)
-            self._crc = [frame.get("crc32") for frame in frames]
-            named = bool(frames) and all(isinstance(frame.get("name"), str) for frame in frames)
-            self.names: tuple[str, ...] = tuple(frame["name"] for frame in frames) if named else ()
-        except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+            about = convert(self.meta, _Description, what="the description")
+            self._time_base = Fraction(*about["time_base"])
+            self._dtype = label_dtype(len(about["classes"]))
+            self._index = np.array([frame["index"] for frame in about["frames"]], dtype=np.int64)
+            self._pts = np.array([frame["pts"] for frame in about["frames"]], dtype=np.int64)
+        except (ValueError, OverflowError, ZeroDivisionError) as error:
             raise DataError(
-                f"expected schema {SCHEMA} of label descriptions in {self._json}, found an entry that does not fit: "
-                f"{type(error).__name__} {error}"
+                f"expected schema {SCHEMA} of label descriptions in {self._json}, got a malformed one: {error}"
             ) from error
-
+        self._size = about["size"]
+        self._key = np.array([frame["key"] for frame in about["frames"]], dtype=bool)
+        self._crc = [frame.get("crc32") for frame in about["frames"]]
+        names = [frame["name"] for frame in about["frames"] if "name" in frame]
+        self.names: tuple[str, ...] = tuple(names) if len(names) == len(self) else ()
+        stated, frames = self.meta.pop("crc32", None), self.meta.pop("frames")
         self.verified = self._check_description(stated, frames)
 
     def _check_description(self, stated: object, frames: list[dict[str, Any]]) -> bool:

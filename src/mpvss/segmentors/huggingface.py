@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mpvss._hub import download_weights, require_hub
-from mpvss._validate import demand, read_json, shown
+from mpvss._validate import convert, read_json, shown
 from mpvss._zoo import nearest_model
 from mpvss.errors import ModelError
 from mpvss.segmentors import fast_mask2former
@@ -397,7 +397,7 @@ def _check_config(values: Any) -> None:
     Raises:
         ValueError: It asks for that, or is no object.
     """
-    demand(values, dict, "config.json")
+    convert(values, dict, what="config.json")
     waiting: list[tuple[str, Any]] = [("", values)]
     while waiting:
         name, value = waiting.pop()

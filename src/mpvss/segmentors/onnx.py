@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from mpvss._validate import demand, read_json
+from mpvss._validate import convert, read_json, shown
 from mpvss.errors import ModelError
 from mpvss.motion.network.encoder import PAD_MULTIPLE
 from mpvss.motion.warp import fit_flow
@@ -25,15 +25,6 @@ EXPORT_NAME = "export.json"
 KEY_NAME = "key.onnx"
 MOTION_NAME = "motion.onnx"
 SCHEMA_VERSION = 1
-_EXPORT = {
-    "name": str,
-    "class_names": [str],
-    "rule": dict,
-    "size": [int],
-    "motion": (str, type(None)),
-    "num_queries": int,
-    "max_difference": dict,
-}
 
 
 @dataclass(frozen=True)
@@ -76,23 +67,12 @@ class ExportInfo:
                 f"mpvss export --model {directory} first, or use backend torch"
             )
         try:
-            values = read_json(path)
-            demand(values, {"schema_version": int})
-            if values.pop("schema_version") != SCHEMA_VERSION:
-                raise ValueError(f"expected schema version {SCHEMA_VERSION}")
-            demand(values, _EXPORT)
-            rule: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in values["rule"].items()
-            }
-            return cls(
-                **values
-                | {
-                    "rule": InputRule(**rule),
-                    "class_names": tuple(values["class_names"]),
-                    "size": (values["size"][0], values["size"][1]),
-                }
-            )
-        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+            values = convert(read_json(path), dict, what=EXPORT_NAME)
+            version = values.pop("schema_version", None)
+            if version != SCHEMA_VERSION:
+                raise ValueError(f"expected schema version {SCHEMA_VERSION}, got {shown(version)}")
+            return convert(values, cls, what=EXPORT_NAME)
+        except (OSError, ValueError) as error:
             raise ModelError(
                 f"{path}: not as this version of mpvss export writes it ({error}); export again"
             ) from error

@@ -4,12 +4,12 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import torch
 
 from mpvss._files import atomic, install, scratch
-from mpvss._validate import demand, parse_json, parse_yaml
+from mpvss._validate import convert, parse_json, parse_yaml
 from mpvss.convert.checkpoint import load_torch
 from mpvss.errors import ConfigError, ModelError, OutputError
 from mpvss.training.config import TrainConfig, as_values, differences
@@ -63,8 +63,7 @@ def begin(out: Path, config: TrainConfig, *, resume: bool) -> Path | None:
     written = out / CONFIG_NAME
     if resume and written.is_file():
         try:
-            before = parse_yaml(written.read_text(encoding="utf-8"))
-            demand(before, dict, "the file")
+            before = convert(parse_yaml(written.read_text(encoding="utf-8")), dict, what="the file")
         except (OSError, ValueError) as error:
             raise ConfigError(f"{written}: not the configuration of a run ({error})") from error
         changed = differences(before, as_values(config))
@@ -108,6 +107,18 @@ def save_checkpoint(out: Path, step: int, state: dict[str, Any], keep: int) -> P
     return path
 
 
+class _State(TypedDict):
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    average: dict[str, Any]
+    best: dict[str, Any] | None
+
+
+class _Line(TypedDict):
+    step: int
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; tensors and plain values only, nothing is executed.
 
@@ -115,10 +126,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ModelError: It is damaged, or no checkpoint of a training run.
     """
     state: dict[str, Any] = load_torch(path)
-    number_or_none = (dict, type(None))
-    form = {"step": int, "model": dict, "optimizer": dict, "average": dict, "best": number_or_none}
     try:
-        demand(state, form, "the checkpoint")
+        convert(state, _State, what="the checkpoint")
     except ValueError as error:
         raise ModelError(
             f"{path}: no checkpoint of a training run ({error}); remove it to go on from the one before"
@@ -146,9 +155,7 @@ def cut_metrics(out: Path, step: int) -> None:
     kept = []
     for line in path.read_bytes().splitlines(keepends=True):
         with contextlib.suppress(ValueError):  # the last line of a killed run may be half of one
-            content = parse_json(line)
-            demand(content, {"step": int})
-            if content["step"] <= step:
+            if convert(parse_json(line), _Line, what="the line")["step"] <= step:
                 kept.append(line if line.endswith(b"\n") else line + b"\n")
     with whole_file(path) as file:
         file.write(b"".join(kept))

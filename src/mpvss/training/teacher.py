@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from mpvss._files import install, scratch
-from mpvss._validate import demand, read_json, shown_address
+from mpvss._validate import convert, read_json, shown_address
 from mpvss.datasets.clips import require_names
 from mpvss.engine.schedule import CutDetector
 from mpvss.errors import DataError, OutputError
@@ -83,8 +83,7 @@ def _teach_one(video: str, segmentor: HuggingFaceSegmentor, root: Path, confiden
     done = root / f"{name}.json"
     if done.is_file():
         try:
-            clips: list[str] = read_json(done)
-            demand(clips, [str])
+            clips = convert(read_json(done), list[str], what="the list of clips")
         except (OSError, ValueError) as error:
             raise DataError(f"{done}: damaged ({error}); delete it to have the video taught again") from error
         require_names(clips, done)

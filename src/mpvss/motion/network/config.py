@@ -1,10 +1,10 @@
 """The shape of a motion module, validated."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from mpvss._validate import shown
+from mpvss._validate import convert, shown
 from mpvss.errors import ConfigError
 from mpvss.motion.network.encoder import PAD_MULTIPLE
 
@@ -102,31 +102,7 @@ class QueryFlowConfig:
         Raises:
             ConfigError: A key is unknown, or a value has the wrong type or is out of range.
         """
-        known = {field.name: field for field in fields(cls)}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ConfigError(
-                f"unknown key {', '.join(unknown)} in a motion module's configuration; known: {', '.join(known)}"
-            )
-        checked: dict[str, Any] = {}
-        for name, value in values.items():
-            default = known[name].default
-            if isinstance(default, tuple):
-                expected = "a list of whole numbers"
-                good = isinstance(value, list | tuple) and all(type(item) is int for item in value)
-            elif name in _CHOICES:
-                expected = f"one of {', '.join(_CHOICES[name])}"
-                good = value in _CHOICES[name]
-            else:
-                expected = "a whole number"
-                good = type(value) is int
-            if not good:
-                raise ConfigError(f"{name} must be {expected}, found {shown(value)}")
-            checked[name] = tuple(value) if isinstance(default, tuple) else value
-        try:
-            return cls(**checked)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return convert(values, cls, what="a motion module's configuration", error=ConfigError)
 
 
 def _demand(good: bool, name: str, expected: object, found: object) -> None:
