@@ -20,18 +20,17 @@ from mpvss.engine.decode import class_scores, decode
 from mpvss.engine.schedule import CutDetector
 from mpvss.engine.state import View
 from mpvss.errors import MpvssError, OutputError, SourceError
-from mpvss.evaluation import benchmark, charts
-from mpvss.evaluation.benchmark import (
-    BenchOptions,
+from mpvss.evaluation import benchmark, charts, contest
+from mpvss.evaluation.benchmark import BenchOptions, ratios
+from mpvss.evaluation.contest import (
     FixedActivity,
     Library,
-    bench,
+    PlainRun,
     fixed_class_logits,
     plain_decode,
-    ratios,
     segformer_b0,
-    synthetic_video,
 )
+from mpvss.evaluation.machine import synthetic_video
 from mpvss.motion import QueryFlow
 from mpvss.outputs import LabelReader
 from mpvss.segmenter import VideoSegmenter
@@ -53,6 +52,11 @@ RATIOS = {
     "segformer_b0_run_over_ours",
 }
 RUNS = ("library", "ours_per_frame", "ours", "segformer_b0")
+
+
+def bench(options):
+    """The result as JSON holds it."""
+    return benchmark.bench(options).to_dict()
 
 
 def tiny_model(classes=3, queries=30, seed=0):
@@ -100,10 +104,16 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(directory):
+def measured(directory):
     """One measurement with everything in it, and whole runs."""
     options = BenchOptions(model=str(directory), size=SIZE, interval=3, frames=4, repeats=2, runs=1, threads=1)
-    return bench(options)
+    return benchmark.bench(options)
+
+
+@pytest.fixture(scope="module")
+def result(measured):
+    """The same as JSON holds it."""
+    return measured.to_dict()
 
 
 def test_the_ratios_are_those_of_the_seconds(result):
@@ -167,7 +177,7 @@ def test_ratios_of_nothing():
 def test_random_weights_are_measured_with_fixed_activity_and_all_active(monkeypatch):
     config = replace(TINY, num_queries=30, query_width=32)
     built = Model(tiny_model(16, 30), QueryFlow(config).eval())
-    monkeypatch.setattr(benchmark, "build", lambda *_: built)
+    monkeypatch.setattr(contest, "build", lambda *_: built)
     found = bench(BenchOptions(arch="tiny", classes=16, size=SIZE, repeats=1, runs=0))
     assert (found["options"]["propagator"], found["options"]["motion"]) == ("query", "direct")
     assert (found["options"]["direction"], found["options"]["interval"]) == ("forward", 5)
@@ -264,7 +274,7 @@ def test_the_peer_labels_every_pixel_of_the_source():
 
 def test_peers_write_the_files_that_ours_writes(tmp_path):
     source = write_video(tmp_path / "clip.mp4", [frame.rgb for frame in moving_frames(4, SIZE)])
-    run = benchmark._PlainRun(ColourSegmentor(), lambda frame: np.full(frame.size, frame.index % 3, np.uint8))
+    run = PlainRun(ColourSegmentor(), lambda frame: np.full(frame.size, frame.index % 3, np.uint8))
     found = benchmark._process(run, BenchOptions(model="any", frames=3), str(source), tmp_path / "out")
     assert found["frames"] == found["key_frames"] == 3
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -322,14 +332,14 @@ def test_frames_are_played_back_and_forth():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either a model or an arch, found none"),
-        ({"model": "compact", "arch": "r50"}, "either a model or an arch, found compact and r50"),
+        ({}, "either a model or an arch, got none"),
+        ({"model": "compact", "arch": "r50"}, "either a model or an arch, got compact and r50"),
         ({"model": "compact", "classes": 3}, "a checkpoint has its own"),
-        ({"arch": "r50", "classes": 0}, "classes must be at least 1, found 0"),
-        ({"arch": "r50", "interval": 0}, "interval must be at least 1, found 0"),
-        ({"arch": "r50", "repeats": 0}, "repeats must be at least 1, found 0"),
-        ({"arch": "r50", "runs": -1}, "runs must be at least 0, found -1"),
-        ({"arch": "r50", "size": (31, 64)}, "size must be at least 32x32, found 31x64"),
+        ({"arch": "r50", "classes": 0}, "classes must be at least 1, got 0"),
+        ({"arch": "r50", "interval": 0}, "interval must be at least 1, got 0"),
+        ({"arch": "r50", "repeats": 0}, "repeats must be at least 1, got 0"),
+        ({"arch": "r50", "runs": -1}, "runs must be at least 0, got -1"),
+        ({"arch": "r50", "size": (31, 64)}, "size must be at least 32x32, got 31x64"),
     ],
 )
 def test_options_that_do_not_fit(options, message):
@@ -339,7 +349,7 @@ def test_options_that_do_not_fit(options, message):
 
 def test_a_video_shorter_than_an_interval(directory, tmp_path):
     source = write_video(tmp_path / "short.mp4", [frame.rgb for frame in moving_frames(4, SIZE)])
-    with pytest.raises(SourceError, match=r"expected at least 5 frames.*found 4"):
+    with pytest.raises(SourceError, match=r"expected at least 5 frames.*got 4"):
         bench(BenchOptions(model=str(directory), source=str(source), interval=4))
 
 
@@ -347,7 +357,7 @@ def test_a_cut_within_the_first_interval(directory, monkeypatch):
     answers = iter([False, False, True] + [False] * 100)
     monkeypatch.setattr(CutDetector, "is_cut", lambda *_: next(answers))
     options = BenchOptions(model=str(directory), size=SIZE, interval=5, direction="forward", runs=0)
-    with pytest.raises(SourceError, match="a key frame every 5 frames, found another one: the video cuts"):
+    with pytest.raises(SourceError, match="a key frame every 5 frames, got another one: the video cuts"):
         bench(options)
 
 
@@ -363,29 +373,29 @@ def test_a_memory_run_that_fails_says_why(tmp_path, monkeypatch):
 # --- plot and command ---------------------------------------------------------------------------------------------
 
 
-def test_the_plot_is_a_picture_and_the_result_is_saved(result, tmp_path):
-    benchmark.save(result, tmp_path / "out")
+def test_the_plot_is_an_image_and_the_result_is_saved(measured, result, tmp_path):
+    benchmark.save(measured, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "BENCH.json").read_text()) == result
     with Image.open(tmp_path / "out" / "BENCH.png") as picture:
         assert min(picture.size) > 300
     with pytest.raises(OutputError, match="expected to be able to write"):
-        benchmark.plot(result, tmp_path / "nowhere" / "plot.png")
+        benchmark.plot(measured, tmp_path / "nowhere" / "plot.png")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="expected to be able to write"):
-        benchmark.save(result, tmp_path / "file" / "out")
+        benchmark.save(measured, tmp_path / "file" / "out")
 
 
-def test_no_plot_without_matplotlib(result, tmp_path, monkeypatch, capsys):
+def test_no_plot_without_matplotlib(measured, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(charts, "find_spec", lambda _: None)
     with pytest.raises(MpvssError, match=r"pip install 'mpvss\[eval\]'"):
-        benchmark.plot(result, tmp_path / "plot.png")
+        benchmark.plot(measured, tmp_path / "plot.png")
     assert cli.run(["bench", "--plot", str(tmp_path / "plot.png")]) == 2  # before anything is measured
     assert "need matplotlib" in capsys.readouterr().err
 
 
-def test_the_command_prints_what_was_measured(result, monkeypatch, capfd, tmp_path):
+def test_the_command_prints_what_was_measured(measured, result, monkeypatch, capfd, tmp_path):
     asked = []
-    monkeypatch.setattr(benchmark, "bench", lambda options: asked.append(options) or result)
+    monkeypatch.setattr(benchmark, "bench", lambda options: asked.append(options) or measured)
     assert cli.run(["bench", "--arch", "swin-t", "--size", "48x64", "--motion", "chain", "--runs", "0", "-q"]) == 0
     assert asked[0] == BenchOptions(arch="swin-t", size=(48, 64), motion="chain", runs=0)
     table = capfd.readouterr().out

@@ -680,15 +680,15 @@ def bench(
             direction=None if direction is None else direction.value,
             interval=interval, frames=frames, repeats=repeats, runs=runs, source=source, threads=threads,
         )  # fmt: skip
-    found = benchmark.bench(options)
+    result = benchmark.bench(options)
     if out is not None:
-        benchmark.save(found, out)
+        benchmark.save(result, out)
     if plot is not None:
-        benchmark.plot(found, plot)
+        benchmark.plot(result, plot)
     if as_json:
-        _print_json(found)
+        _print_json(result.to_dict())
     else:
-        _print_bench(found)
+        _print_bench(result.to_dict())
 
 
 @app.command()
