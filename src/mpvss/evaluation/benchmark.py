@@ -252,7 +252,7 @@ def _seconds(medians: Mapping[str, float], runs: Mapping[str, float]) -> BenchSe
     return BenchSeconds(
         **alone,
         ours_non_key=medians.get("ours_non_key"),
-        stages={name: medians[name] for name in STAGES} | {name: runs.get(name) for name in ("read", "write")},
+        stages={**{name: medians[name] for name in STAGES}, "read": runs.get("read"), "write": runs.get("write")},
         run={name: runs.get(name) for name in _RUNS},
     )
 
