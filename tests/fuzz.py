@@ -489,7 +489,7 @@ def mutate(path: Path, rng: random.Random, others: list[Path]) -> None:
 
 
 def _read_all(source: Path, beat: Beat) -> None:
-    probe(source).describe()
+    probe(source).to_dict()
     beat()
     with read(source) as reader:
         for count, frame in enumerate(reader, 1):

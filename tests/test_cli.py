@@ -178,17 +178,17 @@ def audio_only(folder):
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
-        (no_such_file, ("found nothing at", "absent.mp4: check the path")),
-        (no_match, ("expected images that match", "found none among 0 matches: check the pattern")),
+        (no_such_file, ("got nothing at", "absent.mp4: check the path")),
+        (no_match, ("expected images that match", "got none among 0 matches: check the pattern")),
         (
             no_images,
-            ("expected images (png, jpg,", "found none among 1 entries: give the folder that holds the images"),
+            ("expected images (png, jpg,", "got none among 1 entries: give the folder that holds the images"),
         ),
-        (text_file, ("expected a video in", "notes.mp4, found data that is no known video format")),
+        (text_file, ("expected a video in", "notes.mp4, got data that is no known video format")),
         (empty_file, ("empty.mp4, found",)),
         (no_frames, ("expected a video with frames", "none.mkv")),
-        (no_index, ("lost.mp4, found data that is no known video format", "needs to be repaired or copied again")),
-        (audio_only, ("expected a video stream with frames in", "sound.mp4, found audio: give a video")),
+        (no_index, ("lost.mp4, got data that is no known video format", "needs to be repaired or copied again")),
+        (audio_only, ("expected a video stream with frames in", "sound.mp4, got audio: give a video")),
     ],
 )
 def test_a_source_that_cannot_be_read(segment, colour, clip, tmp_path, make, parts):
@@ -200,7 +200,7 @@ def test_a_source_that_cannot_be_read(segment, colour, clip, tmp_path, make, par
 
 
 def test_inspect_refuses_what_segment_refuses(command, tmp_path):
-    refused(command("inspect", tmp_path / "absent.mp4"), "found nothing at", "absent.mp4: check the path")
+    refused(command("inspect", tmp_path / "absent.mp4"), "got nothing at", "absent.mp4: check the path")
 
 
 def test_images_that_change_size(segment, tmp_path):
@@ -214,7 +214,7 @@ def test_images_that_change_size(segment, tmp_path):
 
 
 def test_a_range_without_frames(segment, clip, tmp_path):
-    refused(segment(clip, "--start", "0:09"), "expected frames from 9 s to the end, found none")
+    refused(segment(clip, "--start", "0:09"), "expected frames from 9 s to the end, got none")
     assert names(tmp_path / "OUT") == []
 
 
@@ -663,7 +663,7 @@ def test_inspect_describes_a_video(command, clip):
     code, out, _ = command("inspect", clip, "--json")
     assert code == 0
     found = json.loads(out)
-    assert found == probe(clip).describe()
+    assert found == probe(clip).to_dict()
     assert (found["size"], found["frames"], found["frame_rate"]) == ([48, 64], FRAMES, [25, 1])
     code, out, _ = command("inspect", clip)
     lines = [line.split(maxsplit=1) for line in out.splitlines()]

@@ -111,7 +111,7 @@ def test_a_folder_of_pictures_of_any_name(segment, tmp_path):
 
 def test_a_name_forges_no_line(segment, tmp_path):
     name = "a\nmpvss: all is well\x1b[2J\r\u202e\udcff"
-    refused(segment(tmp_path / name), r"a\nmpvss: all is well\x1b[2J\r\u202e\udcff, found none")
+    refused(segment(tmp_path / name), r"a\nmpvss: all is well\x1b[2J\r\u202e\udcff, got none")
     (tmp_path / name).write_text("no video")
     refused(segment(tmp_path / name), r"a\nmpvss: all is well\x1b[2J\r", "no known video format")
 

@@ -267,10 +267,10 @@ def test_what_is_wrong_is_said_before_any_output_is_begun(clip, tmp_path):
     segmenter = colour_segmenter()
     with pytest.raises(ConfigError, match='found "gren"; did you mean "green"'):
         segmenter.process(clip, out, ProcessOptions(classes=("gren",)))
-    with pytest.raises(SourceError, match="found nothing at"):
+    with pytest.raises(SourceError, match="got nothing at"):
         segmenter.process(tmp_path / "none.mp4", out)
     assert not out.exists()
-    with pytest.raises(SourceError, match="expected frames from 9 s to the end, found none"):
+    with pytest.raises(SourceError, match="expected frames from 9 s to the end, got none"):
         segmenter.process(clip, out, ProcessOptions(start=9.0))
     assert names(out) == []
 

@@ -211,7 +211,7 @@ def test_pictures_of_too_many_pixels_are_refused(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mkv", noise(2), codec="ffv1", pixels="bgr0")
     Image.fromarray(noise(1)[0]).save(tmp_path / "a.png")
     monkeypatch.setenv("MPVSS_MAX_PIXELS", str(48 * 64 - 1))
-    with pytest.raises(SourceError, match="found none that can be decoded"):
+    with pytest.raises(SourceError, match="got none that can be decoded"):
         probe(path)
     with pytest.raises(
         SourceError, match=r"64x48 \(width x height\) are more than 3071 pixels; MPVSS_MAX_PIXELS in the environment"
@@ -255,7 +255,7 @@ def test_a_file_that_lists_others_is_no_video(tmp_path, text, suffix):
     secret = write_video(tmp_path / "secret.mkv", noise(2), codec="ffv1", pixels="bgr0")
     path = tmp_path / f"a.{suffix}"
     path.write_text(text.format(secret.name))
-    with pytest.raises(SourceError, match="found data that is no known video format"):
+    with pytest.raises(SourceError, match="got data that is no known video format"):
         probe(path)
 
 

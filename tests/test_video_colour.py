@@ -200,7 +200,7 @@ def test_the_shape_of_pixels_goes_from_source_to_overlay(tmp_path, stored, expec
     path = write(tmp_path / "v.mp4", [flat(PATCH)], tags={"sample_aspect_ratio": Fraction(stored)})
     info = probe(path)
     assert info.sample_aspect_ratio == expected
-    assert info.describe()["sample_aspect_ratio"] == [expected.numerator, expected.denominator]
+    assert info.to_dict()["sample_aspect_ratio"] == [expected.numerator, expected.denominator]
     with OverlayWriter(
         tmp_path / "o.mp4", info.size, info.time_base, sample_aspect_ratio=info.sample_aspect_ratio
     ) as writer:

@@ -16,7 +16,7 @@ from mpvss.outputs import LabelReader
 from mpvss.outputs.sinks import ProcessOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.video import probe, read
-from mpvss.video.media import unique_names
+from mpvss.video.image_media import unique_names
 
 SIZE = (12, 20)
 

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from mpvss.errors import ConfigError, SourceError
 from mpvss.video import parse_time, probe, read
+from test_outputs_overlay import source_with_sound
 
 SIZE = (48, 64)
 NTSC = Fraction(30000, 1001)
@@ -231,7 +233,7 @@ def test_one_wrong_time_shifts_nothing_after_it(tmp_path, position, seconds, mon
                 packet.pts = packet.dts = round(seconds * 1000)
             yield packet
 
-    monkeypatch.setattr(sys.modules["mpvss.video.media"], "_demux", demux)
+    monkeypatch.setattr(sys.modules["mpvss.video.decode"], "_demux", demux)
     times, reader = times_of(path)
     assert times == [Fraction(i, 25) for i in range(40)]
     assert reader.warnings == ["timestamps that do not fit their neighbours: 1, replaced by times between them"]
@@ -364,9 +366,14 @@ def test_a_file_named_like_a_pattern_is_itself(tmp_path, suffix):
 # --- sources that fall silent
 
 
+def raise_source_error():
+    raise SourceError("gone")
+
+
 def test_a_live_source_that_falls_silent_is_an_error_after_its_frames(ramp, monkeypatch):
     module = sys.modules["mpvss.video.media"]
-    original = module._demux
+    decoding = sys.modules["mpvss.video.decode"]
+    original = decoding._demux
 
     def demux(container, stream):
         for number, packet in enumerate(original(container, stream)):
@@ -374,18 +381,54 @@ def test_a_live_source_that_falls_silent_is_an_error_after_its_frames(ramp, monk
                 raise av.error.ExitError(1, "silent")
             yield packet
 
-    monkeypatch.setattr(module, "_demux", demux)
+    monkeypatch.setattr(decoding, "_demux", demux)
     monkeypatch.setattr(module, "_SECONDS_BEFORE_TRIES", (0, 0))
     monkeypatch.setattr(module.VideoMedia, "_declared_duration", lambda self: None)
-    connect = module.open_file
-    monkeypatch.setattr(module, "_open_url", lambda url, make: make(str(ramp), kind="stream", source=url, name="x"))
+    files = sys.modules["mpvss.video.file"]
+    address = files.Address(str(ramp), "video", "rtsp://127.0.0.1/x", "x")
+    opened = iter([address.open()])  # once, and never again
+    monkeypatch.setattr(files.Address, "open", lambda self: next(opened, None) or raise_source_error())
+    stream = replace(address, kind="stream")
+    monkeypatch.setattr(sys.modules["mpvss.video.sources"], "_open_url", lambda url, make: make(stream))
     reader = read("rtsp://127.0.0.1/x")
-    monkeypatch.setattr(reader._media, "_open", lambda: (_ for _ in ()).throw(OSError("gone")))
     assert reader.info.live
     frames = []
     with pytest.raises(SourceError, match=r"expected more frames of the live source rtsp://127.0.0.1/x, got none"):
         frames.extend(iter(reader))
-    assert connect is module.open_file
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "mark"),
+    [("v.mp4", "aac", b"trak"), ("v.mp4", "eac3", b"trak"), ("v.mkv", "libopus", b"\x83\x81\x02")],
+)
+def test_sound_that_a_damaged_header_hides_is_said(tmp_path, name, codec, mark):
+    path = source_with_sound(tmp_path / name, codec, frames=3)
+    with read(path) as reader:
+        assert reader.info.has_audio
+        assert reader.warnings == []
+    data = path.read_bytes()
+    begin = data.rindex(mark)
+    hidden = 0
+    for position in range(begin, begin + len(mark)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                with read(path) as reader:
+                    list(reader)
+                    if not reader.info.has_audio:
+                        hidden += 1
+                        assert any("names sound that cannot be found" in warning for warning in reader.warnings)
+            except SourceError:
+                continue
+    assert hidden
+
+
+def test_no_sound_is_missed_where_there_is_none(tmp_path):
+    for suffix in ("mp4", "mkv", "avi", "ts"):
+        with read(write_video(tmp_path / f"v.{suffix}", noise(3))) as reader:
+            assert reader.warnings == []
 
 
 def test_frames_before_the_first_key_frame_are_counted(tmp_path):
@@ -442,8 +485,8 @@ def test_parse_time_refuses_what_is_no_time(value):
     [
         ({"start": 2, "end": 2}, "expected an end after the start"),
         ({"end": 0}, "expected an end after the start"),
-        ({"stride": 0}, "expected a stride of 1 or more, found 0"),
-        ({"read_ahead": 0}, "expected a read-ahead of 1 frame or more, found 0"),
+        ({"stride": 0}, "expected a stride of 1 or more, got 0"),
+        ({"read_ahead": 0}, "expected a read-ahead of 1 frame or more, got 0"),
     ],
 )
 def test_selections_out_of_range(ramp, options, message):
@@ -644,18 +687,18 @@ def test_a_selection_that_ends_early_is_not_called_cut_off(ramp):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(SourceError, match=r"found nothing at .*nope\.mp4: check the path"):
+    with pytest.raises(SourceError, match=r"got nothing at .*nope\.mp4: check the path"):
         read(tmp_path / "nope.mp4")
 
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(SourceError, match=r"expected images \(png.* found none among 1 entries: give the folder"):
+    with pytest.raises(SourceError, match=r"expected images \(png.* got none among 1 entries: give the folder"):
         read(tmp_path)
 
 
 def test_pattern_without_images(tmp_path):
-    with pytest.raises(SourceError, match="found none among 0 matches: check the pattern"):
+    with pytest.raises(SourceError, match="got none among 0 matches: check the pattern"):
         read(f"{tmp_path}/*.png")
 
 
@@ -663,13 +706,13 @@ def test_pattern_without_images(tmp_path):
 def test_text_named_mp4(tmp_path, content):
     path = tmp_path / "v.mp4"
     path.write_text(content)
-    with pytest.raises(SourceError, match=r"expected a video in .* found data that is no known video format"):
+    with pytest.raises(SourceError, match=r"expected a video in .* got data that is no known video format"):
         read(path)
 
 
 def test_text_named_png(tmp_path):
     (tmp_path / "a.png").write_text("just text")
-    with pytest.raises(SourceError, match=r"expected an image in .*a.png, found data that is none"):
+    with pytest.raises(SourceError, match=r"expected an image in .*a.png, got data that is none"):
         read(tmp_path)
 
 
@@ -679,7 +722,7 @@ def test_video_without_frames(tmp_path):
         stream.height, stream.width = SIZE
         stream.pix_fmt = "yuv420p"
         container.start_encoding()
-    with pytest.raises(SourceError, match=r"expected a video with frames in .* found none: give"):
+    with pytest.raises(SourceError, match=r"expected a video with frames in .* got none: give"):
         read(tmp_path / "v.mkv")
 
 
@@ -691,13 +734,13 @@ def test_sound_without_pictures(tmp_path):
         stream.layout = "mono"
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(SourceError, match=r"expected a video stream with frames in .* found audio: give a video"):
+    with pytest.raises(SourceError, match=r"expected a video stream with frames in .* got audio: give a video"):
         read(tmp_path / "a.mp4")
 
 
 def test_start_beyond_the_end(ramp):
     reader = read(ramp, start=100)
-    with pytest.raises(SourceError, match=r"from 100 s to the end, found none: .* read up to 0.76 s; choose a range"):
+    with pytest.raises(SourceError, match=r"from 100 s to the end, got none: .* read up to 0.76 s; choose a range"):
         next(reader)
 
 
@@ -707,7 +750,7 @@ def test_no_such_camera():
 
 
 def test_no_such_stream_and_no_password_in_the_message():
-    with pytest.raises(SourceError, match=r"expected a video stream at rtsp://127\.0\.0\.1:9/a, found none") as caught:
+    with pytest.raises(SourceError, match=r"expected a video stream at rtsp://127\.0\.0\.1:9/a, got none") as caught:
         read("rtsp://user:secret@127.0.0.1:9/a")
     assert "secret" not in str(caught.value)
 
@@ -761,7 +804,7 @@ def test_an_mp4_with_its_index_at_the_end_from_a_server_without_ranges(tmp_path,
         with read(url) as reader:
             assert len(list(reader)) == 60
         assert list(tmp_path.glob("mpvss-*")) == []
-        monkeypatch.setattr(sys.modules["mpvss.video.media"], "_MOST_DOWNLOADED", 1000)
+        monkeypatch.setattr(sys.modules["mpvss.video.sources"], "_MOST_DOWNLOADED", 1000)
         with pytest.raises(SourceError, match=r"expected to download .* got .* at most 1000 are taken"):
             read(url)
         assert list(tmp_path.glob("mpvss-*")) == []
@@ -776,7 +819,7 @@ def test_an_mp4_with_its_index_at_the_end_from_a_server_without_ranges(tmp_path,
 
 def test_probe_describes_without_reading(ramp):
     info = probe(ramp)
-    assert info.describe() == {
+    assert info.to_dict() == {
         "source": str(ramp),
         "name": "ramp",
         "kind": "video",

@@ -13,7 +13,9 @@ from jaxtyping import Int64, UInt8, UInt32
 
 from mpvss.errors import SourceError
 from mpvss.types import Frame
-from mpvss.video.media import ImageMedia, VideoMedia, open_media
+from mpvss.video.image_media import ImageMedia
+from mpvss.video.media import VideoMedia
+from mpvss.video.sources import open_media
 
 # Where a file's index is by decoding time, the first jump can land a little late.
 _SECONDS_BEFORE = (0, 2)

@@ -21,7 +21,8 @@ from mpvss._files import IMAGE_SUFFIXES, install, output_errors
 from mpvss._validate import parse_json, shown, shown_address
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.outputs.sinks import ENDINGS
-from mpvss.video.media import _is_animated, _output_name, probe
+from mpvss.video.info import output_name
+from mpvss.video.sources import is_animated, probe
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ def _with_ending(job: Job) -> str:
     if not is_remote(job.source) and not Path(job.source).is_file():  # a folder or a pattern has no ending
         return job.name
     path = unquote(urlsplit(job.source).path) if is_remote(job.source) else job.source
-    return str(PurePosixPath(job.name).with_name(_output_name(PurePosixPath(path).name)))
+    return str(PurePosixPath(job.name).with_name(output_name(PurePosixPath(path).name)))
 
 
 def _some(names: Iterable[str]) -> str:
@@ -223,7 +224,7 @@ def _on_disk(given: str) -> Iterator[Job]:
         if path.is_dir():
             found, left = _videos_in(path)
             if not found and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in path.iterdir()):
-                yield Job(_output_name(path.resolve().name) or "images", str(path.resolve()), given)
+                yield Job(output_name(path.resolve().name) or "images", str(path.resolve()), given)
                 return
             root = path
         elif not path.exists() and glob.has_magic(given):
@@ -241,7 +242,7 @@ def _on_disk(given: str) -> Iterator[Job]:
                 found += videos or [match]
                 left += others
         else:
-            yield Job(_output_name(path.stem), str(path.absolute()), given)
+            yield Job(output_name(path.stem), str(path.absolute()), given)
             return
     except OSError as error:
         raise SourceError(f"expected sources that can be read, found {error.strerror}: {given}") from error
@@ -250,7 +251,7 @@ def _on_disk(given: str) -> Iterator[Job]:
         raise SourceError(f"expected videos in {given}, found none{_among(left)}: check the path")
     for file in found:
         relative = file.relative_to(root)
-        name = relative.with_name(_output_name(relative.name if file.is_dir() else relative.stem))
+        name = relative.with_name(output_name(relative.name if file.is_dir() else relative.stem))
         yield Job(name.as_posix(), str(file.absolute()), str(file))
 
 
@@ -289,7 +290,7 @@ def _is_video(file: Path) -> bool:
     if (mimetypes.guess_type(file.name)[0] or "").startswith("text/"):
         return False
     if file.suffix.lower() in IMAGE_SUFFIXES:
-        return _is_animated(file)
+        return is_animated(file)
     try:
         info = probe(file)
     except SourceError:
@@ -337,11 +338,11 @@ def _remote(given: str) -> Iterator[Job]:
         for match in found:
             url = fs.unstrip_protocol(match)
             name = PurePosixPath(match).relative_to(root)
-            yield Job(name.with_name(_output_name(name.stem)).as_posix(), url, _shown(url))
+            yield Job(name.with_name(output_name(name.stem)).as_posix(), url, _shown(url))
 
 
 def _remote_name(path: str) -> str:
-    stem = _output_name(PurePosixPath(path).stem.replace("\0", ""))
+    stem = output_name(PurePosixPath(path).stem.replace("\0", ""))
     return stem if stem.strip(".") else "video"
 
 
@@ -425,7 +426,7 @@ def _safe(name: str, where: str) -> str:
         length = len(os.fsencode(name))
     except UnicodeError as error:
         raise DataError(f"expected a name that a file can have in {where}, found {name[:80]!r}") from error
-    if length > _LONGEST_NAME or any(_output_name(part) != part for part in parts):
+    if length > _LONGEST_NAME or any(output_name(part) != part for part in parts):
         raise DataError(
             f"expected a name of at most {_LONGEST_NAME} bytes, and {_LONGEST_PART} between two slashes, in {where}, "
             f"found {length} bytes: {name[:80]!r}"
@@ -449,7 +450,7 @@ def fetch(place: str, folder: Path, *, beat: Callable[[], None] = lambda: None) 
         return Path(place)
     path_name = PurePosixPath(unquote(urlsplit(place).path).replace("\0", ""))
     # With its suffix, which says what some files hold.
-    target = folder / f"{_output_name(path_name.stem) or 'video'}{path_name.suffix[:16]}"
+    target = folder / f"{output_name(path_name.stem) or 'video'}{path_name.suffix[:16]}"
     with _remote_errors(place, OutputError):
         fs, path = _open(place)
         size = fs.info(path).get("size")

@@ -520,7 +520,7 @@ def inspect(
         rate = parse_rate(fps)
     info = probe(source, fps=rate, video_stream=video_stream)
     if as_json:
-        _print_json(info.describe())
+        _print_json(info.to_dict())
         return
     readable = {
         "size": shown_size((info.height, info.width)),
@@ -537,7 +537,7 @@ def inspect(
         "live": "yes" if info.live else "no",
         "sample_aspect_ratio": f"{info.sample_aspect_ratio.numerator}:{info.sample_aspect_ratio.denominator}",
     }
-    for name, value in info.describe().items():
+    for name, value in info.to_dict().items():
         print(f"{name:>19}  {printable(str(readable.get(name, value)))}")
 
 

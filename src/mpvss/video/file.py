@@ -6,6 +6,8 @@ import re
 import select
 import stat
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -13,6 +15,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from mpvss._validate import max_pixels
+from mpvss.errors import SourceError
+from mpvss.video.info import Kind
 
 # Formats of video that read the one file they are given. Others are lists of files and addresses (hls, dash, concat,
 # sdp), take the name for a pattern (image2), look for files beside it (vobsub, mlv), or are no files at all.
@@ -29,6 +33,11 @@ _ONE_FILE = set(_ONE_FILE_NAMES.split())
 _MOST_STREAMS = 100
 _SECONDS_WITHOUT_WRITER = 10.0
 _POLL_SECONDS = 0.1
+NETWORK_TIMEOUT_SECONDS = 10.0
+INDEX_AT_END = (
+    "expected a video that can be read from the pipe {}, got an MP4 whose index is at its end: give the file itself or "
+    "write it with -movflags +faststart"
+)
 
 
 def _reads_one_file(name: str) -> bool:
@@ -163,3 +172,67 @@ def bound(stream: VideoStream) -> None:
     if stream.codec_context is None:
         raise ValueError("its codec is unknown")
     stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(max_pixels())}
+
+
+@dataclass(frozen=True, eq=False)
+class Address:
+    """What FFmpeg opens, and how.
+
+    Attributes:
+        target: A path, an address, or a pipe.
+        kind: What it is.
+        shown: How the source was named; of an address without user name, password and query.
+        name: A stem for output files.
+        demuxer: FFmpeg's name of the format, where it must be said.
+        options: Of the format.
+        temporary: Whether it is a download, which is removed when it is closed.
+    """
+
+    target: str | Pipe
+    kind: Kind
+    shown: str
+    name: str
+    demuxer: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    temporary: bool = False
+
+    def open(self) -> InputContainer:
+        """Open it.
+
+        Raises:
+            SourceError: It cannot be opened.
+        """
+        try:
+            if isinstance(self.target, Pipe):
+                only = limits() | {"format_whitelist": single_file_formats()}
+                return av.open(self.target, "r", options=only, metadata_errors="replace")
+            if self.kind == "video" or self.temporary:
+                return open_file(self.target)
+            return av.open(
+                self.target, "r", format=self.demuxer, options={**limits(), **self.options}, metadata_errors="replace",
+                timeout=NETWORK_TIMEOUT_SECONDS if self.kind == "stream" else None,
+            )  # fmt: skip
+        except (av.FFmpegError, ValueError, OSError) as error:
+            head = b""
+            if isinstance(self.target, Pipe):
+                head = self.target.head
+                self.target.close()
+            raise SourceError(_why_not_opened(self.shown, self.kind, error, head)) from error
+
+
+def _why_not_opened(source: str, kind: Kind, error: Exception, head: bytes = b"") -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    if head[4:8] == b"ftyp":
+        return INDEX_AT_END.format(source)
+    if isinstance(error, TimeoutError) and kind == "stream":
+        return f"expected somebody to write a video to {source}, got none: {reason}; start the writer first"
+    if kind == "camera":
+        return f"expected a camera at {source}, got none that opens ({reason}): check its number and permissions"
+    if kind == "stream":
+        return f"expected a video stream at {source}, got none that opens ({reason}): check the URL and the network"
+    if isinstance(error, EOFError):
+        return f"expected a video with frames in {source}, got none: give a video that plays"
+    return (
+        f"expected a video in {source}, got data that is no known video format ({reason}); a recording that was cut "
+        "off before its index was written looks the same, and needs to be repaired or copied again"
+    )

@@ -168,10 +168,10 @@ def _deep_samples(image: ImageFile, path: Path) -> np.ndarray | None:
         return _turned(_ffmpeg_samples(path, as_stored=True), orientation)
     import cv2  # FFmpeg reads the first page only
 
-    _, found = cv2.imreadmulti(str(path), image.tell(), 1, flags=cv2.IMREAD_UNCHANGED)
-    if not found:
+    _, images = cv2.imreadmulti(str(path), image.tell(), 1, flags=cv2.IMREAD_UNCHANGED)
+    if not images:
         raise ValueError(f"cannot decode page {image.tell()}")
-    return np.asarray(found[0])[..., [2, 1, 0, 3][: found[0].shape[2]]]
+    return np.asarray(images[0])[..., [2, 1, 0, 3][: images[0].shape[2]]]
 
 
 def _ffmpeg_samples(path: Path, *, as_stored: bool = False) -> np.ndarray:

@@ -17,7 +17,10 @@ from mpvss.errors import SourceError
 from mpvss.types import Frame
 from mpvss.video.clock import Clock
 from mpvss.video.deinterlace import check_deinterlace
-from mpvss.video.media import ImageMedia, VideoInfo, VideoMedia, open_media
+from mpvss.video.image_media import ImageMedia
+from mpvss.video.info import VideoInfo
+from mpvss.video.media import VideoMedia
+from mpvss.video.sources import open_media
 
 Seconds = Fraction | float | int | str
 
@@ -52,7 +55,7 @@ def parse_time(value: Seconds) -> Fraction:
     seconds = sum((part * 60**place for place, part in enumerate(reversed(parts))), Fraction(0))
     if not parts or not 0 <= seconds <= _LONGEST_SECONDS or any(part >= 60 for part in parts[1:]):
         raise ValueError(
-            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, found " + shown(value)
+            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, got " + shown(value)
         )
     return seconds
 
@@ -96,11 +99,11 @@ def read(
     first = None if start is None else parse_time(start)
     last = None if end is None else parse_time(end)
     if last is not None and last <= (first or 0):
-        raise ValueError(f"expected an end after the start, found start {start or 0} and end {end}")
+        raise ValueError(f"expected an end after the start, got start {start or 0} and end {end}")
     if stride < 1:
-        raise ValueError(f"expected a stride of 1 or more, found {stride}")
+        raise ValueError(f"expected a stride of 1 or more, got {stride}")
     if read_ahead < 1:
-        raise ValueError(f"expected a read-ahead of 1 frame or more, found {read_ahead}")
+        raise ValueError(f"expected a read-ahead of 1 frame or more, got {read_ahead}")
     check_deinterlace(deinterlace)
     media = open_media(source, fps=parse_rate(fps), video_stream=video_stream)
     if isinstance(media, VideoMedia):
@@ -275,7 +278,7 @@ def _select(
 ) -> Iterator[Frame]:
     """The frames of a range, every stride-th, with their positions in the source."""
     in_range = 0
-    found = False
+    any_selected = False
     latest = Fraction(0)
     for index, (pts, make_picture) in enumerate(media.pictures()):
         latest = pts
@@ -287,17 +290,17 @@ def _select(
         if in_range % stride == 0:
             picture = make_picture()
             if picture is not None:
-                found = True
+                any_selected = True
                 yield Frame(index, pts, picture)
         in_range += 1
     else:
         progress.end = media.end if end is None or media.end is None else min(end, media.end)
-    if not found:
+    if not any_selected:
         if in_range:
             raise SourceError(f"expected readable frames in {media.info.source}: {media.trouble.warnings[-1]}")
         until = "the end" if end is None else f"{float(end):g} s"
         raise SourceError(
-            f"expected frames from {float(start or 0):g} s to {until}, found none: {media.info.source} was read up to "
+            f"expected frames from {float(start or 0):g} s to {until}, got none: {media.info.source} was read up to "
             f"{float(latest):g} s; choose a range within it"
         )
 
