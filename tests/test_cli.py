@@ -458,11 +458,11 @@ def test_sources_of_one_name_are_refused_before_any_work(segment, colour, clip, 
         (("--classes", ","), "classes must name at least one class, found none"),
         (
             ("--start", "soon"),
-            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, found 'soon'",
+            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, got 'soon'",
         ),
         (
             ("--end", "-1"),
-            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, found '-1'",
+            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, got '-1'",
         ),
         (("--start", "2", "--end", "0:02"), "end must be after start, found start 2 and end 0:02"),
         (("--device", "tpu"), "device must be auto, cpu, cuda or mps, found 'tpu'"),

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,22 @@ def download_weights(model: str) -> None:
             return
     except (HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
         return
+
+
+@contextmanager
+def quiet_library() -> Iterator[None]:
+    """Load or save a model without transformers' own progress bars and its advice about backbones."""
+    from transformers.utils import logging as library
+
+    verbosity, bar = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bar:
+            library.enable_progress_bar()
 
 
 def progress_bar(name: str) -> type[Any] | None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ def progress(
     *,
     unit: str = "frames",
     done: int = 0,
-    quiet: bool = False,
+    quiet: bool | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
     """Show progress on standard error while the block runs.
@@ -39,33 +39,44 @@ def progress(
         total: Number of steps; ``None`` where nobody knows.
         unit: What a step is.
         done: Steps that an earlier run did.
-        quiet: Show nothing.
+        quiet: Show nothing; ``None`` for whatever mpvss logs at level INFO or below.
         clock: Gives seconds; decides when a line is due.
     """
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if quiet:
+    if quiet or (quiet is None and not log.isEnabledFor(logging.INFO)):
         yield lambda *_, **__: None
-    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):  # which its bar needs there
-        with _bar(console, unit) as bar:
-            task = bar.add_task(printable(name), total=total, completed=done)
-
-            def advance(*_: object, total: int | None = None, steps: int = 1) -> None:
-                bar.update(task, advance=steps, **({} if total is None else {"total": total}))
-
-            yield advance
-    else:
+        return
+    console = Console(stderr=True)
+    if not (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))):  # which its bar needs there
         yield _Lines(name, total, unit, done, clock)
+        return
+    with nullcontext(_bars[-1]) if _bars else _bar(console) as bar:  # a terminal shows one at a time
+        _bars.append(bar)
+        task = bar.add_task(printable(name), total=total, completed=done, unit=unit)
+
+        def advance(*_: object, total: int | None = None, steps: int = 1) -> None:
+            bar.update(task, advance=steps, **({} if total is None else {"total": total}))
+
+        try:
+            yield advance
+        finally:
+            _bars.pop()
+            if _bars:
+                bar.refresh()
+                bar.remove_task(task)
 
 
-def _bar(console: Any, unit: str) -> Any:
+_bars: list[Any] = []
+
+
+def _bar(console: Any) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
-            return Text(f"{task.speed or 0:.1f} {unit}/s")
+            return Text(f"{task.speed or 0:.1f} {task.fields['unit']}/s")
 
     name = TextColumn("{task.description}", markup=False)
     return Progress(name, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), console=console)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mpvss._files import atomic
+from mpvss._hub import quiet_library
 from mpvss._validate import shown
 from mpvss.errors import ModelError, OutputError
 from mpvss.motion.network.config import QueryFlowConfig
@@ -370,7 +371,8 @@ def convert_reference(path: str | Path, out: str | Path, class_names: Sequence[s
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic(out, folder=True) as part:
             motion.save_pretrained(part)
-            segmentor.save_pretrained(part / SEGMENTOR_FOLDER)
+            with quiet_library():
+                segmentor.save_pretrained(part / SEGMENTOR_FOLDER)
             preprocessor = part / SEGMENTOR_FOLDER / "preprocessor_config.json"
             preprocessor.write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n")
     except OSError as error:

@@ -22,6 +22,7 @@ from mpvss.motion import QueryFlow
 from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.network.pretrained import read_config
 from mpvss.motion.warp import warp
+from mpvss.progress import progress
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import EMBEDDED, HuggingFaceSegmentor
 from mpvss.segmentors.huggingface import library_prediction
@@ -93,10 +94,11 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
     )
     current, other = _test_pictures(size)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(out, folder=True) as folder:
+    with atomic(out, folder=True) as folder, progress("export", 3, unit="steps") as advance:
         key_network = _KeyNetwork(segmentor, size)
         pixels = segmenter.rule.normalise(other)
         _export(key_network, {"pixels": pixels}, ("class_logits", "mask_logits", "queries"), folder / KEY_NAME)
+        advance()
         with torch.inference_mode():
             expected = key_network(pixels)
         inputs: dict[str, Tensor] = {}
@@ -105,9 +107,11 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
             if isinstance(learned.module, QueryFlow):
                 inputs |= {"queries": expected[2].clone(), "active": torch.arange(expected[2].shape[1])}
             _export(learned.module, inputs, ("flow",), folder / MOTION_NAME)
+        advance()
         (folder / EXPORT_NAME).write_text(info.to_json(), encoding="utf-8")
         difference, ties = _verify(folder, current, other, expected, learned, geometry)
         (folder / EXPORT_NAME).write_text(replace(info, max_difference=difference).to_json(), encoding="utf-8")
+        advance()
         files = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir())}
     return {"out": str(out), "files": files, "max_difference": difference, "ties": ties}
 

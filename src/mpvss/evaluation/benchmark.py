@@ -43,6 +43,7 @@ from mpvss.motion.dis import Dis
 from mpvss.motion.propagator import serves_both_ways
 from mpvss.motion.warp import warp
 from mpvss.outputs.sinks import ProcessOptions
+from mpvss.progress import progress
 from mpvss.segmenter import DEFAULT_INTERVAL, VideoSegmenter
 from mpvss.segmentors.protocol import prepare
 from mpvss.types import IMAGE_RATE, Frame
@@ -305,15 +306,15 @@ def _measure(contest: Contest, frames: list[Frame], options: BenchOptions) -> _R
         all_active = _Intervals(contest.all_active.session(direction), _back_and_forth(frames), interval)
     matrix = torch.randn(_MATRIX, _MATRIX, generator=torch.Generator().manual_seed(0))
     products, seconds, active_seconds = [], [], []
-    for number in range(options.repeats + 1):
-        if number:
-            log.info("round %d of %d", number, options.repeats)
-        products.append(_timed(lambda: matrix @ matrix))
-        library = _time_library(contest.library, frames[number % 2])
-        ours = per_frame.time_one()
-        ours = {"ours_frame": ours["ours_interval"], "ours_forward": ours["key"], "ours_decode": ours["decode"]}
-        seconds.append(library | ours | at_interval.time_one())
-        active_seconds.append({} if all_active is None else all_active.time_one())
+    with progress("bench", options.repeats + 1, unit="rounds") as advance:
+        for number in range(options.repeats + 1):
+            products.append(_timed(lambda: matrix @ matrix))
+            library = _time_library(contest.library, frames[number % 2])
+            ours = per_frame.time_one()
+            ours = {"ours_frame": ours["ours_interval"], "ours_forward": ours["key"], "ours_decode": ours["decode"]}
+            seconds.append(library | ours | at_interval.time_one())
+            active_seconds.append({} if all_active is None else all_active.time_one())
+            advance()
     rate = _MATRIX**3 / 1e9 / statistics.median(products[1:])
     return _Rounds(_medians(seconds[1:]), _medians(active_seconds[1:]), rate)
 
@@ -467,15 +468,16 @@ def _whole_runs(contest: Contest, options: BenchOptions, source: str, folder: Pa
         "segformer_b0": PlainRun(ours.segmentor, peer),
     }
     rounds: list[dict[str, float]] = []
-    for number in range(options.runs):
-        log.info("whole runs, %d of %d", number + 1, options.runs)
-        seconds: dict[str, float] = {}
-        for name, segmenter in contestants.items():
-            result = _process(segmenter, options, source, folder / name)
-            seconds[name] = result["seconds"]["total"] / result["frames"]
-            if name == "ours":
-                seconds |= {stage: result["seconds"][stage] / result["frames"] for stage in ("read", "write")}
-        rounds.append(seconds)
+    with progress("bench, whole runs", options.runs * len(contestants), unit="runs") as advance:
+        for _ in range(options.runs):
+            seconds: dict[str, float] = {}
+            for name, segmenter in contestants.items():
+                result = _process(segmenter, options, source, folder / name)
+                seconds[name] = result["seconds"]["total"] / result["frames"]
+                if name == "ours":
+                    seconds |= {stage: result["seconds"][stage] / result["frames"] for stage in ("read", "write")}
+                advance()
+            rounds.append(seconds)
     return _medians(rounds)
 
 

@@ -14,6 +14,7 @@ from mpvss.errors import DataError
 from mpvss.evaluation.results import WINDOW, CompareResult, Difference
 from mpvss.evaluation.run import RunDirectory
 from mpvss.metrics import ConfusionMatrix, MiouByDistance, RegionSimilarity, VideoConsistency
+from mpvss.progress import progress
 
 LEAST_UNITS = 10
 """Units (videos, or windows of one video) that an interval needs; docs/evaluation.md has the coverage measured."""
@@ -55,12 +56,15 @@ def compare(run_a: str | Path, run_b: str | Path, *, samples: int = 2000, seed: 
     number = min(len(one.counts) for one in units)
     units_a, units_b = (one.first(number) for one in units)
     difference = {}
-    for name in _COMPARED:
-        value_a, value_b = getattr(a, name), getattr(b, name)
-        if value_a is not None and value_b is not None:
-            known = int((units_a.known(name) & units_b.known(name)).sum())
-            interval = _too_few(known, unit) or _bootstrap(_statistic(name, units_a, units_b), number, samples, seed)
-            difference[name] = Difference(value_b - value_a, *interval)
+    with progress("compare", len(_COMPARED), unit="figures") as advance:
+        for name in _COMPARED:
+            value_a, value_b = getattr(a, name), getattr(b, name)
+            if value_a is not None and value_b is not None:
+                known = int((units_a.known(name) & units_b.known(name)).sum())
+                statistic = _statistic(name, units_a, units_b)
+                interval = _too_few(known, unit) or _bootstrap(statistic, number, samples, seed)
+                difference[name] = Difference(value_b - value_a, *interval)
+            advance()
     left_out = max(frames) - number * WINDOW if unit == "window" else 0
     return CompareResult(a, b, difference, unit, number, left_out, samples)
 

@@ -8,8 +8,7 @@ import logging
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mpvss._hub import download_weights, require_hub
+from mpvss._hub import download_weights, quiet_library, require_hub
 from mpvss._validate import convert, read_json, shown
 from mpvss._zoo import nearest_model
 from mpvss.errors import ModelError
@@ -273,23 +272,7 @@ def input_rule(settings: dict[str, Any], model_type: str, config: Any = None) ->
     )
 
 
-@contextmanager
-def _quiet_library() -> Iterator[None]:
-    """Without the library's progress bar over parameters and its advice about backbones."""
-    from transformers.utils import logging as library
-
-    verbosity, bar = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity_error()
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.set_verbosity(verbosity)
-        if bar:
-            library.enable_progress_bar()
-
-
-@_quiet_library()
+@quiet_library()
 def load_huggingface(
     model_id: str | Path,
     *,

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mpvss._hub import quiet_library
 from mpvss.convert.architectures import segmentor_config
 from mpvss.convert.checkpoint import load_motion
 from mpvss.datasets.pairs import Batch
@@ -447,7 +448,8 @@ def _start_from(motion: QueryFlow | PixelFlow, source: QueryFlow | PixelFlow, na
 def save_segmentor(segmentor: HuggingFaceSegmentor, directory: Path) -> None:
     """Write weights, configuration and input rule as ``load_segmentor`` reads them."""
     directory.mkdir(parents=True, exist_ok=True)
-    segmentor.model.save_pretrained(directory)
+    with quiet_library():
+        segmentor.model.save_pretrained(directory)
     rule = segmentor.rule
     size = None if rule.short_side is None else {"shortest_edge": rule.short_side}
     if size is not None and rule.long_side is not None:
