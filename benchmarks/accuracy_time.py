@@ -57,7 +57,7 @@ def measure(
         spent, count = 0.0, 0
         for clip in clips:
             frames = [Frame(i, Fraction(i) / clip.fps, clip.load_image(i)) for i in range(len(clip))]
-            session = segmenter.session(direction)
+            session = segmenter.session(direction=direction)
             began = clock()
             results = [result for frame in frames for result in session.push(frame)] + session.finish()
             spent, count = spent + clock() - began, count + len(frames)

@@ -16,14 +16,13 @@ from pathlib import Path
 from mpvss.batch import run as batch
 from mpvss.batch.chunks import Listing, join, list_frames, part_files, segment_part
 from mpvss.batch.worker import Outcome, Settings
-from mpvss.outputs.sinks import ProcessOptions
+from mpvss.options import BatchOptions, OutputOptions
 from mpvss.video import read
 
 
 def stages(video: str, seconds: float) -> dict[str, float]:
     """CPU milliseconds a frame."""
-    segmenter = Settings().load()
-    options = ProcessOptions(end=seconds)
+    segmenter = Settings().load().with_options(end=seconds)
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -35,12 +34,12 @@ def stages(video: str, seconds: float) -> dict[str, float]:
             return result
 
         frames = sum(1 for _ in read(video, end=seconds))
-        measure("one run", lambda: segmenter.process(video, folder / "whole", options), frames)
+        measure("one run", lambda: segmenter.process(video, folder / "whole"), frames)
         measure("read", lambda: sum(1 for _ in read(video, end=seconds)), frames)
         plan = measure(
             "list",
             lambda: list_frames(
-                segmenter, video, options, folder, direction=None, at_most=frames // 3, identity={}, beat=lambda: None
+                segmenter, video, folder, direction=None, at_most=frames // 3, identity={}, beat=lambda: None
             ),
             frames,
         )
@@ -48,13 +47,13 @@ def stages(video: str, seconds: float) -> dict[str, float]:
 
         def parts() -> None:
             for number in range(plan.segments):
-                segment_part(segmenter, video, options, plan, listing, number, folder, beat=lambda: None)
+                segment_part(segmenter, video, plan, listing, number, folder, beat=lambda: None)
 
         measure("segment", parts, frames)
         files = (folder / part_files(number)[0] for number in range(plan.segments))
         measure(
             "join",
-            lambda: join(segmenter, video, options, plan, files, folder / "joined", on_frame=lambda _: None),
+            lambda: join(segmenter, video, OutputOptions(), plan, files, folder / "joined", on_frame=lambda _: None),
             frames,
         )
         size = Path(video).stat().st_size
@@ -100,7 +99,7 @@ def driver(videos: int) -> dict[str, float]:
         for number in range(videos):
             (folder / "in" / f"{number}.mp4").touch()
         cpu, wall = time.process_time(), time.perf_counter()
-        batch.run_batch([str(folder / "in")], str(folder / "out"), Settings(split=0), batch.BatchOptions(workers=100))
+        batch.run_batch([str(folder / "in")], str(folder / "out"), Settings(split=0), BatchOptions(workers=100))
         return {
             "driver cpu": 1000 * (time.process_time() - cpu) / videos,
             "driver wall": 1000 * (time.perf_counter() - wall) / videos,

@@ -6,4 +6,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; proce
 
 from jaxtyping import install_import_hook
 
+import mpvss.options  # noqa: F401  before the hook: what it says itself about a value of a wrong type is tested
+
 install_import_hook("mpvss", "beartype.beartype")

@@ -51,12 +51,12 @@ from mpvss.datasets import open_dataset
 from mpvss.errors import MpvssError, OutputError
 from mpvss.evaluation.compare import compare
 from mpvss.evaluation.report import write_report
-from mpvss.evaluation.run import EvalOptions, RunDirectory, evaluate
+from mpvss.evaluation.run import RunDirectory, evaluate
 from mpvss.motion.dis import Dis, Hold
 from mpvss.motion.network.config import QueryFlowConfig
 from mpvss.motion.network.query_flow import QueryFlow
+from mpvss.options import EvalOptions
 from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, OverlayWriter
-from mpvss.outputs.sinks import ProcessOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors.onnx import ExportInfo
 from mpvss.segmentors.protocol import InputRule
@@ -223,7 +223,7 @@ def _write_mp4(path: Path, count: int) -> None:
 
 def _hold(data: str, **options: Any) -> EvalOptions:
     settings = {"propagator": "hold", "direction": "forward", "oracle": True, "interval": 2}
-    return EvalOptions(data, **(settings | options))
+    return EvalOptions(data=data, **(settings | options))
 
 
 # How it is mutated
@@ -514,7 +514,7 @@ def _segment(world: Path, out: Path, beat: Beat, rng: random.Random) -> None:
             raise MpvssError("enough")
 
     try:
-        segmenter.process(world, out, ProcessOptions(save=save, end=end), on_frame=on_frame)
+        segmenter.process(world, out, save=save, end=end, on_frame=on_frame)
     except OutputError as error:
         raise AssertionError("a damaged source was blamed on the output") from error
 

@@ -1,6 +1,8 @@
 """Small worlds for tests: random models, moving pictures, true labels as key states."""
 
+from dataclasses import fields
 from fractions import Fraction
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,6 +10,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from mpvss.batch.worker import Settings
+from mpvss.options import OutputOptions
 from mpvss.segmentors.protocol import InputRule, Prediction
 from mpvss.types import Frame
 
@@ -46,3 +50,17 @@ class ColourSegmentor:
         masks = torch.cat([(small - small.mean(1, keepdim=True)) * 20, small[:, :1]], 1)
         classes = torch.cat([torch.eye(4) * 9, torch.zeros(4, 0)], 1).expand(len(images), 4, 4)
         return Prediction(classes, masks, torch.zeros(len(images), 4, 8))
+
+
+def batch_settings(split: int = 1500, **options: Any) -> Settings:
+    """Settings of a batch from options of either class by their names."""
+    return changed(Settings(split=split), **options)
+
+
+def changed(settings: Settings, **options: Any) -> Settings:
+    """The same settings but for these options of either class, or ``split``."""
+    split = options.pop("split", settings.split)
+    of_output = {each.name for each in fields(OutputOptions)}
+    output = settings.output.replace(**{name: value for name, value in options.items() if name in of_output})
+    segment = settings.segment.replace(**{name: value for name, value in options.items() if name not in of_output})
+    return Settings(segment, output, split)

@@ -62,7 +62,7 @@ def given(folder, masks):
 
 def filled(video, masks, out, filler=None, **options):
     summary = propagate(video, masks, out, filler or Filler(Hold()), **options)
-    frames = list(LabelReader(summary["outputs"]["labels"]))
+    frames = list(LabelReader(summary.outputs["labels"]))
     assert [frame[0] for frame in frames] == list(range(12))
     return summary, [frame[2] for frame in frames], [frame[3] for frame in frames]
 
@@ -157,7 +157,7 @@ def test_given_masks_come_back_bit_for_bit(video, tmp_path, ids, dtype, directio
         video, folder, tmp_path / "out", Filler(Dis(), direction=direction), save=("labels", "png", "overlay")
     )
     assert [index for index, key in enumerate(keys) if key] == [0, 3, 4, 9]
-    assert (summary["frames"], summary["key_frames"], summary["unlabelled"]) == (12, 4, 0)
+    assert (summary.frames, summary.key_frames, summary.unlabelled) == (12, 4, 0)
     for name, mask in masks.items():
         assert found[int(name)].dtype == dtype
         np.testing.assert_array_equal(found[int(name)], mask)
@@ -171,7 +171,7 @@ def test_given_masks_come_back_bit_for_bit(video, tmp_path, ids, dtype, directio
 def test_forward_hold_repeats_the_mask_before_over_uneven_gaps(video, tmp_path):
     masks = given(tmp_path / "masks", {"2": flat(7), "3": flat(700), "8": noise([1, 2])})
     summary, found, _ = filled(video, masks, tmp_path / "out", Filler(Hold(), direction="forward"))
-    assert summary["unlabelled"] == 2
+    assert summary.unlabelled == 2
     expected = [flat(65535)] * 2 + [flat(7)] + [flat(700)] * 5 + [noise([1, 2])] * 4
     for labels, wanted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(labels, wanted)
@@ -180,7 +180,7 @@ def test_forward_hold_repeats_the_mask_before_over_uneven_gaps(video, tmp_path):
 def test_both_fills_what_lies_before_the_first_mask_and_takes_the_nearer_one_between(still, tmp_path):
     masks = given(tmp_path / "masks", {"3": flat(1), "9": flat(2)})
     summary, found, _ = filled(still, masks, tmp_path / "out")
-    assert summary["unlabelled"] == 0
+    assert summary.unlabelled == 0
     assert [int(labels[0, 0]) for labels in found[:6]] == [1] * 6
     assert [int(labels[0, 0]) for labels in found[7:]] == [2] * 5  # frame 6 is as near to one as to the other
     assert all(len(np.unique(labels)) == 1 for labels in found)
@@ -327,11 +327,11 @@ def test_masks_are_named_as_the_images_of_a_folder(tmp_path, caplog):
         save(tmp_path / "numbers" / f"{index + 1}.jpg", moving_frames(4, SIZE)[index].rgb)
     masks = given(tmp_path / "masks", {"cam_0101.5": flat(1), "cam_0104": flat(2)})
     summary = propagate(tmp_path / "cam", masks, tmp_path / "out", Filler(Hold()))
-    assert [key for *_, key in LabelReader(summary["outputs"]["labels"])] == [False, True, False, True]
+    assert [key for *_, key in LabelReader(summary.outputs["labels"])] == [False, True, False, True]
     assert (tmp_path / "out" / "cam.png" / "cam_0103.png").is_file()
     masks = given(tmp_path / "more", {"1": flat(1), "4": flat(2)})
     summary = propagate(tmp_path / "numbers", masks, tmp_path / "out", Filler(Hold()))
-    assert [key for *_, key in LabelReader(summary["outputs"]["labels"])] == [True, False, False, True]
+    assert [key for *_, key in LabelReader(summary.outputs["labels"])] == [True, False, False, True]
     assert "masks belong to the images of their names: 1.png to frame 0" in caplog.text
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import ColourSegmentor, moving_frames
+from helpers import ColourSegmentor, batch_settings, changed, moving_frames
 from mpvss import cli
 from mpvss.batch import chunks as segments
 from mpvss.batch import run as run_module
@@ -34,13 +34,13 @@ from mpvss.batch.copies import SourceCopies, machine_folder
 from mpvss.batch.listed import FrameList, fingerprint, read_listed
 from mpvss.batch.local import LocalEngine
 from mpvss.batch.manifest import Manifest, lock, unlock
-from mpvss.batch.run import BatchOptions, in_shard, run_batch
-from mpvss.batch.single import process_in_segments
+from mpvss.batch.run import in_shard, run_batch
+from mpvss.batch.single import process_in_chunks
 from mpvss.batch.storage import Job, expand, fetch
 from mpvss.batch.worker import Outcome, Settings, Worker
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.motion.dis import Dis, Hold
-from mpvss.outputs.sinks import ProcessOptions
+from mpvss.options import BatchOptions, OutputOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.video import read
 from mpvss.video.media import VideoMedia
@@ -227,16 +227,16 @@ def test_segments_have_at_least_a_frame():
 def in_segments(segmenter, source, folder, options, direction, at_most, order=1):
     """As workers do it, in any order."""
     folder.mkdir()
-    plan = list_frames(
-        segmenter, source, options, folder, direction=direction, at_most=at_most, identity={}, beat=lambda: None
-    )
+    output = OutputOptions(**{name: value for name, value in options.items() if name == "save"})
+    segmenter = segmenter.with_options(**{name: value for name, value in options.items() if name != "save"})
+    plan = list_frames(segmenter, source, folder, direction=direction, at_most=at_most, identity={}, beat=lambda: None)
     assert segments.Plan.read(folder) == plan
     listing = Listing.read(folder / segments.FRAMES)
     for number in range(plan.segments)[::order]:
-        segment_part(segmenter, source, options, plan, listing, number, folder, beat=lambda: None)
+        segment_part(segmenter, source, plan, listing, number, folder, beat=lambda: None)
     parts = (folder / part_files(number)[0] for number in range(plan.segments))
     out = folder / "out"
-    join(segmenter, source, options, plan, parts, out, on_frame=lambda _: None)
+    join(segmenter, source, output, plan, parts, out, on_frame=lambda _: None)
     return plan, {name.removeprefix("video"): content for name, content in tree(out).items()}
 
 
@@ -245,8 +245,8 @@ def in_segments(segmenter, source, folder, options, direction, at_most, order=1)
 @pytest.mark.parametrize("propagator", [Dis, Hold, lambda: None])
 def test_segments_join_to_the_bytes_of_one_run(clip, tmp_path, motion, direction, propagator):
     segmenter = VideoSegmenter(ColourSegmentor(), propagator(), motion=motion, interval=6)
-    options = ProcessOptions(save=("overlay", "labels", "png"))
-    segmenter.process(clip, tmp_path / "whole", options, direction=direction)
+    options = {"save": ("overlay", "labels", "png")}
+    segmenter.process(clip, tmp_path / "whole", **options, direction=direction)
     plan, found = in_segments(segmenter, clip, tmp_path / "parts", options, direction, 7, order=-1)
     assert plan.segments >= 4
     assert found == {name.removeprefix("clip"): content for name, content in tree(tmp_path / "whole").items()}
@@ -257,8 +257,8 @@ def test_segments_join_to_the_bytes_of_one_run(clip, tmp_path, motion, direction
 def test_segments_of_difficult_videos(tmp_path, kind, cuts):
     source = KINDS[kind](tmp_path)
     segmenter = colour_segmenter(interval=5, cuts=cuts)
-    options = ProcessOptions(start="0.01", stride=2, classes=("red", "blue"))
-    segmenter.process(source, tmp_path / "whole", options)
+    options = {"start": "0.01", "stride": 2, "classes": ("red", "blue")}
+    segmenter.process(source, tmp_path / "whole", **options)
     _, found = in_segments(segmenter, source, tmp_path / "parts", options, None, 5)
     assert found == {name.removeprefix("clip"): content for name, content in tree(tmp_path / "whole").items()}
 
@@ -266,7 +266,7 @@ def test_segments_of_difficult_videos(tmp_path, kind, cuts):
 # --- segment --resume
 
 
-SETTINGS = Settings(interval=5, split=8)
+SETTINGS = batch_settings(interval=5, split=8)
 
 
 class Killed(BaseException):
@@ -290,15 +290,15 @@ def test_a_killed_run_goes_on_after_its_last_segment(clip, tmp_path, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(f"mpvss.batch.single.{'segment_part' if name == 'part' else 'join'}", dying)
             with pytest.raises(Killed):
-                process_in_segments(segmenter, str(clip), out, SETTINGS)
+                process_in_chunks(segmenter, str(clip), out, SETTINGS)
         calls.append(segmenter.segmentor.calls)
         assert [path.name for path in out.iterdir()] == [".clip.parts"]
-    summary = process_in_segments(segmenter, str(clip), out, SETTINGS)
+    summary = process_in_chunks(segmenter, str(clip), out, SETTINGS)
     assert calls[0] > 0
     assert segmenter.segmentor.calls == calls[1]  # the segments were all there
     assert tree(out) == tree(tmp_path / "whole")
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
-    assert (summary["frames"], set(summary["seconds"])) == (40, {"list", "segment", "join", "total"})
+    assert (summary.frames, set(summary.seconds)) == (40, {"list", "segment", "join", "total"})
 
 
 def test_a_damaged_segment_of_a_killed_run_is_done_again(clip, tmp_path, monkeypatch, caplog):
@@ -306,9 +306,9 @@ def test_a_damaged_segment_of_a_killed_run_is_done_again(clip, tmp_path, monkeyp
     out = tmp_path / "OUT"
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
-        process_in_segments(colour_segmenter(interval=5), str(clip), out, SETTINGS)
+        process_in_chunks(colour_segmenter(interval=5), str(clip), out, SETTINGS)
     flip_a_bit(out / ".clip.parts" / "00001.labels.mkv")
-    process_in_segments(colour_segmenter(interval=5), str(clip), out, SETTINGS)
+    process_in_chunks(colour_segmenter(interval=5), str(clip), out, SETTINGS)
     assert "a finished chunk is damaged, and done again" in caplog.text
     assert tree(out) == tree(tmp_path / "whole")
 
@@ -316,10 +316,10 @@ def test_a_damaged_segment_of_a_killed_run_is_done_again(clip, tmp_path, monkeyp
 def test_results_that_came_meanwhile_are_not_replaced_by_a_run_that_goes_on(clip, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
-        process_in_segments(colour_segmenter(interval=5), str(clip), tmp_path, SETTINGS)
+        process_in_chunks(colour_segmenter(interval=5), str(clip), tmp_path, SETTINGS)
     (tmp_path / "clip.json").write_text("of another run")
     with pytest.raises(OutputError, match=r"clip.json exists already"):
-        process_in_segments(colour_segmenter(interval=5), str(clip), tmp_path, SETTINGS)
+        process_in_chunks(colour_segmenter(interval=5), str(clip), tmp_path, SETTINGS)
 
 
 def test_another_option_or_source_is_not_gone_on_with(clip, tmp_path, monkeypatch):
@@ -328,23 +328,25 @@ def test_another_option_or_source_is_not_gone_on_with(clip, tmp_path, monkeypatc
     segmenter, out = colour_segmenter(interval=5), tmp_path / "OUT"
     monkeypatch.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        process_in_segments(segmenter, str(source), out, SETTINGS)
+        process_in_chunks(segmenter, str(source), out, SETTINGS)
     with pytest.raises(ConfigError, match="interval was 5, now 6; give the same, or remove it to start anew"):
-        process_in_segments(segmenter, str(source), out, replace(SETTINGS, interval=6))
+        process_in_chunks(segmenter, str(source), out, changed(SETTINGS, interval=6))
     held = lock(out / ".clip.parts" / "lock")
     with pytest.raises(OutputError, match="another run is writing there"):
-        process_in_segments(segmenter, str(source), out, SETTINGS)
+        process_in_chunks(segmenter, str(source), out, SETTINGS)
     unlock(held)
     os.utime(source, (1, 1))
     with pytest.raises(SourceError, match=r"has changed since .* was begun: remove the folder"):
-        process_in_segments(segmenter, str(source), out, SETTINGS)
+        process_in_chunks(segmenter, str(source), out, SETTINGS)
 
 
 def as_the_version_before(settings):
     """Settings as the version before described them, without the options that came later."""
     about = settings.describe()
-    kept = ("save", "alpha", "classes", "legend", "compare", "start", "end", "stride")
-    return about | {"options": {name: about["options"][name] for name in kept}}
+    nested = ("save", "alpha", "classes", "legend", "compare", "start", "end", "stride")
+    flat = ("mpvss", "model", "propagator", "motion", "direction", "interval", "cuts", "short_side", "device", "dtype")
+    values = {name: about[name] for name in (*flat, "split", "threads")}
+    return values | {"options": {name: about[name] for name in nested}}
 
 
 NEWER = [
@@ -352,17 +354,25 @@ NEWER = [
     ("min_score", 0.5, "min_score was 0.0, now 0.5"),
     ("fps", "30", "fps was None, now '30'"),
     ("video_stream", 1, "video_stream was None, now 1"),
+    ("backend", "onnx", "backend was 'torch', now 'onnx'"),
+    ("confidence", True, "confidence was False, now True"),
+    ("fast", False, "fast was True, now False"),
+    ("schedule", None, None),
+    ("tolerance", 0.5, "tolerance was 0.001, now 0.5"),
 ]
 
 
 def test_every_newer_option_has_a_test():
-    before = as_the_version_before(Settings())["options"]
-    assert set(Settings().describe()["options"]) - set(before) == {name for name, *_ in NEWER}
+    before = as_the_version_before(batch_settings())
+    known = {*before, *before["options"]} - {"options"}
+    assert set(batch_settings().describe()) - known == {name for name, *_ in NEWER}
 
 
 @pytest.mark.parametrize(("name", "value", "message"), NEWER)
 def test_options_that_a_version_did_not_have_were_at_their_defaults(name, value, message):
-    newer = replace(SETTINGS, options=ProcessOptions(**{name: value}))
+    if value is None:  # there is but one
+        return
+    newer = changed(SETTINGS, **{name: value})
     assert SETTINGS.difference(as_the_version_before(SETTINGS)) is None
     assert newer.difference(as_the_version_before(SETTINGS)) == message
     # And the other way round: what was given once is not dropped without a word.
@@ -389,39 +399,39 @@ def test_a_run_begun_by_the_version_before_is_gone_on_with(clip, tmp_path, monke
     with monkeypatch.context() as killed:
         killed.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            process_in_segments(segmenter, str(clip), out, SETTINGS)
+            process_in_chunks(segmenter, str(clip), out, SETTINGS)
     path = out / ".clip.parts" / "plan.json"
     plan = json.loads(path.read_text())
     plan.pop("crc32", None)  # which the version before did not write
     plan["identity"] = {key: plan["identity"][key] for key in ("source", "stamp")} | as_the_version_before(SETTINGS)
     path.write_text(json.dumps(plan))
     with pytest.raises(ConfigError, match=r"min_score was 0\.0, now 0\.5; give the same, or remove it to start anew"):
-        process_in_segments(segmenter, str(clip), out, replace(SETTINGS, options=ProcessOptions(min_score=0.5)))
+        process_in_chunks(segmenter, str(clip), out, changed(SETTINGS, min_score=0.5))
     calls = segmenter.segmentor.calls
-    process_in_segments(segmenter, str(clip), out, SETTINGS)
+    process_in_chunks(segmenter, str(clip), out, SETTINGS)
     assert segmenter.segmentor.calls == calls  # the segments were all there
-    process_in_segments(segmenter, str(clip), tmp_path / "whole", SETTINGS)
+    process_in_chunks(segmenter, str(clip), tmp_path / "whole", SETTINGS)
     assert tree(out) == tree(tmp_path / "whole")
 
 
 def test_a_run_in_segments_does_not_replace_what_is_there(clip, tmp_path):
     (tmp_path / "clip.json").touch()
     with pytest.raises(OutputError, match=r"clip.json exists already"):
-        process_in_segments(colour_segmenter(), str(clip), tmp_path, SETTINGS)
+        process_in_chunks(colour_segmenter(), str(clip), tmp_path, SETTINGS)
     with pytest.raises(ValueError, match="a comparison cannot be made in segments"):
-        process_in_segments(colour_segmenter(), str(clip), tmp_path, Settings(options=ProcessOptions(compare=True)))
-    with pytest.raises(ValueError, match="split must be 0, for never, or a number of frames, found -1"):
-        Settings(split=-1)
+        process_in_chunks(colour_segmenter(), str(clip), tmp_path, batch_settings(compare=True))
+    with pytest.raises(ValueError, match="split must be at least 0, got -1"):
+        BatchOptions(split=-1)
 
 
 @pytest.mark.parametrize("name", [segments.PLAN, segments.FRAMES])
 def test_a_damaged_plan_is_reported(clip, tmp_path, name, monkeypatch):
     monkeypatch.setattr("mpvss.batch.single.join", lambda *_, **__: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        process_in_segments(colour_segmenter(), str(clip), tmp_path, SETTINGS)
+        process_in_chunks(colour_segmenter(), str(clip), tmp_path, SETTINGS)
     (tmp_path / ".clip.parts" / name).write_bytes(b"[1]")
     with pytest.raises(DataError, match=r"found other data: remove .*\.clip\.parts"):
-        process_in_segments(colour_segmenter(), str(clip), tmp_path, SETTINGS)
+        process_in_chunks(colour_segmenter(), str(clip), tmp_path, SETTINGS)
 
 
 def test_a_listing_with_columns_that_do_not_fit_or_objects_is_refused_unread(clip, tmp_path):
@@ -444,14 +454,11 @@ def test_a_listing_with_columns_that_do_not_fit_or_objects_is_refused_unread(cli
 @pytest.mark.parametrize(("direction", "more"), [("forward", 0), ("both", 1)])
 def test_a_segment_costs_its_own_key_frames_and_the_one_after_where_that_counts(clip, tmp_path, direction, more):
     segmenter = colour_segmenter(interval=5, cuts=False)
-    options = ProcessOptions()
-    plan = list_frames(
-        segmenter, clip, options, tmp_path, direction=direction, at_most=10, identity={}, beat=lambda: None
-    )
+    plan = list_frames(segmenter, clip, tmp_path, direction=direction, at_most=10, identity={}, beat=lambda: None)
     listing = Listing.read(tmp_path / segments.FRAMES)
     for number, (first, end) in enumerate(pairwise(plan.bounds)):
         before = segmenter.segmentor.calls
-        segment_part(segmenter, clip, options, plan, listing, number, tmp_path, beat=lambda: None)
+        segment_part(segmenter, clip, plan, listing, number, tmp_path, beat=lambda: None)
         own = int(listing.keys[first:end].sum())
         assert segmenter.segmentor.calls - before == own + (more if end < plan.frames else 0)
 
@@ -570,7 +577,7 @@ def test_a_link_is_no_folder_of_unfinished_work(inline, clip, tmp_path):
     out = tmp_path / "OUT"
     out.mkdir()
     for name, run in {
-        ".clip.parts": lambda: process_in_segments(colour_segmenter(), str(clip), out, SETTINGS),
+        ".clip.parts": lambda: process_in_chunks(colour_segmenter(), str(clip), out, SETTINGS),
         ".mpvss-work": lambda: run_batch([str(clip)], str(out), HOLD, TWO),
     }.items():
         for target in ("elsewhere", "gone"):
@@ -765,13 +772,13 @@ def test_shards_are_disjoint_and_complete(shards):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"engine": "dask"}, "engine must be one of local, ray, found 'dask'"),
-        ({"workers": 0}, "workers must be at least 1, found 0"),
-        ({"retries": -1}, "retries must be 0 or more, found -1"),
-        ({"stall": 0}, "stall must be at least 1 second, found 0"),
-        ({"ray_address": "auto"}, "a ray address is for engine ray"),
+        ({"engine": "dask"}, "engine must be one of local, ray, got 'dask'"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"retries": -1}, "retries must be at least 0, got -1"),
+        ({"stall": 0}, "stall must be at least 1, got 0"),
+        ({"ray_address": "auto"}, "ray_address is for engine ray"),
         ({"ray_address": "auto", "engine": "ray"}, "say how many workers"),
-        ({"shard": (3, 2)}, "shard must be i/n with i from 1 to n, found 3/2"),
+        ({"shard": (3, 2)}, "shard must be i/n with i from 1 to n, got 3/2"),
         ({"resume": True, "overwrite": True}, "choose one"),
     ],
 )
@@ -823,9 +830,7 @@ def inline(monkeypatch):
     makers = {"dis": Dis, "hold": Hold, "none": lambda: None}
 
     def load(self, device=None):
-        return VideoSegmenter(
-            ColourSegmentor(), makers[self.propagator](), motion=self.motion, interval=self.interval, cuts=self.cuts
-        )
+        return VideoSegmenter(ColourSegmentor(), makers[self.segment.propagator](), self.segment)
 
     monkeypatch.setattr(Settings, "load", load)
     monkeypatch.setattr(run_module, "LocalEngine", Engine)
@@ -833,7 +838,7 @@ def inline(monkeypatch):
     return runs
 
 
-HOLD = Settings(propagator="hold", interval=5, split=20)
+HOLD = batch_settings(propagator="hold", interval=5, split=20)
 TWO = BatchOptions(workers=2)
 
 
@@ -855,14 +860,14 @@ def events(out, *kinds):
 
 
 def states(found):
-    return {item["name"]: item["state"] for item in found["items"]}
+    return {item["name"]: item["state"] for item in found.items}
 
 
 def test_a_broken_video_does_not_stop_the_others(inline, videos, tmp_path):
     out = tmp_path / "OUT"
     found = run_batch([str(videos)], str(out), HOLD, TWO)
     assert states(found) == {"a/one": "done", "broken": "failed", "long": "done", "two": "done"}
-    assert (found["done"], found["failed"], found["skipped"]) == (3, 1, 0)
+    assert (found.done, found.failed, found.skipped) == (3, 1, 0)
     (failed,) = events(out, "failed")
     assert (failed["item"], failed["attempts"]) == ("broken", 1)  # what does not decode will not decode
     assert "no known video format" in failed["error"]
@@ -889,7 +894,7 @@ def test_resuming_does_what_is_not_whole(inline, videos, tmp_path):
 
 def test_checksums_find_what_sizes_do_not(inline, videos, tmp_path):
     out = tmp_path / "OUT"
-    settings = replace(HOLD, options=ProcessOptions(save=("labels", "png")))
+    settings = changed(HOLD, save=("labels", "png"))
     run_batch([str(videos)], str(out), settings, TWO)
     whole = tree(out)
     for name in ("two.labels.mkv", "a/one.png/000003.png"):
@@ -907,9 +912,9 @@ def test_a_batch_is_gone_on_with_only_as_it_was_begun(inline, videos, tmp_path):
     with pytest.raises(OutputError, match=r"manifest.jsonl exists already: pass --resume"):
         run_batch([str(videos)], str(out), HOLD, TWO)
     with pytest.raises(ConfigError, match=r"was begun with other options: alpha was 0\.5, now 0.25"):
-        run_batch([str(videos)], str(out), replace(HOLD, options=ProcessOptions(alpha=0.25)), replace(TWO, resume=True))
+        run_batch([str(videos)], str(out), changed(HOLD, alpha=0.25), replace(TWO, resume=True))
     found = run_batch([str(videos)], str(out), replace(HOLD, interval=3), replace(TWO, overwrite=True))
-    assert found["done"] == 3
+    assert found.done == 3
     assert json.loads((out / "two.json").read_text())["options"]["interval"] == 3
 
 
@@ -924,7 +929,7 @@ def test_a_batch_begun_by_the_version_before_is_gone_on_with(inline, videos, tmp
     assert states(run_batch([str(videos)], str(out), HOLD, replace(TWO, resume=True)))["long"] == "skipped"
     assert (out / "two.labels.mkv").is_file()
     with pytest.raises(ConfigError, match="deinterlace was 'auto', now 'off'; give the same, or choose another"):
-        other = replace(HOLD, options=ProcessOptions(deinterlace="off"))
+        other = changed(HOLD, deinterlace="off")
         run_batch([str(videos)], str(out), other, replace(TWO, resume=True))
 
 
@@ -934,7 +939,7 @@ def test_what_another_program_wrote_is_not_replaced(inline, videos, tmp_path):
     (out / "two.overlay.mp4").write_text("precious")
     for options in (TWO, replace(TWO, resume=True)):
         found = run_batch([str(videos)], str(out), HOLD, options)
-        (item,) = [item for item in found["items"] if item["name"] == "two"]
+        (item,) = [item for item in found.items if item["name"] == "two"]
         assert item["state"] == "failed"
         assert item["error"].startswith("two.overlay.mp4 exists already; pass --overwrite")
         assert (out / "two.overlay.mp4").read_text() == "precious"
@@ -954,7 +959,7 @@ def test_a_dead_worker_is_an_attempt(inline, videos, tmp_path, monkeypatch):
     out = tmp_path / "OUT"
     found = run_batch([str(videos)], str(out), HOLD, TWO)
     assert states(found) == {"a/one": "done", "broken": "failed", "long": "done", "two": "failed"}
-    attempts = {item["name"]: item["attempts"] for item in found["items"]}
+    attempts = {item["name"]: item["attempts"] for item in found.items}
     assert attempts == {"a/one": 1, "broken": 1, "long": 3, "two": 3}
     assert len(events(out, "retry")) == 4
 
@@ -971,7 +976,7 @@ def test_a_preempted_task_is_no_failed_try(inline, videos, tmp_path, monkeypatch
     monkeypatch.setattr(InlineEngine, "fault", staticmethod(fault))
     found = run_batch([str(videos / "long.mp4")], str(tmp_path / "OUT"), HOLD, replace(TWO, retries=0))
     assert states(found) == {"long": "done"}
-    assert found["items"][0]["attempts"] == 1
+    assert found.items[0]["attempts"] == 1
     assert len(events(tmp_path / "OUT", "retry")) == 3 * 4  # the video, two segments, the join
     assert len(events(tmp_path / "OUT", "start")) == 1
 
@@ -1037,7 +1042,7 @@ def test_a_damaged_segment_is_made_anew(inline, videos, tmp_path, monkeypatch, d
     monkeypatch.setattr(InlineEngine, "fault", staticmethod(fault))
     found = run_batch([str(videos / "long.mp4")], str(out), HOLD, TWO)
     assert states(found) == {"long": "done"}
-    assert found["items"][0]["attempts"] == 1  # only the segment is done again
+    assert found.items[0]["attempts"] == 1  # only the segment is done again
     VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(videos / "long.mp4"), tmp_path / "whole")
     assert tree(out) == tree(tmp_path / "whole")
 
@@ -1053,7 +1058,7 @@ def test_a_bug_is_the_failure_of_its_video(inline, videos, tmp_path, monkeypatch
     monkeypatch.setattr(VideoSegmenter, "process", failing)
     with caplog.at_level(logging.CRITICAL):
         found = run_batch([str(videos)], str(tmp_path / "OUT"), HOLD, replace(TWO, retries=1))
-    (item,) = [item for item in found["items"] if item["name"] == "two"]
+    (item,) = [item for item in found.items if item["name"] == "two"]
     assert (item["state"], item["attempts"], item["error"]) == ("failed", 2, "ZeroDivisionError: by zero")
 
 
@@ -1088,8 +1093,8 @@ def test_names_that_are_difficult(inline, tmp_path):
     out = tmp_path / "OUT"
     found = run_batch([str(folder)], str(out), HOLD, TWO)
     assert set(states(found).values()) == {"done"}
-    assert all(len(os.fsencode(item["name"])) <= 200 for item in found["items"])
-    assert any("ü" * 90 in item["name"] for item in found["items"])
+    assert all(len(os.fsencode(item["name"])) <= 200 for item in found.items)
+    assert any("ü" * 90 in item["name"] for item in found.items)
     again = run_batch([str(folder)], str(out), HOLD, replace(TWO, resume=True))
     assert set(states(again).values()) == {"skipped"}
     assert (out / "[1].labels.mkv").is_file()
@@ -1231,7 +1236,7 @@ def test_web_addresses_are_downloaded_whole_or_fail(inline, web, videos, tmp_pat
     out = tmp_path / "OUT"
     found = run_batch(urls, str(out), HOLD, replace(TWO, retries=1))
     assert states(found) == {"gone": "failed", "long one": "done", "short": "failed", "two": "done"}
-    assert {item["name"]: item["attempts"] for item in found["items"]} == {
+    assert {item["name"]: item["attempts"] for item in found.items} == {
         "gone": 2,
         "long one": 1,
         "short": 2,
@@ -1250,7 +1255,7 @@ def test_a_worker_that_gets_nothing_done_is_ended(web, tmp_path):
     options = BatchOptions(workers=1, retries=0, stall=2)
     found = run_batch([f"{address}/stuck.mp4"], str(tmp_path / "OUT"), HOLD, options)
     assert states(found) == {"stuck": "failed"}
-    assert found["items"][0]["error"] == ("its worker got nothing done for 2 s and was ended; --stall allows more")
+    assert found.items[0]["error"] == ("its worker got nothing done for 2 s and was ended; --stall allows more")
 
 
 class HangsOnce(ColourSegmentor):
@@ -1357,7 +1362,7 @@ def test_object_stores_are_read_and_written(inline, bucket, videos, tmp_path):
     for path in videos.rglob("*.mp4"):
         bucket.put_file(str(path), f"bucket/in/{path.relative_to(videos)}")
     assert [job.name for job in expand(["s3://bucket/in/*.mp4"])] == ["broken", "long", "two"]
-    settings = replace(HOLD, options=ProcessOptions(save=("overlay", "labels", "png")))
+    settings = changed(HOLD, save=("overlay", "labels", "png"))
     with pytest.raises(ConfigError, match=r"s3://bucket/out is not on this machine.*give --state a directory"):
         run_batch(["s3://bucket/in"], "s3://bucket/out", settings, TWO)
     options = replace(TWO, state=tmp_path / "state")
@@ -1374,7 +1379,7 @@ def test_object_stores_are_read_and_written(inline, bucket, videos, tmp_path):
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["manifest.jsonl"]
     (tmp_path / "other").mkdir()
     found = run_batch(["s3://bucket/in/two.mp4"], "s3://bucket/out", settings, replace(TWO, state=tmp_path / "other"))
-    assert found["items"][0]["error"].startswith("two.json exists already")
+    assert found.items[0]["error"].startswith("two.json exists already")
     bucket.rm("bucket/out/long.json")
     bucket.pipe_file("bucket/out/two.png/000000.png", bytes(bucket.info("bucket/out/two.png/000000.png")["size"]))
     bucket.invalidate_cache()
@@ -1409,7 +1414,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path):
 
 def test_workers_that_cannot_load_the_model_end_the_batch(videos, tmp_path):
     """With real processes: the first thing they do fails, and takes nothing long."""
-    settings = Settings(model=str(tmp_path / "nothing"))
+    settings = batch_settings(model=str(tmp_path / "nothing"))
     with pytest.raises(MpvssError, match="nothing"):
         run_batch([str(videos)], str(tmp_path / "OUT"), settings, BatchOptions(workers=1))
     assert [path.name for path in (tmp_path / "OUT").iterdir()] == ["manifest.jsonl"]
@@ -1482,7 +1487,7 @@ def test_segment_resume_writes_what_segment_writes(command, videos, tmp_path, mo
 @pytest.mark.soak
 def test_ray_does_what_processes_do(videos, tmp_path):
     """A cluster on this machine, with real networks; an actor that dies is a try."""
-    settings = Settings(propagator="hold", interval=5, split=20)
+    settings = batch_settings(propagator="hold", interval=5, split=20)
     local = run_batch([str(videos)], str(tmp_path / "local"), settings, BatchOptions(workers=1))
     assert states(local) == {"a/one": "done", "broken": "failed", "long": "done", "two": "done"}
     killed = []
@@ -1555,7 +1560,7 @@ def test_a_worker_has_the_threads_it_is_given():
         )
         assert done.stdout.split() == [str(threads)] * 2
     with pytest.raises(ValueError, match="threads must be at least 1, found 0"):
-        Settings(threads=0)
+        batch_settings(threads=0)
 
 
 def test_ray_that_is_not_installed_is_named(videos, tmp_path, monkeypatch):
@@ -1569,7 +1574,7 @@ def test_downloads_have_a_bound(inline, web, videos, tmp_path, monkeypatch):
     (folder / "two.mp4").write_bytes((videos / "two.mp4").read_bytes())
     monkeypatch.setattr(sys.modules[fetch.__module__], "_MOST_DOWNLOADED", 1000)
     found = run_batch([f"{address}/two.mp4"], str(tmp_path / "OUT"), HOLD, replace(TWO, retries=1))
-    (item,) = found["items"]
+    (item,) = found.items
     assert (item["state"], item["attempts"]) == ("failed", 1)  # trying again would not help
     with pytest.raises(SourceError, match=r"expected at most 1000 bytes from .*two\.mp4, got \d+: download it"):
         fetch(f"{address}/two.mp4", tmp_path / "scratch")
@@ -1580,9 +1585,9 @@ def test_a_range_of_a_batch_counts_from_the_first_frame(inline, clip, tmp_path, 
     source = write_video(
         tmp_path / "late.mkv", pictures(), times=range(25 * start, 25 * start + 40), time_base=Fraction(1, 25), g=12
     )
-    options = ProcessOptions(start="0.2", end="1.2")
+    options = {"start": "0.2", "end": "1.2"}
     run_batch([str(source)], str(tmp_path / "OUT"), replace(HOLD, options=options, split=10), TWO)
-    VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(source), tmp_path / "whole", options)
+    VideoSegmenter(ColourSegmentor(), Hold(), interval=5).process(str(source), tmp_path / "whole", **options)
     assert Pictures(tmp_path / "OUT" / "late.overlay.mp4") == Pictures(tmp_path / "whole" / "late.overlay.mp4")
     found, whole = (json.loads((tmp_path / where / "late.json").read_text()) for where in ("OUT", "whole"))
     assert found["frames"] == whole["frames"]

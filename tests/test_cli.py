@@ -25,10 +25,11 @@ from safetensors.torch import load_file, save_file
 import mpvss
 from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
+from mpvss.cli.segment import _expected_frames
 from mpvss.errors import ModelError, MpvssError
 from mpvss.motion.dis import Dis, Hold
+from mpvss.options import SegmentOptions
 from mpvss.outputs import LabelReader, OverlayWriter
-from mpvss.outputs.sinks import ProcessOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.video import probe, read
 from test_video_reader import cut_off, write_video
@@ -58,13 +59,11 @@ def colour(monkeypatch):
     """The command works with a model that needs no loading; the list holds what it was asked to load."""
     asked = []
 
-    def from_pretrained(model, *, propagator, motion, interval, cuts, short_side, **rest):
+    def from_pretrained(model, *, options=None, **overrides):
         asked.append(model)
+        options = (options or SegmentOptions()).replace(**overrides)
         makers = {"auto": Dis, "dis": Dis, "hold": Hold, "none": lambda: None}
-        chosen = makers[propagator]()
-        return VideoSegmenter(
-            ColourSegmentor(), chosen, motion=motion, interval=interval, cuts=cuts, short_side=short_side
-        )
+        return VideoSegmenter(ColourSegmentor(), makers[options.propagator](), options)
 
     monkeypatch.setattr(VideoSegmenter, "from_pretrained", from_pretrained)
     monkeypatch.setattr("mpvss._zoo.known_classes", lambda _: None)
@@ -440,7 +439,7 @@ def test_an_output_directory_that_takes_no_files(segment, clip, monkeypatch, tmp
 def test_sources_of_one_name_are_refused_before_any_work(segment, colour, clip, tmp_path):
     (tmp_path / "other").mkdir()
     other = shutil.copy(clip, tmp_path / "other" / "clip.mp4")
-    parts = ("expected sources with different names", f"found {clip} and {other}", "clip.*: give each a command")
+    parts = ("expected sources with different names", f"got {clip} and {other}", "clip.*: give each a command")
     refused(segment(clip, other), *parts)
     refused(segment(clip, other, "--overwrite"), *parts)
     assert colour == []
@@ -453,9 +452,9 @@ def test_sources_of_one_name_are_refused_before_any_work(segment, colour, clip, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--save", "nonsense"), "save takes overlay, labels, png, found 'nonsense'"),
-        (("--save", "overlay,lables"), "save takes overlay, labels, png, found 'lables'"),
-        (("--classes", ","), "classes must name at least one class, found none"),
+        (("--save", "nonsense"), "save takes overlay, labels, png, got 'nonsense'"),
+        (("--save", "overlay,lables"), "save takes overlay, labels, png, got 'lables'"),
+        (("--classes", ","), "classes must name at least one class, got none"),
         (
             ("--start", "soon"),
             "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, got 'soon'",
@@ -464,9 +463,8 @@ def test_sources_of_one_name_are_refused_before_any_work(segment, colour, clip, 
             ("--end", "-1"),
             "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, got '-1'",
         ),
-        (("--start", "2", "--end", "0:02"), "end must be after start, found start 2 and end 0:02"),
-        (("--device", "tpu"), "device must be auto, cpu, cuda or mps, found 'tpu'"),
-        (("--dtype", "int8"), "dtype must be one of float32, bfloat16, float16, found 'int8'"),
+        (("--start", "2", "--end", "0:02"), "end must be after start, got start 2 and end 0:02"),
+        (("--device", "tpu"), "device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
         (
             ("--classes", "red,gren"),
             'expected a class of the model (red, green, blue), found "gren"; did you mean "green',
@@ -494,6 +492,7 @@ def test_a_device_that_is_not_there(segment, clip, monkeypatch):
         (("--short-side", "1"), "--short-side"),
         (("--propagator", "magic"), "--propagator"),
         (("--motion", "sideways"), "--motion"),
+        (("--dtype", "int8"), "--dtype"),
         (("--direction", "backward"), "--direction"),
         (("--no-such-option",), "--no-such-option"),
     ],
@@ -563,6 +562,8 @@ def test_options_reach_the_run(segment, clip, tmp_path):
         "min_score": 0.0,
         "fps": None,
         "video_stream": None,
+        "schedule": "interval",
+        "confidence": False,
     }
     assert [frame["index"] for frame in meta["frames"]] == [1, 3, 5, 7, 9]
     assert [frame["key"] for frame in meta["frames"]] == [True, False, False, True, False]
@@ -634,8 +635,7 @@ def test_the_embedded_model_from_end_to_end(clip, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"start": "0.1"}, {"end": "0.3"}, {"start": 0.07, "end": 0.41, "stride": 3}])
 def test_the_progress_bar_ends_where_the_frames_do(clip, options):
-    chosen = ProcessOptions(**options)
-    assert cli.commands._expected_frames(probe(clip), chosen) == len(list(read(clip, **options)))
+    assert _expected_frames(probe(clip), SegmentOptions(**options)) == len(list(read(clip, **options)))
 
 
 # --- the other commands
@@ -829,8 +829,8 @@ def test_a_signal_leaves_nothing_half_written(tmp_path):
 
 
 def test_an_interrupt_that_a_destructor_lost_ends_the_run_at_the_next_frame(segment, clip, tmp_path, monkeypatch):
-    monkeypatch.setattr("mpvss.cli.commands._interrupted", threading.Event())
-    handle, seen = cli.commands._interrupt, []
+    monkeypatch.setattr("mpvss.cli._console.interrupted", threading.Event())
+    handle, seen = sys.modules["mpvss.cli.app"]._interrupt, []
 
     class Last:
         def __del__(self):  # Python ignores what is raised here
@@ -858,7 +858,7 @@ def test_a_folder_of_videos_is_answered_with_the_command_that_takes_it(segment, 
     folder.mkdir()
     for name in ("a.mp4", "b.mp4"):
         shutil.copy(clip, folder / name)
-    refused(segment(folder), "found a folder of 2", f"mpvss batch '{folder}' -o {tmp_path / 'OUT'}")
+    refused(segment(folder), "got a folder of 2", f"mpvss batch '{folder}' -o {tmp_path / 'OUT'}")
     assert colour == []
 
 
@@ -949,7 +949,7 @@ def stopped(monkeypatch, tmp_path):
     for name in names:
         monkeypatch.setattr(f"mpvss.{name}", stop)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", stop)
-    monkeypatch.setattr("mpvss.cli.commands.app", _PROGRAM)  # built once
+    monkeypatch.setattr("mpvss.cli.segment.app", _PROGRAM)  # built once
     monkeypatch.chdir(tmp_path)
     for folder in ("pictures", "data/images/a", "data/labels/a"):
         Path(folder).mkdir(parents=True)
@@ -981,7 +981,7 @@ def test_odd_values_of_every_option_are_one_line(command, stopped, name):
             assert max(map(len, err.splitlines())) < 700, (parameter.name, value[:20])
 
 
-@pytest.mark.parametrize(("value", "message"), [("\0", "NUL byte"), ("a/" * 2000, "at most 500 folders, found 2000")])
+@pytest.mark.parametrize(("value", "message"), [("\0", "NUL byte"), ("a/" * 2000, "at most 500 folders, got 2000")])
 def test_what_no_file_is_called_is_refused_at_once(command, value, message):
     for name in ("segment", "inspect", "export", "bench"):
         refused(command(name, "--out", value), message)
@@ -1080,7 +1080,7 @@ def test_a_live_source_that_is_lost_keeps_what_came(segment, clip, tmp_path, mon
             raise SourceError("expected more frames of the live source, got none")
         return frame
 
-    monkeypatch.setattr(sys.modules[VideoSegmenter.__module__], "read", live)
+    monkeypatch.setattr("mpvss._process.read", live)
     monkeypatch.setattr(Reader, "__next__", lost)
     code, _, err = segment(clip)
     monkeypatch.undo()

@@ -39,7 +39,7 @@ DIRECTIONS = ("forward", "both")
 
 
 def run(segmenter, frames, direction):
-    session = segmenter.session(direction)
+    session = segmenter.session(direction=direction)
     results = [result for frame in frames for result in session.push(frame)]
     return results + session.finish()
 
@@ -70,9 +70,9 @@ def test_a_session_answers_every_frame_once_and_in_order_as_stream_does(directio
 
 def test_forward_answers_each_frame_at_once_and_both_holds_back_less_than_an_interval():
     frames = moving_frames(11)
-    session = VideoSegmenter(ColourSegmentor(), Hold(), interval=5).session("forward")
+    session = VideoSegmenter(ColourSegmentor(), Hold(), interval=5).session(direction="forward")
     assert [len(session.push(frame)) for frame in frames] == [1] * 11
-    session = VideoSegmenter(ColourSegmentor(), Hold(), interval=5).session("both")
+    session = VideoSegmenter(ColourSegmentor(), Hold(), interval=5).session(direction="both")
     assert [len(session.push(frame)) for frame in frames] == [1, 0, 0, 0, 0, 5, 0, 0, 0, 0, 5]
     assert session.finish() == []
 
@@ -138,11 +138,11 @@ def test_scores_are_bytes_unless_a_share_is_wanted_or_many_pixels_score_little()
     weak[:, :10] *= 0.01
     strong, weak = (ClassScores(torch.arange(3), planes, 3) for planes in (strong, weak))
     segmenter = VideoSegmenter(ColourSegmentor(), Hold())
-    carrier = segmenter.session("both").carrier
+    carrier = segmenter.session(direction="both").carrier
     assert carrier._top(strong, strong) == float(strong.planes.max())
     assert carrier._top(strong, weak) is None
     assert carrier._top(ClassScores(torch.arange(3), torch.zeros(3, 4, 4), 3)) is None
-    assert segmenter.session("both", confidence=True).carrier._top(strong) is None
+    assert segmenter.session(direction="both", confidence=True).carrier._top(strong) is None
 
 
 def test_flows_inverted_for_the_other_direction_lead_to_the_key_frame_after():
@@ -150,12 +150,12 @@ def test_flows_inverted_for_the_other_direction_lead_to_the_key_frame_after():
     frames = moving_frames(9, (96, 128), speed=3)
     segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=8, cuts=False)
     one = list(segmenter.stream(frames, direction="both"))
-    session = segmenter.session("both")
+    session = segmenter.session(direction="both")
     session.carrier._flows.invertible = False
     two = [result for frame in frames for result in session.push(frame)] + session.finish()
     same = [(a.labels == b.labels).mean() for a, b in zip(one, two, strict=True)]
     assert min(same) > 0.95
-    backwards = VideoSegmenter(ColourSegmentor(), Dis(), interval=8, cuts=False).session("both")
+    backwards = VideoSegmenter(ColourSegmentor(), Dis(), interval=8, cuts=False).session(direction="both")
     original = backwards.carrier._flows.to_both
 
     def swapped(pictures, before, after):
@@ -221,7 +221,7 @@ def test_per_query_flow_moves_each_mask_by_its_own(monkeypatch):
 
     seen = []
     segmenter = VideoSegmenter(ColourSegmentor(), Apart(), interval=10, cuts=False, tolerance=0.0)
-    session = segmenter.session("forward")
+    session = segmenter.session(direction="forward")
     warped = queries._warped
     monkeypatch.setattr(queries, "_warped", lambda key, flow: seen.append(warped(key, flow)) or seen[-1])
     frames = moving_frames(3, speed=0)
@@ -277,7 +277,7 @@ def test_going_forward_only_the_last_frame_can_be_chosen():
 def test_a_session_as_a_context_manager_ends_its_threads(monkeypatch):
     monkeypatch.setattr("mpvss.engine.carriers.protocol.torch.get_num_threads", lambda: 2)
     monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: 2)
-    with VideoSegmenter(ColourSegmentor(), Dis(), interval=4).session("both") as session:
+    with VideoSegmenter(ColourSegmentor(), Dis(), interval=4).session(direction="both") as session:
         for frame in moving_frames(6):
             session.push(frame)
         pool = session.carrier._pool
@@ -316,7 +316,7 @@ def test_options_out_of_range_are_refused():
 def test_bare_pictures_are_counted_and_segmented_as_frames_are():
     frames = moving_frames(6)
     segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=4)
-    session = segmenter.session("both")
+    session = segmenter.session(direction="both")
     bare = [result for frame in frames for result in session.push(frame.rgb)] + session.finish()
     for a, b in zip(bare, run(segmenter, frames, "both"), strict=True):
         assert (a.index, a.is_key) == (b.index, b.is_key)
@@ -426,7 +426,7 @@ def test_every_layout_of_an_array_gives_the_same_labels(layout, motion, directio
 def test_a_buffer_may_be_written_over_after_each_push(framed, motion, direction):
     frames = moving_frames(9, (48, 64), speed=3)
     segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=4, motion=motion, cuts=False)
-    buffer, session, results = np.empty_like(frames[0].rgb), segmenter.session(direction), []
+    buffer, session, results = np.empty_like(frames[0].rgb), segmenter.session(direction=direction), []
     for frame in frames:
         buffer[:] = frame.rgb
         results += session.push(Frame(frame.index, frame.pts, buffer) if framed else buffer)
@@ -551,9 +551,9 @@ def test_what_waits_is_bounded_whatever_the_interval_and_labels_are_the_same(
         return list(segmenter.stream(frames, direction="both", confidence=confidence))
 
     expected = answers()
-    segmenter.interval = 10  # with a second key frame, too
+    segmenter = segmenter.with_options(interval=10)  # with a second key frame, too
     expected += answers()
-    segmenter.interval = 100_000
+    segmenter = segmenter.with_options(interval=100_000)
     limit = 2 * frames[0].rgb.nbytes
     monkeypatch.setattr("mpvss.engine.spill.MOST_HELD", limit)
     for module in ("session", "carriers.protocol"):
@@ -562,7 +562,7 @@ def test_what_waits_is_bounded_whatever_the_interval_and_labels_are_the_same(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     Held.most = Held.spilled = 0
     spilled = answers()
-    segmenter.interval = 10
+    segmenter = segmenter.with_options(interval=10)
     spilled += answers()
     assert 0 < Held.most <= limit
     assert Held.spilled > 20
@@ -585,7 +585,7 @@ def test_a_full_temporary_folder_is_one_line(monkeypatch):
 
     monkeypatch.setattr("mpvss.engine.spill.MOST_HELD", 0)
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
-    session = VideoSegmenter(ColourSegmentor(), Hold()).session("both")
+    session = VideoSegmenter(ColourSegmentor(), Hold()).session(direction="both")
     session.push(moving_frames(1)[0])
     with pytest.raises(OutputError, match=r"No space left on device.*set TMPDIR"):
         session.push(moving_frames(1)[0].rgb)
@@ -618,7 +618,7 @@ def test_pixels_below_the_least_score_have_no_class(per_query, direction):
 
 @pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
 def test_a_least_score_that_is_none_is_refused(wrong):
-    with pytest.raises(ValueError, match="min_score must be a class score"):
+    with pytest.raises(ValueError, match="min_score must be at least 0 and finite"):
         VideoSegmenter(ColourSegmentor(), Hold()).session(min_score=wrong)
 
 
@@ -637,11 +637,11 @@ def test_an_answer_that_does_not_fit_the_classes_is_refused_at_the_first_frame(c
 
 
 def test_a_misspelt_motion_and_a_tolerance_out_of_range_are_refused_at_construction():
-    with pytest.raises(ValueError, match="motion must be one of chain, direct, found 'chian'"):
+    with pytest.raises(ValueError, match="motion must be one of chain, direct, got 'chian'"):
         VideoSegmenter(ColourSegmentor(), Hold(), motion="chian")
-    with pytest.raises(ValueError, match="motion must be one of chain, direct, found 'chian'"):
+    with pytest.raises(ValueError, match="motion must be one of chain, direct, got 'chian'"):
         VideoSegmenter.from_pretrained("owner/none-that-is-loaded", motion="chian")
-    with pytest.raises(ValueError, match="tolerance must be from 0 to 1, found nan"):
+    with pytest.raises(ValueError, match="tolerance must be from 0 to 1, got nan"):
         VideoSegmenter(ColourSegmentor(), Hold(), tolerance=float("nan"))
 
 
@@ -768,7 +768,7 @@ def test_a_flow_for_each_query_that_is_the_same_for_all_does_what_one_flow_does(
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_stages_together_take_no_longer_than_all(direction, propagator):
     began = time.perf_counter()
-    session = VideoSegmenter(ColourSegmentor(), propagator, interval=4).session(direction)
+    session = VideoSegmenter(ColourSegmentor(), propagator, interval=4).session(direction=direction)
     for frame in moving_frames(7):
         session.push(frame)
     session.finish()

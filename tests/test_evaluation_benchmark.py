@@ -21,7 +21,7 @@ from mpvss.engine.schedule import CutDetector
 from mpvss.engine.state import View
 from mpvss.errors import MpvssError, OutputError, SourceError
 from mpvss.evaluation import benchmark, charts, contest
-from mpvss.evaluation.benchmark import BenchOptions, ratios
+from mpvss.evaluation.benchmark import ratios, resolve
 from mpvss.evaluation.contest import (
     FixedActivity,
     Library,
@@ -32,6 +32,7 @@ from mpvss.evaluation.contest import (
 )
 from mpvss.evaluation.machine import synthetic_video
 from mpvss.motion import QueryFlow
+from mpvss.options import BenchOptions
 from mpvss.outputs import LabelReader
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import InputRule, load_segmentor
@@ -367,7 +368,7 @@ def test_a_memory_run_that_fails_says_why(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(MpvssError, match="the run that measures memory failed: out of memory"):
-        benchmark._peak_of_whole_run(BenchOptions(model="compact").resolved(), "clip.mp4")
+        benchmark._peak_of_whole_run(resolve(BenchOptions()), "clip.mp4")
 
 
 # --- plot and command ---------------------------------------------------------------------------------------------
@@ -402,7 +403,7 @@ def test_the_command_prints_what_was_measured(measured, result, monkeypatch, cap
     for words in ("library, every frame", "SegFormer-B0", "a frame between", "library_per_frame_over_ours", "GMAC/s"):
         assert words in table
     assert cli.run(["bench", "--json", "--out", str(tmp_path)]) == 0
-    assert asked[1] == BenchOptions(model="compact")
+    assert asked[1] == BenchOptions()
     assert json.loads(capfd.readouterr().out) == result
     assert (tmp_path / "BENCH.png").is_file()
 

@@ -19,8 +19,9 @@ from mpvss.evaluation import charts
 from mpvss.evaluation.compare import LEAST_UNITS, _video_units, _window_units
 from mpvss.evaluation.compare import compare as compare_runs
 from mpvss.evaluation.report import write_report
-from mpvss.evaluation.run import EvalOptions, RunDirectory, evaluate
+from mpvss.evaluation.run import RunDirectory, evaluate
 from mpvss.metrics import ConfusionMatrix
+from mpvss.options import EvalOptions
 
 SIZE = (48, 64)
 CLASSES = ("red & <b>", "green", "never")
@@ -71,9 +72,9 @@ def runs(tmp_path_factory):
     }
     for name, spec in data.items():
         for propagator in ("hold", "dis"):
-            options = EvalOptions(spec, propagator=propagator, direction="forward", interval=5, oracle=True)
+            options = EvalOptions(data=spec, propagator=propagator, direction="forward", interval=5, oracle=True)
             evaluate(options, folder / f"{name}-{propagator}")
-    evaluate(EvalOptions(data["many"], predictions=str(folder / "data" / "labels")), folder / "perfect")
+    evaluate(EvalOptions(data=data["many"], predictions=str(folder / "data" / "labels")), folder / "perfect")
     for propagator in ("hold", "dis"):
         enlarge(folder / f"many-{propagator}", folder / f"twelve-{propagator}", videos=3)
         enlarge(folder / f"one-{propagator}", folder / f"long-{propagator}", windows=4)
@@ -220,7 +221,7 @@ def test_runs_that_do_not_fit_are_errors(runs, tmp_path):
         compare(runs / "part", runs / "many-dis")
     with pytest.raises(DataError, match="expected a run directory"):
         compare(runs / "nowhere", runs / "many-dis")
-    evaluate(EvalOptions(make_davis(tmp_path / "davis")), tmp_path / "run")
+    evaluate(EvalOptions(data=make_davis(tmp_path / "davis")), tmp_path / "run")
     with pytest.raises(DataError, match="different data sets"):
         compare(tmp_path / "run", runs / "many-dis")
     with pytest.raises(ValueError, match="samples"):
@@ -291,7 +292,7 @@ def test_a_perfect_run_has_no_worst_frames(runs, tmp_path):
 
 
 def test_davis_is_shown_by_j(tmp_path):
-    result = evaluate(EvalOptions(make_davis(tmp_path / "davis"), interval=3), tmp_path / "run")
+    result = evaluate(EvalOptions(data=make_davis(tmp_path / "davis"), interval=3), tmp_path / "run")
     text = page_of(write_report(tmp_path / "run", tmp_path / "report"))
     assert f"<dt>J</dt><dd>{result.j:.4f}" in text
 

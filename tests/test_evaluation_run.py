@@ -16,16 +16,17 @@ from mpvss.cli import run as command
 from mpvss.datasets import Clip, Dataset, open_dataset
 from mpvss.errors import DataError, ModelError, OutputError
 from mpvss.evaluation import run as evaluation
-from mpvss.evaluation.run import EvalOptions, RunDirectory, class_table
+from mpvss.evaluation.run import RunDirectory, class_table
 from mpvss.metrics import (
     ConfusionMatrix,
     correct_video_consistency,
     region_similarity,
     video_consistency,
 )
+from mpvss.motion.propagators import make_propagator
+from mpvss.options import EvalOptions
 from mpvss.outputs import LabelReader
-from mpvss.outputs.sinks import ProcessOptions
-from mpvss.segmenter import VideoSegmenter, make_propagator
+from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import Prediction
 
 SIZE = (48, 64)
@@ -106,7 +107,7 @@ def without(result, *names):
 
 def hold(data, **options):
     settings = {"propagator": "hold", "direction": "forward", "oracle": True, "interval": 4}
-    return EvalOptions(data, **(settings | options))
+    return EvalOptions(data=data, **(settings | options))
 
 
 # Scores
@@ -143,7 +144,7 @@ def test_the_figures_are_those_of_plain_loops(folder, tmp_path):
 
 @pytest.mark.parametrize("direction", ["both", "forward"])
 def test_interval_1_scores_1(folder, tmp_path, direction):
-    result = evaluate(EvalOptions(folder, oracle=True, interval=1, direction=direction), tmp_path / "run")
+    result = evaluate(EvalOptions(data=folder, oracle=True, interval=1, direction=direction), tmp_path / "run")
     assert (result["miou"], result["vc8"], result["frames"]) == (1, 1, result["key_frames"])
 
 
@@ -162,7 +163,7 @@ def test_void_is_a_segment_and_its_prediction_is_wrong(tmp_path):
 def test_flow_beats_hold_and_both_sides_beat_one(folder, tmp_path):
     scores = {
         (propagator, direction): evaluate(
-            EvalOptions(folder, propagator=propagator, direction=direction, interval=6, oracle=True),
+            EvalOptions(data=folder, propagator=propagator, direction=direction, interval=6, oracle=True),
             tmp_path / f"{propagator}-{direction}",
         )["miou"]
         for propagator in ("hold", "auto")
@@ -172,7 +173,7 @@ def test_flow_beats_hold_and_both_sides_beat_one(folder, tmp_path):
 
 
 def test_davis_is_oracle_and_leaves_key_frames_out(davis, tmp_path):
-    result = evaluate(EvalOptions(davis, propagator="hold", direction="forward", interval=5), tmp_path / "run")
+    result = evaluate(EvalOptions(data=davis, propagator="hold", direction="forward", interval=5), tmp_path / "run")
     clips = []
     for clip in open_dataset(davis).clips:
         truth = [clip.load_label(i) for i in range(len(clip))]
@@ -182,7 +183,7 @@ def test_davis_is_oracle_and_leaves_key_frames_out(davis, tmp_path):
 
 
 def test_a_model_is_scored_by_the_names_of_its_classes(colour_folder, colours, tmp_path):
-    result = evaluate(EvalOptions(colour_folder, propagator="none"), tmp_path / "run")
+    result = evaluate(EvalOptions(data=colour_folder, propagator="none"), tmp_path / "run")
     confusion = ConfusionMatrix(3)
     segmentor = ColourSegmentor()
     (clip,) = open_dataset(colour_folder).clips
@@ -213,7 +214,7 @@ def test_class_table():
 
 def test_multiply_adds_follow_from_key_frames_and_sides(colour_folder, colours, tmp_path):
     def gmac(name, **options):
-        return evaluate(EvalOptions(colour_folder, **options), tmp_path / name)["gmac_per_frame"]
+        return evaluate(EvalOptions(data=colour_folder, **options), tmp_path / name)["gmac_per_frame"]
 
     pixels = SIZE[0] * SIZE[1]
     padded = 64 * 64
@@ -229,7 +230,7 @@ def test_multiply_adds_follow_from_key_frames_and_sides(colour_folder, colours, 
 
 def test_classical_flow_has_a_figure_of_its_own(colour_folder, colours, tmp_path):
     def flows(name, **options):
-        result = evaluate(EvalOptions(colour_folder, interval=4, **options), tmp_path / name)
+        result = evaluate(EvalOptions(data=colour_folder, interval=4, **options), tmp_path / name)
         return result["classical_flows_per_frame"]
 
     # Frames 1 to 3 and 5 to 6; in both directions one flow between neighbours serves both sides, from frame 1 on.
@@ -283,7 +284,7 @@ def cityscapes(tmp_path, monkeypatch):
 
 def test_cityscapes_scores_the_labelled_frame_at_every_distance(cityscapes, tmp_path):
     options = EvalOptions(
-        cityscapes, propagator="hold", direction="forward", interval=3, save_predictions=str(tmp_path / "saved")
+        data=cityscapes, propagator="hold", direction="forward", interval=3, save_predictions=str(tmp_path / "saved")
     )
     result = evaluate(options, tmp_path / "run")
     matrices = [ConfusionMatrix(19) for _ in range(3)]
@@ -296,9 +297,9 @@ def test_cityscapes_scores_the_labelled_frame_at_every_distance(cityscapes, tmp_
     assert result["miou_by_distance"] == pytest.approx([matrix.miou for matrix in matrices], abs=5e-3)
     assert result["miou"] == pytest.approx(np.mean(result["miou_by_distance"]))
     assert (result["frames"], result["key_frames"], result["vc8"], result["flicker"]) == (6, 2, None, None)
-    again = evaluate(EvalOptions(cityscapes, predictions=str(tmp_path / "saved")), tmp_path / "again")
+    again = evaluate(EvalOptions(data=cityscapes, predictions=str(tmp_path / "saved")), tmp_path / "again")
     assert without(again, "options", *WORK) == without(result, "options", *WORK)
-    both = evaluate(EvalOptions(cityscapes, propagator="hold", interval=3), tmp_path / "both")
+    both = evaluate(EvalOptions(data=cityscapes, propagator="hold", interval=3), tmp_path / "both")
     assert both["miou_by_distance"][0] == result["miou_by_distance"][0]
     assert both["miou_by_distance"][1] != result["miou_by_distance"][1]
     # One key frame and two others in every snippet; the others pay for one side, or for both.
@@ -309,9 +310,9 @@ def test_cityscapes_scores_the_labelled_frame_at_every_distance(cityscapes, tmp_
 
 def test_cityscapes_errors(cityscapes, tmp_path):
     with pytest.raises(DataError, match="one labelled frame"):
-        evaluate(EvalOptions(cityscapes, oracle=True), tmp_path / "oracle")
+        evaluate(EvalOptions(data=cityscapes, oracle=True), tmp_path / "oracle")
     with pytest.raises(DataError, match="needs 24 frames before the labelled one, found 19"):
-        evaluate(EvalOptions(cityscapes, interval=25), tmp_path / "long")
+        evaluate(EvalOptions(data=cityscapes, interval=25), tmp_path / "long")
 
 
 # Label files
@@ -321,30 +322,32 @@ def test_cityscapes_errors(cityscapes, tmp_path):
 def test_what_is_saved_scores_the_same(folder, tmp_path, more):
     options = hold(folder, save_predictions=str(tmp_path / "saved"), **more)
     result = evaluate(options, tmp_path / "run")
-    saved = EvalOptions(folder, predictions=str(tmp_path / "saved"), interval=4)
+    saved = EvalOptions(data=folder, predictions=str(tmp_path / "saved"), interval=4)
     again = evaluate(saved, tmp_path / "again")
     assert without(again, "options") == without(result, "options")
 
 
 def test_png_files_of_another_program_score_the_same(folder, davis, tmp_path):
-    for name, data, options in (("a", folder, hold(folder)), ("b", davis, EvalOptions(davis, interval=4))):
+    for name, data, options in (("a", folder, hold(folder)), ("b", davis, EvalOptions(data=davis, interval=4))):
         result = evaluate(replace(options, save_predictions=str(tmp_path / name / "saved")), tmp_path / name / "run")
         for clip in open_dataset(data).clips:
             for index, _, labels, _ in LabelReader(tmp_path / name / "saved" / f"{clip.name}.labels.mkv"):
                 stem = clip.frames[index].image_path.stem
                 scale = 255 if data == davis else 1
                 save(tmp_path / name / "png" / clip.name / f"{stem}.png", labels * np.uint8(scale))
-        scored = EvalOptions(data, predictions=str(tmp_path / name / "png"), interval=4)
+        scored = EvalOptions(data=data, predictions=str(tmp_path / name / "png"), interval=4)
         again = evaluate(scored, tmp_path / name / "again")
         assert without(again, "options") == without(result, "options")
-        unknown = evaluate(EvalOptions(data, predictions=str(tmp_path / name / "png")), tmp_path / name / "unknown")
+        unknown = evaluate(
+            EvalOptions(data=data, predictions=str(tmp_path / name / "png")), tmp_path / name / "unknown"
+        )
         assert (unknown["miou"], unknown["key_frames"], unknown["miou_by_distance"]) == (result["miou"], None, None)
 
 
 def test_png_files_of_one_clip_may_lie_in_the_directory_itself(colour_folder, tmp_path):
     for index in range(7):
         save(tmp_path / "found" / f"{index}.png", labels_of(index))
-    options = EvalOptions(colour_folder, predictions=str(tmp_path / "found"))
+    options = EvalOptions(data=colour_folder, predictions=str(tmp_path / "found"))
     assert evaluate(options, tmp_path / "run")["miou"] == 1
     save(tmp_path / "found" / "3.png", np.zeros((9, 9), np.uint8))
     with pytest.raises(DataError, match=r"is 9x9 .width x height., expected its size 64x48"):
@@ -359,7 +362,7 @@ def test_the_only_label_video_is_taken_for_the_only_clip(colour_folder, tmp_path
     result = evaluate(hold(colour_folder, save_predictions=str(saved)), tmp_path / "run")
     (saved / "colours.labels.mkv").rename(saved / "another name.labels.mkv")
     (saved / "colours.json").rename(saved / "another name.json")
-    options = EvalOptions(colour_folder, predictions=str(saved), interval=4)
+    options = EvalOptions(data=colour_folder, predictions=str(saved), interval=4)
     assert without(evaluate(options, tmp_path / "again"), "options") == without(result, "options")
     (saved / "second.labels.mkv").write_bytes(b"")
     with pytest.raises(DataError, match="missing prediction"):
@@ -378,7 +381,7 @@ def test_label_videos_are_matched_by_the_names_of_their_classes(colour_folder, t
     del meta["crc32"]  # and those of the frames: as the version before wrote it, unverified
     for frame in meta["frames"]:
         del frame["crc32"]
-    options = EvalOptions(colour_folder, predictions=str(saved), interval=4)
+    options = EvalOptions(data=colour_folder, predictions=str(saved), interval=4)
     meta["classes"] = [names[1], names[0], *names[2:]]
     description.write_text(json.dumps(meta))
     swapped = evaluate(options, tmp_path / "swapped")
@@ -392,7 +395,7 @@ def test_label_videos_are_matched_by_the_names_of_their_classes(colour_folder, t
 def test_label_files_are_scored_anew_when_the_run_was_finished(colour_folder, tmp_path):
     for index in range(7):
         save(tmp_path / "found" / f"{index}.png", labels_of(index))
-    options = EvalOptions(colour_folder, predictions=str(tmp_path / "found"))
+    options = EvalOptions(data=colour_folder, predictions=str(tmp_path / "found"))
     assert evaluate(options, tmp_path / "run")["miou"] == 1
     save(tmp_path / "found" / "3.png", np.full(SIZE, 200, np.uint8))
     assert evaluate(options, tmp_path / "run")["miou"] < 1
@@ -406,7 +409,7 @@ def test_what_segment_wrote_of_a_folder_is_found_by_name_and_by_position(tmp_pat
         save(root / "images" / f"{name}.png", frame.rgb)
     (root / "classes.txt").write_text("red\ngreen\nblue\n")
     segmenter = VideoSegmenter(ColourSegmentor(), None)
-    segmenter.process(root / "images", tmp_path / "out", ProcessOptions(save=("png", "labels")))
+    segmenter.process(root / "images", tmp_path / "out", save=("png", "labels"))
     for name in names:
         save(root / "labels" / f"{name}.png", np.asarray(Image.open(tmp_path / "out" / "images.png" / f"{name}.png")))
     if kind == "out":
@@ -420,7 +423,7 @@ def test_what_segment_wrote_of_a_folder_is_found_by_name_and_by_position(tmp_pat
                 tmp_path / "out" / "images.png" / f"{index:06}.png"
             )
     given = tmp_path / "out" / "images.png" if kind in ("png", "numbered") else tmp_path / "out"
-    result = evaluate(EvalOptions(f"folder:{root}", predictions=str(given)), tmp_path / "run")
+    result = evaluate(EvalOptions(data=f"folder:{root}", predictions=str(given)), tmp_path / "run")
     assert (result["wiou"], result["frames"]) == (1.0, 2 if kind == "labels" else 3)
 
 
@@ -432,7 +435,7 @@ def test_a_prediction_that_is_missing_among_names_is_not_taken_by_position(tmp_p
         save(tmp_path / "found" / f"{index - 1:06}.png", labels_of(index))
     (root / "classes.txt").write_text("red\ngreen\nblue\n")
     with pytest.raises(DataError, match=r"000003\.png: missing prediction"):
-        evaluate(EvalOptions(f"folder:{root}", predictions=str(tmp_path / "found")), tmp_path / "run")
+        evaluate(EvalOptions(data=f"folder:{root}", predictions=str(tmp_path / "found")), tmp_path / "run")
 
 
 @pytest.mark.parametrize("more", [{}, {"save": True}, {"predictions": True}])
@@ -444,21 +447,21 @@ def test_pictures_of_several_sizes_in_one_clip_are_an_error(colour_folder, tmp_p
     if "save" in more:
         options = hold(colour_folder, save_predictions=str(tmp_path / "saved"))
     if "predictions" in more:
-        options = EvalOptions(colour_folder, predictions=str(root / "labels"))
+        options = EvalOptions(data=colour_folder, predictions=str(root / "labels"))
     with pytest.raises(DataError, match=r"7\.png: expected the size .* 64x48 .*, found 64x50"):
         evaluate(options, tmp_path / "run")
 
 
 def test_label_files_that_do_not_fit_are_errors(folder, tmp_path):
     with pytest.raises(DataError, match="no predictions for this clip"):
-        evaluate(EvalOptions(folder, predictions=str(tmp_path)), tmp_path / "run")
+        evaluate(EvalOptions(data=folder, predictions=str(tmp_path)), tmp_path / "run")
     evaluate(hold(folder, interval=6, save_predictions=str(tmp_path / "saved")), tmp_path / "six")
     with pytest.raises(DataError, match="frame 4 is 4 frames after its key frame"):
-        evaluate(EvalOptions(folder, predictions=str(tmp_path / "saved"), interval=4), tmp_path / "four")
+        evaluate(EvalOptions(data=folder, predictions=str(tmp_path / "saved"), interval=4), tmp_path / "four")
     (tmp_path / "saved" / "c.labels.mkv").rename(tmp_path / "saved" / "a b.labels.mkv")
     (tmp_path / "saved" / "c.json").rename(tmp_path / "saved" / "a b.json")
     with pytest.raises(DataError, match="each of 23 frames, found 9"):
-        evaluate(EvalOptions(folder, predictions=str(tmp_path / "saved"), interval=6), tmp_path / "short")
+        evaluate(EvalOptions(data=folder, predictions=str(tmp_path / "saved"), interval=6), tmp_path / "short")
 
 
 # Runs
@@ -497,7 +500,7 @@ def test_a_run_belongs_to_one_set_of_options(folder, davis, tmp_path):
     with pytest.raises(OutputError, match="other options \\(interval 4, now 5\\)"):
         evaluate(hold(folder, interval=5), tmp_path / "run")
     with pytest.raises(OutputError, match="propagator 'hold', now 'dis'"):
-        evaluate(EvalOptions(davis), tmp_path / "run")
+        evaluate(EvalOptions(data=davis), tmp_path / "run")
 
 
 def test_a_damaged_run_is_an_error(folder, tmp_path):
@@ -528,7 +531,7 @@ def test_no_more_pictures_are_held_than_the_interval_needs(folder, tmp_path, mon
     for direction in ("forward", "both"):
         for interval in (2, 5):
             most = 0
-            options = EvalOptions(folder, direction=direction, interval=interval, oracle=True)
+            options = EvalOptions(data=folder, direction=direction, interval=interval, oracle=True)
             evaluate(options, tmp_path / f"{direction}{interval}")
             assert most <= (3 if direction == "forward" else interval + 2)
 
@@ -550,7 +553,7 @@ def test_no_more_pictures_are_held_than_the_interval_needs(folder, tmp_path, mon
 )
 def test_options_out_of_range(wrong, message):
     with pytest.raises(ValueError, match=message):
-        EvalOptions("folder:x", **wrong)
+        EvalOptions(data="folder:x", **wrong)
 
 
 def test_nothing_to_score_is_an_error(tmp_path):
@@ -558,7 +561,7 @@ def test_nothing_to_score_is_an_error(tmp_path):
     save(root / "data" / "v" / "origin" / "0.png", moving_frames(1, SIZE)[0].rgb)
     (root / "test.txt").write_text("v\n")
     with pytest.raises(DataError, match="no frame of this split has labels"):
-        evaluate(EvalOptions(f"vspw:{root}", "test", oracle=True), tmp_path / "run")
+        evaluate(EvalOptions(data=f"vspw:{root}", split="test", oracle=True), tmp_path / "run")
 
 
 # Command line

@@ -13,7 +13,8 @@ from mpvss.errors import ModelError
 from mpvss.motion import PixelFlow, QueryFlow, QueryFlowConfig
 from mpvss.motion.dis import Hold
 from mpvss.motion.learned import LearnedFlow
-from mpvss.segmenter import VideoSegmenter, make_propagator
+from mpvss.motion.propagators import make_propagator
+from mpvss.segmenter import VideoSegmenter
 from mpvss.types import Frame, Geometry
 
 TINY = QueryFlowConfig(

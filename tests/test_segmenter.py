@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from helpers import ColourSegmentor, moving_frames
+from mpvss._devices import choose_device, choose_dtype
 from mpvss._files import Pending
+from mpvss._process import _WAITING
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.motion.dis import Dis, Hold
+from mpvss.options import OutputOptions, SegmentOptions
 from mpvss.outputs import LabelReader, LabelWriter, OverlayWriter
-from mpvss.outputs.sinks import ProcessOptions
-from mpvss.segmenter import _WAITING, VideoSegmenter, choose_device, choose_dtype
+from mpvss.segmenter import VideoSegmenter
 from mpvss.types import Frame
 from mpvss.video import read
 from test_video_reader import cut_off, write_video
@@ -60,13 +62,13 @@ def test_labels_read_back_equal_the_streamed_ones(clip, tmp_path, direction, mot
     for (index, pts, labels, key), result, frame in zip(stored, streamed, source, strict=True):
         assert (index, pts, key) == (result.index, result.pts, result.is_key) == (frame.index, frame.pts, result.is_key)
         np.testing.assert_array_equal(labels, result.labels)
-    assert summary["frames"] == FRAMES
-    assert summary["key_frames"] == sum(result.is_key for result in streamed) == 4
+    assert summary.frames == FRAMES
+    assert summary.key_frames == sum(result.is_key for result in streamed) == 4
 
 
 def test_the_description_says_what_was_done(clip, tmp_path):
     colour_segmenter(interval=4, cuts=False).process(
-        clip, tmp_path, ProcessOptions(classes=("Blue", "red"), stride=2), direction="forward"
+        clip, tmp_path, classes=("Blue", "red"), stride=2, direction="forward"
     )
     meta = json.loads((tmp_path / "clip.json").read_text())
     assert meta["schema"] == 1
@@ -93,7 +95,7 @@ def test_the_description_says_what_was_done(clip, tmp_path):
 
 def test_only_the_named_classes_are_written(clip, tmp_path):
     segmenter = colour_segmenter(interval=4)
-    segmenter.process(clip, tmp_path, ProcessOptions(classes=("green", "blue")))
+    segmenter.process(clip, tmp_path, classes=("green", "blue"))
     every = {int(value) for result in segmenter.stream(clip) for value in np.unique(result.labels)}
     stored = {int(value) for _, _, labels, _ in LabelReader(tmp_path / "clip.json") for value in np.unique(labels)}
     assert every == {0, 1, 2}
@@ -102,7 +104,7 @@ def test_only_the_named_classes_are_written(clip, tmp_path):
 
 def test_a_selection_is_segmented_as_if_it_were_the_whole(clip, tmp_path):
     segmenter = colour_segmenter(interval=3)
-    segmenter.process(clip, tmp_path, ProcessOptions(start="0.004", end=0.025, stride=2))
+    segmenter.process(clip, tmp_path, start="0.004", end=0.025, stride=2)
     frames = list(read(clip, start="0.004", end=0.025, stride=2))
     assert 1 < len(frames) < FRAMES
     streamed = list(segmenter.stream(frames))
@@ -114,7 +116,7 @@ def test_a_selection_is_segmented_as_if_it_were_the_whole(clip, tmp_path):
 def test_compare_shows_per_frame_beside_propagated(clip, tmp_path):
     """Hold never changes its side within an interval; the per-frame side does."""
     summary = colour_segmenter(Hold(), interval=FRAMES, cuts=False).process(
-        clip, tmp_path, ProcessOptions(compare=True, alpha=1.0, save=("labels",)), direction="forward"
+        clip, tmp_path, compare=True, alpha=1.0, save=("labels",), direction="forward"
     )
     assert names(tmp_path) == ["clip.compare.mp4", "clip.json", "clip.labels.mkv"]
     pictures = [frame.rgb[-20:] for frame in read(tmp_path / "clip.compare.mp4")]  # below the captions
@@ -126,8 +128,8 @@ def test_compare_shows_per_frame_beside_propagated(clip, tmp_path):
     left, right = changed[:, : SIZE[1]].mean(), changed[:, -SIZE[1] :].mean()
     assert left > 0.2
     assert right < 0.05
-    assert set(summary["compare"]["seconds_per_frame"]) == {"per_frame", "propagated"}
-    assert summary["compare"]["flicker"]["per_frame"] > 0
+    assert set(summary.compare.seconds_per_frame) == {"per_frame", "propagated"}
+    assert summary.compare.flicker["per_frame"] > 0
 
 
 def test_a_segmenter_keeps_nothing_of_the_video_before(clip, tmp_path):
@@ -149,7 +151,7 @@ def test_on_frame_hears_of_every_frame_in_order(clip, tmp_path):
 
 
 def test_every_stage_is_timed(clip, tmp_path):
-    seconds = colour_segmenter(interval=4).process(clip, tmp_path)["seconds"]
+    seconds = colour_segmenter(interval=4).process(clip, tmp_path).seconds
     assert list(seconds) == ["read", "key", "propagate", "decode", "write", "total"]
     assert all(value > 0 for value in seconds.values())
     # Writing and reading have threads of their own.
@@ -176,7 +178,8 @@ def test_a_live_source_goes_forward_by_default(clip, tmp_path, monkeypatch):
         reader.info = replace(reader.info, live=True)
         return reader
 
-    monkeypatch.setattr("mpvss.segmenter.read", live)
+    for module in ("segmenter", "_process"):
+        monkeypatch.setattr(f"mpvss.{module}.read", live)
     segmenter = colour_segmenter(Hold(), cuts=False)
     assert [r.index for r in segmenter.stream(clip) if r.is_key] == [0, 5, 10]
     segmenter.process(clip, tmp_path)
@@ -185,7 +188,7 @@ def test_a_live_source_goes_forward_by_default(clip, tmp_path, monkeypatch):
 
 def test_without_propagation_every_frame_is_a_key_frame(clip, tmp_path):
     summary = VideoSegmenter(ColourSegmentor(), None).process(clip, tmp_path)
-    assert summary["key_frames"] == summary["frames"] == FRAMES
+    assert summary.key_frames == summary.frames == FRAMES
     options = json.loads((tmp_path / "clip.json").read_text())["options"]
     assert (options["propagator"], options["interval"], options["cuts"]) == ("none", 1, False)
 
@@ -210,9 +213,9 @@ class Failing(Hold):
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
 def test_a_failure_in_the_middle_leaves_nothing(clip, tmp_path, direction, error):
     segmenter = colour_segmenter(Failing(7, error), interval=4)
-    everything = ProcessOptions(save=("overlay", "labels", "png"), compare=True)
+    everything = {"save": ("overlay", "labels", "png"), "compare": True}
     with pytest.raises(type(error)):
-        segmenter.process(clip, tmp_path, everything, direction=direction)
+        segmenter.process(clip, tmp_path, **everything, direction=direction)
     assert names(tmp_path) == []
 
 
@@ -231,7 +234,7 @@ def test_a_full_disk_leaves_nothing_and_is_named(clip, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LabelWriter, "write", fill_up)
     with pytest.raises(OutputError, match=r"clip\.labels\.mkv, got: No space left on device"):
-        colour_segmenter().process(clip, tmp_path, ProcessOptions(save=("overlay", "labels", "png")))
+        colour_segmenter().process(clip, tmp_path, save=("overlay", "labels", "png"))
     assert len(written) == 5
     assert names(tmp_path) == []
 
@@ -240,7 +243,7 @@ def test_a_full_disk_leaves_nothing_and_is_named(clip, tmp_path, monkeypatch):
 def test_a_disk_that_is_full_at_the_end_leaves_nothing(clip, tmp_path, monkeypatch, writer):
     monkeypatch.setattr(writer, "_finish", full_disk)
     with pytest.raises(OutputError, match="No space left on device"):
-        colour_segmenter().process(clip, tmp_path, ProcessOptions(save=("overlay", "labels", "png")))
+        colour_segmenter().process(clip, tmp_path, save=("overlay", "labels", "png"))
     assert names(tmp_path) == []
 
 
@@ -248,56 +251,57 @@ def test_a_failed_run_keeps_the_outputs_of_the_run_before(clip, tmp_path):
     colour_segmenter().process(clip, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(RuntimeError, match="broken"):
-        colour_segmenter(Failing(3, RuntimeError("broken"))).process(clip, tmp_path, ProcessOptions(overwrite=True))
+        colour_segmenter(Failing(3, RuntimeError("broken"))).process(clip, tmp_path, overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_damage_is_counted_and_what_decodes_is_written(tmp_path, caplog):
     path = cut_off(clip_of(tmp_path / "cut.mp4", 40, crf=1, g=4))
     summary = colour_segmenter().process(path, tmp_path / "out")
-    assert 5 < summary["frames"] < 40
-    assert summary["damaged"] >= 40 - summary["frames"]
-    assert f"{summary['damaged']} frames or packets are damaged or lost" in caplog.text
-    assert len(list(LabelReader(tmp_path / "out" / "cut.json"))) == summary["frames"]
-    assert len(list(read(tmp_path / "out" / "cut.overlay.mp4"))) == summary["frames"]
+    assert 5 < summary.frames < 40
+    assert summary.damaged >= 40 - summary.frames
+    assert f"{summary.damaged} frames or packets are damaged or lost" in caplog.text
+    assert len(list(LabelReader(tmp_path / "out" / "cut.json"))) == summary.frames
+    assert len(list(read(tmp_path / "out" / "cut.overlay.mp4"))) == summary.frames
 
 
 def test_what_is_wrong_is_said_before_any_output_is_begun(clip, tmp_path):
     out = tmp_path / "out"
     segmenter = colour_segmenter()
     with pytest.raises(ConfigError, match='found "gren"; did you mean "green"'):
-        segmenter.process(clip, out, ProcessOptions(classes=("gren",)))
+        segmenter.process(clip, out, classes=("gren",))
     with pytest.raises(SourceError, match="got nothing at"):
         segmenter.process(tmp_path / "none.mp4", out)
     assert not out.exists()
     with pytest.raises(SourceError, match="expected frames from 9 s to the end, got none"):
-        segmenter.process(clip, out, ProcessOptions(start=9.0))
+        segmenter.process(clip, out, start=9.0)
     assert names(out) == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"save": ("overlay", "video")}, "save takes overlay, labels, png, found 'video'"),
-        ({"alpha": 1.5}, "alpha must be in 0..1, found 1.5"),
-        ({"stride": 0}, "stride must be at least 1, found 0"),
-        ({"classes": ()}, "classes must name at least one class, found none"),
+        ({"save": ("overlay", "video")}, "save takes overlay, labels, png, got 'video'"),
+        ({"alpha": 1.5}, "alpha must be from 0 to 1, got 1.5"),
+        ({"stride": 0}, "stride must be at least 1, got 0"),
+        ({"classes": ()}, "classes must name at least one class, got none"),
         ({"start": "soon"}, "expected a time in seconds such as .* found 'soon'"),
-        ({"start": "0:02", "end": 2.0}, "end must be after start, found start 0:02 and end 2.0"),
-        ({"end": 0.0}, "end must be after start, found start 0 and end 0.0"),
+        ({"start": "0:02", "end": 2.0}, "end must be after start, got start 0:02 and end 2.0"),
+        ({"end": 0.0}, "end must be after start, got start 0 and end 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        ProcessOptions(**options)
+        SegmentOptions(**{name: value for name, value in options.items() if name not in ("save", "alpha")})
+        OutputOptions(**{name: value for name, value in options.items() if name in ("save", "alpha")})
 
 
 def test_devices_and_precisions_are_named():
     assert choose_device("cpu").type == "cpu"
     assert choose_dtype("bfloat16").itemsize == 2
-    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or mps, found 'tpu'"):
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"):
         choose_device("tpu")
-    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, found 'int8'"):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
         choose_dtype("int8")
 
 
@@ -332,10 +336,10 @@ def test_the_number_of_frames_in_memory_does_not_grow(tmp_path, monkeypatch, dir
 
 def test_labels_that_a_run_did_not_write_stay_and_are_not_taken_for_its_own(clip, tmp_path):
     """Law: nothing that a run did not write is removed, with or without NAME.json."""
-    colour_segmenter().process(clip, tmp_path, ProcessOptions(classes=("red",)))
+    colour_segmenter().process(clip, tmp_path, classes=("red",))
     labels = (tmp_path / "clip.labels.mkv").read_bytes()
     (tmp_path / "clip.json").unlink()
-    colour_segmenter().process(clip, tmp_path, ProcessOptions(save=("png",)))
+    colour_segmenter().process(clip, tmp_path, save=("png",))
     assert (tmp_path / "clip.labels.mkv").read_bytes() == labels
     with pytest.raises(DataError, match="expected the labels of frame 0"):
         list(LabelReader(tmp_path / "clip.json"))
@@ -359,9 +363,9 @@ def test_a_kill_between_two_names_leaves_no_pair_of_two_runs(clip, tmp_path, mon
 
     commit = Pending.commit
     monkeypatch.setattr(Pending, "commit", replace_until_killed)
-    options = ProcessOptions(classes=("red",), overwrite=True)
+    options = {"classes": ("red",), "overwrite": True}
     try:
-        colour_segmenter().process(clip, tmp_path, options)
+        colour_segmenter().process(clip, tmp_path, **options)
     except Killed:
         assert not (tmp_path / "clip.json").exists()  # so that no reader takes the others for one result
         with pytest.raises(DataError, match="expected the description of the labels"):
@@ -379,7 +383,7 @@ def test_two_runs_of_one_output(clip, tmp_path):
         if result.index == 3:
             for overwrite in (False, True):
                 with pytest.raises(OutputError, match="got another run at work; wait for it"):
-                    colour_segmenter().process(clip, tmp_path, ProcessOptions(overwrite=overwrite))
+                    colour_segmenter().process(clip, tmp_path, overwrite=overwrite)
                 refused.append(overwrite)
 
     colour_segmenter().process(clip, tmp_path, on_frame=again)
@@ -409,7 +413,7 @@ def test_a_device_that_is_not_there_is_refused():
 @pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16", "fast": False, "tolerance": 0.0}])
 def test_what_decides_the_labels_is_described(options):
     segmenter = VideoSegmenter.from_pretrained("compact", device="cpu", **options)
-    described = segmenter.describe(ProcessOptions(start="1:02"), "both")["options"]
+    described = segmenter.with_options(start="1:02").describe("both")["options"]
     assert json.loads(json.dumps(described)) == described
     said = {"dtype": "float32", "fast": True, "tolerance": 1e-3, "backend": "torch", "device": "cpu", "start": "1:02"}
     assert described | said | options == described
@@ -431,8 +435,8 @@ def test_legends_of_other_scripts_are_drawn_and_said_at_most_once(clip, tmp_path
     segmenter.segmentor.class_names = ("дорога", "天空", "green")
     for compare in (False, True):
         caplog.clear()
-        options = ProcessOptions(legend=True, compare=compare, overwrite=True)
-        segmenter.process(clip, tmp_path, options)
+        options = {"legend": True, "compare": compare, "overwrite": True}
+        segmenter.process(clip, tmp_path, **options)
         assert sum("no font here has" in record.message for record in caplog.records) <= 1
         assert len(list(read(tmp_path / "clip.overlay.mp4"))) == FRAMES
     assert len(list(read(tmp_path / "clip.compare.mp4"))) == FRAMES

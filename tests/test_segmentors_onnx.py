@@ -14,9 +14,10 @@ from mpvss import cli
 from mpvss.convert import export as onnx_export
 from mpvss.convert.export import export
 from mpvss.errors import ModelError, OutputError
-from mpvss.evaluation.run import EvalOptions, evaluate
+from mpvss.evaluation.run import evaluate
 from mpvss.motion import PixelFlow, QueryFlow
 from mpvss.motion.propagator import Propagator
+from mpvss.options import EvalOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import Segmentor
 from mpvss.segmentors import onnx as onnx_backend
@@ -257,7 +258,7 @@ def test_a_damaged_export(exported, tmp_path, damage, message):
 
 def test_backends_that_do_not_fit():
     with pytest.raises(ValueError, match="backend must be one of torch, onnx, found 'tensorrt'"):
-        EvalOptions("davis:x", backend="tensorrt")
+        EvalOptions(data="davis:x", backend="tensorrt")
     with pytest.raises(ValueError, match="onnx runs on the CPU in float32, found cuda and float32"):
         VideoSegmenter.from_pretrained("x", backend="onnx", device="cuda")
     with pytest.raises(ValueError, match="onnx runs on the CPU in float32, found auto and bfloat16"):
@@ -318,7 +319,7 @@ def test_eval_takes_the_same_motion_module_as_segment(model, exported, tmp_path,
         Image.fromarray(np.zeros(SIZE, np.uint8)).save(root / "labels" / f"{frame.index}.png")
     names = VideoSegmenter.from_pretrained(place, backend=backend).segmentor.class_names
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-    options = EvalOptions(f"folder:{root}", model=str(place), backend=backend, interval=2, oracle=oracle)
+    options = EvalOptions(data=f"folder:{root}", model=str(place), backend=backend, interval=2, oracle=oracle)
     result = evaluate(options, tmp_path / "run")
     assert result.options["propagator"] == "query"
     named = evaluate(replace(options, propagator="query"), tmp_path / "named")

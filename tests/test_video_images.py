@@ -12,8 +12,8 @@ from PIL import Image
 from helpers import ColourSegmentor
 from mpvss.cli import run
 from mpvss.datasets import open_dataset
+from mpvss.options import OutputOptions
 from mpvss.outputs import LabelReader
-from mpvss.outputs.sinks import ProcessOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.video import probe, read
 from mpvss.video.image_media import unique_names
@@ -296,7 +296,7 @@ def test_outputs_are_called_after_the_images(folder, tmp_path):
     for name in names:
         Image.fromarray(scene()).save(folder / f"{name}.png")
     Image.fromarray(scene()).save(folder / "cam_0100.jpg")
-    VideoSegmenter(ColourSegmentor(), None).process(folder, tmp_path / "out", ProcessOptions(save=("labels", "png")))
+    VideoSegmenter(ColourSegmentor(), None).process(folder, tmp_path / "out", save=("labels", "png"))
     expected = ["cam_0099", "cam_0100.jpg", "cam_0100.png", "cam_0101.x"]
     assert sorted(path.name for path in (tmp_path / "out" / "images.png").iterdir()) == [f"{n}.png" for n in expected]
     meta = json.loads((tmp_path / "out" / "images.json").read_text())
@@ -308,18 +308,18 @@ def test_two_folders_called_images_can_be_named(tmp_path):
     for clip in "ab":
         (tmp_path / clip / "images").mkdir(parents=True)
         Image.fromarray(scene()).save(tmp_path / clip / "images" / "1.png")
-        options = ProcessOptions(save=("png",), name=f"clip {clip}")
-        VideoSegmenter(ColourSegmentor(), None).process(tmp_path / clip / "images", tmp_path / "out", options)
+        options = {"save": ("png",), "name": f"clip {clip}"}
+        VideoSegmenter(ColourSegmentor(), None).process(tmp_path / clip / "images", tmp_path / "out", **options)
     names = ["clip a.json", "clip a.png", "clip b.json", "clip b.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 @pytest.mark.parametrize("name", ["", " ", ".hidden", "..", "a/b", "a\\b", "a\0b", "x" * 201])
 def test_a_name_that_is_none(name):
-    with pytest.raises(ValueError, match="name must be a file's name without folders, of at most 200 bytes, found"):
-        ProcessOptions(name=name)
+    with pytest.raises(ValueError, match="name must be a file's name without folders, of at most 200 bytes, got"):
+        OutputOptions(name=name)
 
 
 def test_a_name_goes_with_one_source(tmp_path, capsys):
     assert run(["segment", "a.mp4", "b.mp4", "-o", str(tmp_path), "--name", "x"]) == 2
-    assert "--name goes with one source, found 2" in capsys.readouterr().err
+    assert "--name goes with one source, got 2" in capsys.readouterr().err

@@ -16,23 +16,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpvss.convert.architectures import build
     from mpvss.engine.session import Session
-    from mpvss.errors import DataError, ModelError, MpvssError, OutputError, SourceError
+    from mpvss.errors import ConfigError, DataError, ModelError, MpvssError, OptionError, OutputError, SourceError
     from mpvss.labels import palette_for
+    from mpvss.motion.propagators import make_propagator
+    from mpvss.options import OutputOptions, SegmentOptions
+    from mpvss.outputs.draw import overlay
     from mpvss.outputs.labels import LabelReader
-    from mpvss.segmenter import VideoSegmenter, make_propagator
+    from mpvss.segmenter import VideoSegmenter
     from mpvss.segmentors.protocol import InputRule, Prediction
-    from mpvss.types import Frame, Segmentation
+    from mpvss.types import Frame, RunSummary, Segmentation
     from mpvss.video import probe, read
 
 __all__ = [
+    "ConfigError",
     "DataError",
     "Frame",
     "InputRule",
     "LabelReader",
     "ModelError",
     "MpvssError",
+    "OptionError",
     "OutputError",
+    "OutputOptions",
     "Prediction",
+    "RunSummary",
+    "SegmentOptions",
     "Segmentation",
     "Session",
     "SourceError",
@@ -40,6 +48,7 @@ __all__ = [
     "__version__",
     "build",
     "make_propagator",
+    "overlay",
     "palette_for",
     "probe",
     "read",
@@ -51,20 +60,26 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 _HOMES = {
+    "ConfigError": "mpvss.errors",
     "DataError": "mpvss.errors",
     "Frame": "mpvss.types",
     "InputRule": "mpvss.segmentors.protocol",
     "LabelReader": "mpvss.outputs.labels",
     "ModelError": "mpvss.errors",
     "MpvssError": "mpvss.errors",
+    "OptionError": "mpvss.errors",
     "OutputError": "mpvss.errors",
+    "OutputOptions": "mpvss.options",
     "Prediction": "mpvss.segmentors.protocol",
+    "RunSummary": "mpvss.types",
+    "SegmentOptions": "mpvss.options",
     "Segmentation": "mpvss.types",
     "Session": "mpvss.engine.session",
     "SourceError": "mpvss.errors",
     "VideoSegmenter": "mpvss.segmenter",
     "build": "mpvss.convert.architectures",
-    "make_propagator": "mpvss.segmenter",
+    "make_propagator": "mpvss.motion.propagators",
+    "overlay": "mpvss.outputs.draw",
     "palette_for": "mpvss.labels",
     "probe": "mpvss.video",
     "read": "mpvss.video",

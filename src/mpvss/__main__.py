@@ -1,6 +1,6 @@
 """``python -m mpvss``: the command line."""
 
-from mpvss.cli.commands import main
+from mpvss.cli import main
 
 if __name__ == "__main__":
     main()

@@ -28,10 +28,11 @@ from mpvss.engine.spill import Spill
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE, MAX_CLASSES, ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator
-from mpvss.outputs.sinks import ProcessOptions, Sinks, output_paths
-from mpvss.segmenter import describe_propagator
+from mpvss.motion.propagators import describe_propagator
+from mpvss.options import OutputOptions
+from mpvss.outputs.sinks import Sinks, output_paths
 from mpvss.segmentors.protocol import Segmentor
-from mpvss.types import Frame, Segmentation, shown_size
+from mpvss.types import Frame, RunSummary, Segmentation, shown_size
 from mpvss.video import read
 from mpvss.video.images import BROKEN_PICTURE, open_image
 
@@ -333,6 +334,21 @@ def _read_labelmap(folder: Path) -> list[tuple[str, _Colour]] | None:
     return entries
 
 
+@dataclass(frozen=True)
+class FillSummary(RunSummary):
+    """What became of a video that was filled.
+
+    Attributes:
+        unlabelled: Frames before the first mask, going forward.
+    """
+
+    unlabelled: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**super().to_dict(), "unlabelled": self.unlabelled}
+
+
 def propagate(
     source: str | Path,
     masks: str | Path,
@@ -343,7 +359,7 @@ def propagate(
     overwrite: bool = False,
     name: str | None = None,
     on_frame: Callable[[Segmentation], None] | None = None,
-) -> dict[str, Any]:
+) -> FillSummary:
     """Fill a video from masks at some of its frames, into files under ``out``.
 
     Ids are arbitrary, 0 to 65534, and kept exactly; frames with a mask get it back bit for bit. Where the only values
@@ -361,8 +377,7 @@ def propagate(
         on_frame: Called with each finished frame, for progress.
 
     Returns:
-        source, frames, key_frames (with a mask), unlabelled (frames before the first mask, going forward), outputs
-        (paths by kind) and seconds.
+        What became of the video; its key frames are those with a mask.
 
     Raises:
         SourceError: The video cannot be read.
@@ -371,7 +386,7 @@ def propagate(
         ValueError: ``save`` names something else.
     """
     began = time.perf_counter()
-    options = ProcessOptions(save=save, overwrite=overwrite, name=name)
+    options = OutputOptions(save=save, overwrite=overwrite, name=name)
     with read(source) as reader:
         given = find_masks(Path(masks), reader.info.size, reader.names)
         files, names = given.files, given.names
@@ -406,16 +421,13 @@ def propagate(
                 unlabelled,
                 ignore_id(classes),
             )
-        return {
-            "source": shown_address(str(source)),
-            "frames": sinks.frames,
-            "key_frames": sinks.key_frames,
-            "propagator": filler.propagator.name,
-            "unlabelled": unlabelled,
-            "outputs": {kind: str(path) for kind, path in paths.items()},
-            "seconds": {
-                "read": reader.seconds,
-                "write": sinks.seconds,
-                "total": time.perf_counter() - began,
-            },
-        }
+        return FillSummary(
+            source=shown_address(str(source)),
+            frames=sinks.frames,
+            key_frames=sinks.key_frames,
+            propagator=filler.propagator.name,
+            damaged=reader.damaged,
+            unlabelled=unlabelled,
+            outputs=paths,
+            seconds={"read": reader.seconds, "write": sinks.seconds, "total": time.perf_counter() - began},
+        )

@@ -43,3 +43,16 @@ class DataError(MpvssError):
 
 class ConfigError(MpvssError):
     """A configuration file holds an unknown key or a value out of range."""
+
+
+class OptionError(ValueError):
+    """An option has a wrong value: misuse in Python, and one line on the command line.
+
+    Attributes:
+        name: The option, as Python calls it.
+        reason: What is wrong with its value.
+    """
+
+    def __init__(self, name: str, reason: str, *, separator: str = " ") -> None:
+        super().__init__(f"{name}{separator}{reason}")
+        self.name, self.reason = name, f"{separator}{reason}"

@@ -4,8 +4,11 @@ Only numpy here, so that reading and writing video does not import a network lib
 networks are in ``state.py``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
@@ -132,3 +135,60 @@ class Segmentation:
         import cv2
 
         return bytes(cv2.imencode(".png", self.plot()[..., ::-1])[1])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Per frame beside propagated; both mappings have the keys ``per_frame`` and ``propagated``.
+
+    Attributes:
+        seconds_per_frame: Seconds of segmentation a frame.
+        flicker: Share of pixels, 0 to 1, whose class changes without motion; ``None`` before the second frame.
+    """
+
+    seconds_per_frame: Mapping[str, float]
+    flicker: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of one source.
+
+    Attributes:
+        source: Its address, without secrets.
+        frames: Frames written.
+        key_frames: How many of them are key frames.
+        propagator: What the other frames were propagated by.
+        damaged: Frames or packets lost.
+        outputs: Paths of what was written, by kind.
+        seconds: By stage. Reading, segmenting and writing overlap, so they add up to more than ``total``.
+        compare: Per frame beside propagated, where that was asked for; nothing overlaps then.
+        stopped: Whether the caller ended it before its end.
+    """
+
+    source: str
+    frames: int
+    key_frames: int
+    propagator: str
+    damaged: int
+    outputs: Mapping[str, Path]
+    seconds: Mapping[str, float]
+    compare: Comparison | None = None
+    stopped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; ``compare`` and ``stopped`` only where there is something to say."""
+        values: dict[str, Any] = {
+            "source": self.source,
+            "frames": self.frames,
+            "key_frames": self.key_frames,
+            "propagator": self.propagator,
+            "damaged": self.damaged,
+            "outputs": {kind: str(path) for kind, path in self.outputs.items()},
+            "seconds": dict(self.seconds),
+        }
+        if self.compare is not None:
+            values["compare"] = {
+                "seconds_per_frame": dict(self.compare.seconds_per_frame), "flicker": dict(self.compare.flicker)
+            }  # fmt: skip
+        return values | ({"stopped": True} if self.stopped else {})

@@ -24,16 +24,16 @@ import numpy as np
 from jaxtyping import Bool
 
 from mpvss._files import atomic, write_json
-from mpvss._validate import convert, read_json
+from mpvss._validate import convert, read_json, shown_address
 from mpvss.batch.listed import FrameList, fingerprint, read_listed
 from mpvss.engine.schedule import KeyFrameFinder, ListedCuts, ListedKeyFrames
 from mpvss.errors import DataError, SourceError
-from mpvss.labels import resolve_classes
+from mpvss.options import DirectionName, OutputOptions
 from mpvss.outputs import LabelReader, LabelWriter, MetaWriter
 from mpvss.outputs.labels import content_crc
-from mpvss.outputs.sinks import ProcessOptions, Sinks, output_paths
+from mpvss.outputs.sinks import Sinks, output_paths
 from mpvss.segmenter import VideoSegmenter
-from mpvss.types import Segmentation
+from mpvss.types import RunSummary, Segmentation
 from mpvss.video import parse_rate, read
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Plan:
     """
 
     identity: dict[str, Any]
-    direction: str
+    direction: DirectionName
     size: tuple[int, int]
     frames: int
     bounds: list[int]
@@ -156,10 +156,9 @@ def divide(keys: Bool[np.ndarray, " N"], at_most: int) -> list[int]:
 def list_frames(
     segmenter: VideoSegmenter,
     source: str | Path,
-    options: ProcessOptions,
     folder: Path,
     *,
-    direction: str | None,
+    direction: DirectionName | None,
     at_most: int,
     identity: Mapping[str, Any],
     beat: Beat,
@@ -169,7 +168,6 @@ def list_frames(
     Args:
         segmenter: Says which frames are key frames; no network runs.
         source: A file, or a folder or pattern of images.
-        options: Of which start, end, stride and deinterlace count.
         folder: Where the files go.
         direction: ``None`` for both.
         at_most: Frames of a segment.
@@ -182,7 +180,7 @@ def list_frames(
     # 26 bytes a frame, 2.3 MB an hour: the one thing that grows with the length of a video.
     index, ticks, prints = array("q"), array("q"), array("Q")
     cuts = bytearray()
-    with read(source, **options.selection()) as reader:
+    with read(source, **segmenter.options.selection()) as reader:
         if reader.info.live:
             raise SourceError(f"expected a recorded video, found the live source {source}: it has no end to divide")
         direction = direction or "both"
@@ -222,7 +220,6 @@ def part_files(number: int) -> tuple[str, str]:
 def segment_part(
     segmenter: VideoSegmenter,
     source: str | Path,
-    options: ProcessOptions,
     plan: Plan,
     listing: Listing,
     number: int,
@@ -235,7 +232,6 @@ def segment_part(
     Args:
         segmenter: As for the listing.
         source: What was listed.
-        options: Of which ``classes`` and ``deinterlace`` count.
         plan: Of the video.
         listing: Of the video.
         number: Which segment, from 0.
@@ -249,11 +245,10 @@ def segment_part(
     first, end = plan.bounds[number], plan.bounds[number + 1]
     followed = plan.direction == "both" and end < plan.frames and not listing.cuts[end]
     rows = slice(first, end + 1 if followed else end)
-    names = segmenter.segmentor.class_names
-    wanted = None if options.classes is None else resolve_classes(options.classes, names)
+    names, options = segmenter.class_names, segmenter.options
     keys = frozenset(listing.frames.index[rows][listing.keys[rows]].tolist())
-    schedule = (ListedKeyFrames(keys), ListedCuts(listing.cuts[rows].tolist()))
-    session = segmenter.session(plan.direction, classes=wanted, min_score=options.min_score, schedule=schedule)
+    key_frames = (ListedKeyFrames(keys), ListedCuts(listing.cuts[rows].tolist()))
+    session = segmenter.session(direction=plan.direction, key_frames=key_frames)
     time_base = listing.frames.time_base
     labels_name, meta_name = part_files(number)
     header = {"size": list(plan.size), "classes": list(names)}
@@ -298,20 +293,20 @@ def is_whole(folder: Path, number: int) -> bool:
 def join(
     segmenter: VideoSegmenter,
     source: str | Path,
-    options: ProcessOptions,
+    output: OutputOptions,
     plan: Plan,
     parts: Iterator[Path],
     folder: Path,
     *,
     named: str | None = None,
     on_frame: Callable[[Segmentation], None],
-) -> dict[str, Any]:
+) -> RunSummary:
     """Write the outputs of a whole video from the labels of its segments.
 
     Args:
         segmenter: As for the segments.
         source: What was listed.
-        options: What to write, and how.
+        output: What to write, and how.
         plan: Of the video.
         parts: The label file of each segment, in order.
         folder: Where the outputs go, under the name ``video``.
@@ -319,20 +314,19 @@ def join(
         on_frame: Called with each frame that was written.
 
     Returns:
-        frames, key_frames, damaged, and the outputs by kind.
+        What ``VideoSegmenter.process`` returns, without seconds.
 
     Raises:
         SourceError: The source has changed.
         DataError: Parts are missing or damaged.
         OutputError: An output cannot be written.
     """
-    names = segmenter.segmentor.class_names
-    wanted = None if options.classes is None else resolve_classes(options.classes, names)
-    about = segmenter.describe(options, plan.direction) | ({} if named is None else {"source": named})
-    paths = output_paths("video", folder, options)
-    with read(source, **options.selection()) as reader:
+    names = segmenter.class_names
+    about = segmenter.describe(plan.direction) | ({} if named is None else {"source": named})
+    paths = output_paths("video", folder, output)
+    with read(source, **segmenter.options.selection()) as reader:
         frame = next(reader)
-        with Sinks(reader, paths, options, names, about, wanted) as sinks:
+        with Sinks(reader, paths, output, names, about, segmenter.class_ids()) as sinks:
             for file in parts:
                 for index, pts, labels, key in LabelReader(file):
                     following = frame if sinks.frames == 0 else next(reader, None)
@@ -348,10 +342,12 @@ def join(
                 raise SourceError(f"expected {plan.frames} frames in {source}, got more: it has changed; start anew")
             if sinks.frames != plan.frames:
                 raise DataError(f"expected {plan.frames} frames in the segments of {source}, found {sinks.frames}")
-    return {
-        "frames": sinks.frames,
-        "key_frames": sinks.key_frames,
-        "propagator": about["options"]["propagator"],
-        "damaged": plan.damaged,
-        "outputs": {kind: str(path) for kind, path in paths.items()},
-    }
+    return RunSummary(
+        source=shown_address(str(source)),
+        frames=sinks.frames,
+        key_frames=sinks.key_frames,
+        propagator=about["options"]["propagator"],
+        damaged=plan.damaged,
+        outputs=paths,
+        seconds={},
+    )

@@ -227,7 +227,9 @@ def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, sl
 
     prepare(setup.settings.threads, level)
     try:
-        worker = Worker(setup, identity, _device(setup.settings.device, slot), lambda: pipe.send(("beat", None)))
+        worker = Worker(
+            setup, identity, _device(str(setup.settings.segment.device), slot), lambda: pipe.send(("beat", None))
+        )
     except MpvssError as error:
         pipe.send(("refused", str(error)))
         return

@@ -49,7 +49,7 @@ class RayEngine:
             ray.init(address=address, include_dashboard=None if address else False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise MpvssError(f"expected a Ray cluster at {address or 'this machine'}, found none: {error}") from error
-        gpus = setup.settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        gpus = setup.settings.segment.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         # One thread works, the other one tells the driver about it.
         self._actor = ray.remote(
             num_cpus=setup.settings.threads, num_gpus=int(gpus), max_restarts=0, max_concurrency=2

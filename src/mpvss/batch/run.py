@@ -18,11 +18,11 @@ from mpvss.batch.manifest import SCHEMA, Manifest, lock, unlock
 from mpvss.batch.storage import Job, below, exists, expand, is_remote, is_whole, local, refuse_link, remove, stored
 from mpvss.batch.worker import Outcome, Settings, Setup, Task, parts_folder
 from mpvss.errors import ConfigError, MpvssError, OutputError
+from mpvss.options import BatchOptions
 from mpvss.outputs.sinks import ENDINGS
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("local", "ray")
 MANIFEST = "manifest.jsonl"
 WORK = ".mpvss-work"
 
@@ -54,50 +54,28 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class BatchOptions:
-    """How a batch is run; nothing here changes a result.
+class BatchSummary:
+    """What became of a batch.
 
     Attributes:
-        engine: ``local`` or ``ray``.
-        workers: Number of workers; ``None`` for one on each GPU, or on every two cores, of this machine.
-        ray_address: Of a cluster; ``None`` starts one on this machine.
-        retries: How often a task is tried again.
-        resume: Whether to go on from the manifest that is there.
-        overwrite: Whether outputs of other runs are replaced.
-        shard: Which part of the videos this driver takes, and of how many, as (1, 4); ``None`` for all.
-        state: Directory of the manifest; ``None`` for the output, which has to be local.
-        verify: Whether checksums of finished outputs are compared too, and not their sizes only.
-        stall: Seconds without a finished frame after which a worker is taken for stuck.
+        done: Videos that were segmented.
+        failed: Videos that were given up.
+        skipped: Videos that were whole already.
+        seconds: How long it took.
+        manifest: Path of the manifest.
+        items: For each video its name, source, state and what the manifest says of it.
     """
 
-    engine: str = "local"
-    workers: int | None = None
-    ray_address: str | None = None
-    retries: int = 2
-    resume: bool = False
-    overwrite: bool = False
-    shard: tuple[int, int] | None = None
-    state: Path | None = None
-    verify: bool = False
-    stall: int = 600
+    done: int
+    failed: int
+    skipped: int
+    seconds: float
+    manifest: Path
+    items: tuple[dict[str, Any], ...]
 
-    def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, found {self.engine!r}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers must be at least 1, found {self.workers}")
-        if self.retries < 0:
-            raise ValueError(f"retries must be 0 or more, found {self.retries}")
-        if self.stall < 1:
-            raise ValueError(f"stall must be at least 1 second, found {self.stall}")
-        if self.ray_address is not None and self.engine != "ray":
-            raise ValueError("a ray address is for engine ray: choose it too")
-        if self.ray_address is not None and self.workers is None:
-            raise ValueError("a cluster may have any size: say how many workers it is to run")
-        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
-            raise ValueError(f"shard must be i/n with i from 1 to n, found {self.shard[0]}/{self.shard[1]}")
-        if self.resume and self.overwrite:
-            raise ValueError("resume keeps what is finished and overwrite replaces it: choose one")
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**vars(self), "manifest": str(self.manifest), "items": list(self.items)}
 
 
 def in_shard(name: str, shard: tuple[int, int]) -> bool:
@@ -125,7 +103,7 @@ def run_batch(
     options: BatchOptions,
     *,
     on_item: Callable[[dict[str, Any], int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> BatchSummary:
     """Segment many videos, each exactly once.
 
     Args:
@@ -136,8 +114,7 @@ def run_batch(
         on_item: Called with each video that is finished or given up, their number so far, and the number of all.
 
     Returns:
-        done, failed and skipped (numbers of videos), seconds, the manifest's path, and items: for each video its name,
-        source, state and what the manifest says of it.
+        How many videos are done, failed and skipped, and what became of each.
 
     Raises:
         ConfigError: Options exclude each other, or are not those of the run that is resumed.
@@ -168,12 +145,14 @@ def run_batch(
     finally:
         manifest.close()
     states = [result["state"] for result in results]
-    return {
-        **{state: states.count(state) for state in ("done", "failed", "skipped")},
-        "seconds": round(time.monotonic() - began, 3),
-        "manifest": str(manifest.path),
-        "items": results,
-    }
+    return BatchSummary(
+        done=states.count("done"),
+        failed=states.count("failed"),
+        skipped=states.count("skipped"),
+        seconds=round(time.monotonic() - began, 3),
+        manifest=manifest.path,
+        items=tuple(results),
+    )
 
 
 def _open_state(out: str, options: BatchOptions) -> tuple[Manifest, Path]:
@@ -328,7 +307,7 @@ class _Driver:
         """Outputs may be replaced that this batch began to write itself, or that the caller gave up."""
         if self._overwrite or job.name in self._manifest.started:
             return
-        options = self._settings.options
+        options = self._settings.output
         for kind in ("meta", *options.save, *(("compare",) if options.compare else ())):
             name = job.name + ENDINGS[kind]
             if exists(below(self._out, name)) if self._stored is None else name in self._stored:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mpvss._files import output_errors, owned
 from mpvss._validate import shown_address
@@ -18,21 +17,21 @@ from mpvss.batch.worker import Settings, publish_all
 from mpvss.errors import ConfigError, OutputError, SourceError
 from mpvss.outputs.sinks import ENDINGS, output_paths
 from mpvss.segmenter import VideoSegmenter
-from mpvss.types import Segmentation
+from mpvss.types import RunSummary, Segmentation
 from mpvss.video import parse_rate, probe
 
 _STAGE = "tmp"
 _PUBLISHING = "publishing"
 
 
-def process_in_segments(
+def process_in_chunks(
     segmenter: VideoSegmenter,
     source: str,
     out: Path,
     settings: Settings,
     *,
     on_frame: Callable[[Segmentation], None] | None = None,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Segment a source as ``VideoSegmenter.process`` does, keeping what is finished in ``OUT/.NAME.parts`` meanwhile.
 
     Called again after a kill with the same settings it goes on after the last finished segment. Labels and
@@ -54,18 +53,19 @@ def process_in_segments(
         OutputError: An output exists or cannot be written, or another run writes there.
         ValueError: The settings ask for a comparison, or for no segments.
     """
-    if settings.options.compare or not settings.split:
+    if settings.output.compare or not settings.split:
         raise ValueError("a comparison cannot be made in segments: leave --compare out, or --resume")
     began = time.perf_counter()
-    info = probe(source, fps=parse_rate(settings.options.fps), video_stream=settings.options.video_stream)
+    segmenter = settings.applied(segmenter)
+    info = probe(source, fps=parse_rate(settings.segment.fps), video_stream=settings.segment.video_stream)
     if info.kind not in {"video", "images"}:
         raise SourceError(f"expected a recorded video, found {source}, which cannot be read again: leave --resume out")
-    name = settings.options.name or info.name
+    name = settings.output.name or info.name
     folder = out / f".{name}.parts"
     refuse_link(folder)
     identity = {"source": shown_address(source), "stamp": stamp(source), **settings.describe()}
     if not (folder / _PUBLISHING).exists():  # after a kill while they appeared, they are this run's own
-        output_paths(name, out, settings.options)  # or the error that they exist
+        output_paths(name, out, settings.output)  # or the error that they exist
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / "lock")
@@ -77,7 +77,7 @@ def process_in_segments(
         shutil.rmtree(stage, ignore_errors=True)
         with output_errors(stage):
             stage.mkdir()
-        options = replace(settings.options, overwrite=True)
+        output = settings.output.replace(overwrite=True)
         seconds: dict[str, float] = {}
 
         def lap(stage_name: str) -> None:
@@ -86,7 +86,7 @@ def process_in_segments(
         plan = Plan.read(folder)
         if plan is None:
             plan = list_frames(
-                segmenter, source, options, folder, direction=settings.direction, at_most=settings.split,
+                segmenter, source, folder, direction=settings.segment.direction, at_most=settings.split,
                 identity=identity, beat=lambda: None,
             )  # fmt: skip
         else:
@@ -103,7 +103,7 @@ def process_in_segments(
         for number in range(plan.segments):
             files = part_files(number)
             if not is_whole(folder, number):
-                segment_part(segmenter, source, options, plan, listing, number, stage, beat=lambda: None)
+                segment_part(segmenter, source, plan, listing, number, stage, beat=lambda: None)
                 for file in files:
                     publish(stage / file, str(folder / file))
         lap("segment")
@@ -112,17 +112,17 @@ def process_in_segments(
             for number in range(plan.segments):
                 yield folder / part_files(number)[0]
 
-        summary = join(segmenter, source, options, plan, parts(), stage, on_frame=on_frame or (lambda _: None))
-        outputs = {kind: str(out / f"{name}{ENDINGS[kind]}") for kind in summary["outputs"]}
+        summary = join(segmenter, source, output, plan, parts(), stage, on_frame=on_frame or (lambda _: None))
+        outputs = {kind: out / f"{name}{ENDINGS[kind]}" for kind in summary.outputs}
         with owned((out / f"{name}{ENDINGS['meta']}").absolute()):
             if not (folder / _PUBLISHING).exists():
-                output_paths(name, out, settings.options)  # again, now that no other run can begin
+                output_paths(name, out, settings.output)  # again, now that no other run can begin
             with output_errors(folder):
                 (folder / _PUBLISHING).touch()
-            publish_all({kind: Path(path) for kind, path in summary["outputs"].items()}, str(out / name))
+            publish_all(summary.outputs, str(out / name))
         lap("join")
         if os.name == "nt":  # which removes no open file
             unlock(held)
         shutil.rmtree(folder)
     seconds["total"] = time.perf_counter() - began
-    return {"source": shown_address(source), **summary, "outputs": outputs, "seconds": seconds}
+    return replace(summary, outputs=outputs, seconds=seconds)

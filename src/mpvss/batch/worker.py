@@ -9,20 +9,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mpvss._validate import shown, without_secrets
 from mpvss.batch.copies import SourceCopies, machine_folder
 from mpvss.batch.storage import Job, below, digest, exists, fetch, is_remote, publish, remove, stamp
-from mpvss.errors import ConfigError, DataError, MpvssError, SourceError
-from mpvss.outputs.sinks import ENDINGS, ProcessOptions
+from mpvss.errors import ConfigError, DataError, MpvssError, OptionError, SourceError
+from mpvss.options import OutputOptions, SegmentOptions
+from mpvss.outputs.sinks import ENDINGS
 
 if TYPE_CHECKING:
     from mpvss.batch.chunks import Plan
     from mpvss.segmenter import VideoSegmenter
-    from mpvss.types import Segmentation
+    from mpvss.types import RunSummary, Segmentation
 
 log = logging.getLogger(__name__)
 
@@ -32,65 +33,42 @@ _GRACE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Settings:
-    """How every video of a batch is segmented.
+    """How every video of a batch is segmented, and what is written.
 
     Attributes:
-        model: As for ``VideoSegmenter.from_pretrained``, like the others up to ``dtype``.
-        propagator: Its name.
-        motion: ``chain`` or ``direct``.
-        direction: ``both``, which is also what ``None`` means for a recorded video, or ``forward``.
-        interval: Frames from one key frame to the next.
-        cuts: Whether scene cuts are key frames too.
-        short_side: Pixels of the shorter side that the networks see.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-        options: What is written.
+        segment: As for ``VideoSegmenter.from_pretrained``. With direction ``None`` it is both. Sums of a network are
+            rounded in another order with another number of threads, so that does not follow from how many workers there
+            are: ``None`` is one.
+        output: What is written.
         split: Most frames that are segmented in one piece; 0 never divides a video.
-        threads: Of torch and OpenCV. Sums of a network are rounded in another order with another number, so it does not
-            follow from how many workers there are.
     """
 
-    model: str = "compact"
-    propagator: str = "auto"
-    motion: str = "chain"
-    direction: str | None = None
-    interval: int | None = None
-    cuts: bool = True
-    short_side: int | None = None
-    device: str = "auto"
-    dtype: str = "float32"
-    options: ProcessOptions = field(default_factory=ProcessOptions)
+    segment: SegmentOptions = field(default_factory=SegmentOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
     split: int = 1500
-    threads: int = 1
 
-    def __post_init__(self) -> None:
-        if self.split < 0:
-            raise ValueError(f"split must be 0, for never, or a number of frames, found {self.split}")
-        if self.threads < 1:
-            raise ValueError(f"threads must be at least 1, found {self.threads}")
+    @property
+    def threads(self) -> int:
+        """Threads of torch and OpenCV in each worker."""
+        return self.segment.threads or 1
 
     def describe(self) -> dict[str, Any]:
         """What decides the results, as plain values."""
         from mpvss import __version__
 
-        options = {key: value for key, value in asdict(self.options).items() if key not in ("overwrite", "name")}
-        options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-        for key in ("start", "end", "fps"):
-            options[key] = None if options[key] is None else str(options[key])
-        return {"mpvss": __version__} | {**asdict(self), "options": options}
+        output = {name: value for name, value in self.output.to_dict().items() if name not in ("overwrite", "name")}
+        values = {**self.segment.to_dict(), **output, "threads": self.threads, "split": self.split}
+        return {"mpvss": __version__, **values}
 
     def difference(self, former: Mapping[str, Any]) -> str | None:
         """Say what is not as in an earlier description, or ``None``.
 
         Options that the version which wrote it did not have yet are at their defaults there.
         """
-        if not isinstance(former.get("options"), dict):
-            return f"options was {shown(former.get('options'))}, now {self.describe()['options']}"
-        defaults = Settings().describe()["options"]
-        before, now = ({**defaults, **values, **values["options"]} for values in (former, self.describe()))
+        before, now = {**Settings().describe(), **_flat(former)}, self.describe()
         for name in [*now, *(before.keys() - now.keys() - {"source", "stamp"})]:
-            if name != "options" and (name not in before or before[name] != now.get(name)):
-                return f"{name} was {shown(before.get(name))}, now {shown(now.get(name))}"
+            if before[name] != now.get(name):
+                return f"{name} was {shown(before[name])}, now {shown(now.get(name))}"
         return None
 
     def load(self, device: str | None = None) -> "VideoSegmenter":
@@ -100,23 +78,26 @@ class Settings:
             ModelError: They cannot be loaded.
             ConfigError: An option is out of its range.
         """
-        from mpvss.segmenter import VideoSegmenter, choose_device, choose_dtype
+        from mpvss.segmenter import VideoSegmenter
 
+        options = self.segment.replace(device=device or self.segment.device)
         try:
-            choose_device(device or self.device)
-            choose_dtype(self.dtype)
-        except ValueError as error:
+            return VideoSegmenter.from_pretrained(options.model, options=options)
+        except OptionError as error:
             raise ConfigError(str(error)) from error
-        return VideoSegmenter.from_pretrained(
-            self.model,
-            propagator=self.propagator,
-            motion=self.motion,
-            interval=self.interval,
-            cuts=self.cuts,
-            short_side=self.short_side,
-            device=device or self.device,
-            dtype=self.dtype,
-        )
+
+    def applied(self, segmenter: "VideoSegmenter") -> "VideoSegmenter":
+        """Return a segmenter that reads what these settings select, and keeps the classes that they keep."""
+        kept = {name: getattr(self.segment, name) for name in ("classes", "min_score")}
+        return segmenter.with_options(**self.segment.selection(), **kept)
+
+
+def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a description as ``describe`` writes it: version 0.1 had some of the options one level below."""
+    nested = described.get("options")
+    if not isinstance(nested, dict):
+        return dict(described)
+    return {**{name: value for name, value in described.items() if name != "options"}, **nested}
 
 
 @dataclass(frozen=True)
@@ -206,7 +187,7 @@ class Worker:
     ) -> None:
         self._on_beat = on_beat
         self.setup = setup
-        self.segmenter: VideoSegmenter = setup.settings.load(device)
+        self.segmenter: VideoSegmenter = setup.settings.applied(setup.settings.load(device))
         if setup.scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="mpvss-"))
         else:
@@ -285,31 +266,30 @@ class Worker:
         from mpvss.video import parse_rate, probe
 
         job, settings = task.job, self.setup.settings
-        options = replace(settings.options, overwrite=True)
+        output, segment = settings.output.replace(overwrite=True), settings.segment
         source = self._source(job)
         self._beat()
-        info = probe(source, fps=parse_rate(options.fps), video_stream=options.video_stream)
+        info = probe(source, fps=parse_rate(segment.fps), video_stream=segment.video_stream)
         if info.live:
             raise SourceError(f"expected a recorded video, found the live source {job.shown}: use mpvss segment")
-        if settings.split and not options.compare and (info.frames or 0) > settings.split:
+        if settings.split and not output.compare and (info.frames or 0) > settings.split:
             plan = self._divide(job, source, stage)
             if plan.segments > 1:
                 return Outcome(task, segments=plan.segments, frames=plan.frames)
             remove(self._folder(job))
-        direction = settings.direction or "both"
         summary = self.segmenter.process(
-            source, stage, options, direction=direction, named=job.shown, on_frame=self._beat
+            source, stage, output, direction=segment.direction or "both", named=job.shown, on_frame=self._beat
         )
         return Outcome(task, summary=self._publish(job, summary))
 
-    def _publish(self, job: Job, summary: dict[str, Any]) -> dict[str, Any]:
+    def _publish(self, job: Job, summary: "RunSummary") -> dict[str, Any]:
         """Move the outputs to their places, and describe them."""
-        staged = {kind: Path(path) for kind, path in summary["outputs"].items()}
+        staged = summary.outputs
         outputs = {kind: {"path": job.name + ENDINGS[kind], **digest(path)} for kind, path in staged.items()}
         place = below(self.setup.out, job.name)
         with nullcontext() if is_remote(place) else _owned_output(place):
             publish_all(staged, place, beat=self._beat)
-        return {key: summary[key] for key in ("frames", "key_frames", "damaged")} | {"outputs": outputs}
+        return {key: getattr(summary, key) for key in ("frames", "key_frames", "damaged")} | {"outputs": outputs}
 
     # --- long videos
 
@@ -337,7 +317,7 @@ class Worker:
         remove(folder)
         settings = self.setup.settings
         plan = list_frames(
-            self.segmenter, source, settings.options, stage, direction=settings.direction, at_most=settings.split,
+            self.segmenter, source, stage, direction=settings.segment.direction, at_most=settings.split,
             identity=identity, beat=self._beat,
         )  # fmt: skip
         for name in (FRAMES, PLAN):
@@ -380,7 +360,7 @@ class Worker:
 
         source, folder = self._source(job), self._folder(job)
         segment_part(
-            self.segmenter, source, self.setup.settings.options, plan, Listing.read(listing), number, stage,
+            self.segmenter, source, plan, Listing.read(listing), number, stage,
             beat=self._beat,
         )  # fmt: skip
         for name in part_files(number):
@@ -390,7 +370,7 @@ class Worker:
         from mpvss.batch.chunks import join
 
         job, folder = task.job, self._folder(task.job)
-        options = replace(self.setup.settings.options, overwrite=True)
+        output = self.setup.settings.output.replace(overwrite=True)
         source = self._source(job)
         plan, listing = self._plan(job, stage)
 
@@ -406,7 +386,7 @@ class Worker:
                 yield labels
                 shutil.rmtree(stage / "part", ignore_errors=True)
 
-        summary = join(self.segmenter, source, options, plan, parts(), stage, named=job.shown, on_frame=self._beat)
+        summary = join(self.segmenter, source, output, plan, parts(), stage, named=job.shown, on_frame=self._beat)
         for warning in plan.warnings:
             log.warning("%s: %s", job.shown, warning)
         return Outcome(task, summary=self._publish(job, summary))

@@ -22,6 +22,7 @@ from mpvss.motion import QueryFlow
 from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.network.pretrained import read_config
 from mpvss.motion.warp import warp
+from mpvss.options import PropagatorName
 from mpvss.progress import progress
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import EMBEDDED, HuggingFaceSegmentor
@@ -31,7 +32,7 @@ from mpvss.types import Geometry, shown_size
 
 # Two class scores that differ by less than this share of the larger one are a tie.
 _TIE = 1e-4
-_PROPAGATOR_OF = {"query_flow": "query", "pixel_flow": "flow"}
+_PROPAGATOR_OF: dict[str, PropagatorName] = {"query_flow": "query", "pixel_flow": "flow"}
 
 
 class _KeyNetwork(nn.Module):
@@ -71,7 +72,7 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
     if out.exists() and not (overwrite and (out / EXPORT_NAME).is_file()):
         raise OutputError(f"{out} exists already; pass --overwrite to replace an export, or choose another output")
     kind = None if model in EMBEDDED else read_config(model)["model_type"]
-    propagator = _PROPAGATOR_OF.get(str(kind), "none")
+    propagator: PropagatorName = _PROPAGATOR_OF.get(str(kind), "none")
     segmenter = VideoSegmenter.from_pretrained(
         model, propagator=propagator, short_side=min(size), device="cpu", fast=False
     )

@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
@@ -159,6 +159,10 @@ class FixedInterval:
     def decide(self, window: Sequence[WindowFrame]) -> int | None:
         """Return the last frame if it is due; see ``Schedule``."""
         return len(window) - 1 if window[-1].new_scene or len(window) >= self.interval else None
+
+
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {"interval": FixedInterval}
+"""What makes a schedule of one video from the interval, by its name."""
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ from mpvss.evaluation.machine import machine, peak_mib, synthetic_video, threads
 from mpvss.motion.dis import Dis
 from mpvss.motion.propagator import serves_both_ways
 from mpvss.motion.warp import warp
-from mpvss.outputs.sinks import ProcessOptions
+from mpvss.options import BenchOptions, DirectionName
 from mpvss.progress import progress
 from mpvss.segmenter import DEFAULT_INTERVAL, VideoSegmenter
 from mpvss.segmentors.protocol import prepare
-from mpvss.types import IMAGE_RATE, Frame
+from mpvss.types import IMAGE_RATE, Frame, RunSummary
 from mpvss.video import read
 
 log = logging.getLogger(__name__)
@@ -60,70 +60,20 @@ _RUNS = ("library", "ours_per_frame", "ours", "segformer_b0")
 Numbers = dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """What is measured, and how often.
-
-    Attributes:
-        model: ``compact``, a hub id, or a directory; or
-        arch: one of the paper's models with random weights. One of the two.
-        classes: Classes of an ``arch``; ``None`` for 124.
-        size: Height and width of the video that is made; ``None`` for 480x853 (``arch``) or 360x480. An ``arch`` sees
-            that size, a checkpoint what it asks for.
-        propagator: ``None`` for query (``arch``) or what is shipped.
-        motion: ``None`` for direct (``arch``) or what is shipped.
-        direction: ``None`` for forward (``arch``) or both, as files have it.
-        interval: ``None`` for 5 (``arch``) or what is shipped.
-        frames: Frames of a whole run from file to files; ``None`` for one interval (``arch``) or five.
-        repeats: Rounds of the segmentation alone, after one to warm up.
-        runs: Whole runs of each; 0 leaves them out; ``None`` for one (``arch``) or three.
-        source: A video to measure on; ``None`` makes one.
-        threads: Threads of torch and OpenCV; ``None`` leaves them as they are.
-
-    Raises:
-        ValueError: An option is out of range or does not go with another.
-    """
-
-    model: str | None = None
-    arch: str | None = None
-    classes: int | None = None
-    size: tuple[int, int] | None = None
-    propagator: str | None = None
-    motion: str | None = None
-    direction: str | None = None
-    interval: int | None = None
-    frames: int | None = None
-    repeats: int = 3
-    runs: int | None = None
-    source: str | None = None
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.model is None) == (self.arch is None):
-            raise ValueError(f"expected either a model or an arch, got {self.model or 'none'} and {self.arch}")
-        if self.arch is None and self.classes is not None:
-            raise ValueError("classes is for an arch with random weights; a checkpoint has its own")
-        for name in ("classes", "interval", "frames", "repeats", "runs", "threads"):
-            value, least = getattr(self, name), int(name != "runs")
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if self.size is not None and min(self.size) < 32:
-            raise ValueError(f"size must be at least 32x32, got {self.size[0]}x{self.size[1]}")
-
-    def resolved(self) -> "BenchOptions":
-        """Return the same options with the numbers that depend on the kind of model filled in."""
-        random = self.arch is not None
-        direction = self.direction or ("forward" if random else "both")
-        interval = 1 if self.propagator == "none" else self.interval or DEFAULT_INTERVAL.get(direction, 1)
-        return replace(
-            self,
-            classes=self.classes or (_PAPER_CLASSES if random else None),
-            size=self.size or (_PAPER_SIZE if random else _COMPACT_SIZE if self.source is None else None),
-            direction=direction,
-            interval=interval,
-            frames=self.frames or interval * (1 if random else 5),
-            runs=(1 if random else 3) if self.runs is None else self.runs,
-        )
+def resolve(options: BenchOptions) -> BenchOptions:
+    """Return the same options with the numbers that depend on the kind of model filled in."""
+    random = options.arch is not None
+    direction = options.direction or ("forward" if random else "both")
+    interval = 1 if options.propagator == "none" else options.interval or DEFAULT_INTERVAL.get(direction, 1)
+    return options.replace(
+        model=None if random else options.model or "compact",
+        classes=options.classes or (_PAPER_CLASSES if random else None),
+        size=options.size or (_PAPER_SIZE if random else _COMPACT_SIZE if options.source is None else None),
+        direction=direction,
+        interval=interval,
+        frames=options.frames or interval * (1 if random else 5),
+        runs=(1 if random else 3) if options.runs is None else options.runs,
+    )
 
 
 @dataclass(frozen=True)
@@ -199,7 +149,7 @@ def bench(options: BenchOptions) -> BenchResult:
         ModelError: The model cannot be loaded.
         SourceError: The video cannot be read, is too short, or cuts to another scene within the first interval.
     """
-    options = options.resolved()
+    options = resolve(options)
     with TemporaryDirectory(prefix="mpvss-bench-") as name, threads(options.threads):
         folder, source = Path(name), options.source
         assert options.interval is not None and options.frames is not None
@@ -210,7 +160,7 @@ def bench(options: BenchOptions) -> BenchResult:
         frames = _first_frames(source, options.interval + 1)
         contest = make_contest(options)
         log.info("warming up")
-        gmac = _count(contest, frames, str(options.direction), options.interval)
+        gmac = _count(contest, frames, options.direction or "both", options.interval)
         rounds = _measure(contest, frames, options)
         runs = _whole_runs(contest, options, source, folder) if options.runs else {}
         seconds = _seconds(rounds.seconds, runs)
@@ -218,13 +168,13 @@ def bench(options: BenchOptions) -> BenchResult:
         return BenchResult(
             seconds=seconds,
             gmac=gmac,
-            classical_flow=_classical_flow(ours, frames, str(options.direction), options.interval),
+            classical_flow=_classical_flow(ours, frames, options.direction or "both", options.interval),
             sgemm={"gmac_per_second": rounds.rate, "share": _shares(gmac, seconds, rounds.rate)},
             peak_mib=_peak_of_whole_run(options, source) if options.runs else None,
             ratios=ratios(asdict(seconds)),
             all_active=_all_active(rounds.all_active, seconds.library_frame) if rounds.all_active else None,
             note=_note(options),
-            options={**asdict(options), **_measured(ours, frames[0])},
+            options={**options.to_dict(), **_measured(ours, frames[0])},
             machine=machine(),
         )
 
@@ -233,7 +183,7 @@ def _measured(ours: VideoSegmenter, frame: Frame) -> dict[str, Any]:
     """What the options left to the model and the video."""
     return {
         "propagator": "none" if ours.propagator is None else ours.propagator.name,
-        "motion": ours.motion,
+        "motion": ours.options.motion,
         "size": list(frame.size),
         "network": list(ours.rule.fit(frame.size).resized),
     }
@@ -297,13 +247,13 @@ class _Rounds:
 
 def _measure(contest: Contest, frames: list[Frame], options: BenchOptions) -> _Rounds:
     """Run everything once a round, in turn; the first round is to warm up."""
-    interval, direction = options.interval, str(options.direction)
+    interval, direction = options.interval, options.direction or "both"
     assert interval is not None
-    per_frame = _Intervals(contest.ours.per_frame().session("forward"), _back_and_forth(frames[:2]), 1)
-    at_interval = _Intervals(contest.ours.session(direction), _back_and_forth(frames), interval)
+    per_frame = _Intervals(contest.ours.per_frame().session(direction="forward"), _back_and_forth(frames[:2]), 1)
+    at_interval = _Intervals(contest.ours.session(direction=direction), _back_and_forth(frames), interval)
     all_active = None
     if contest.all_active is not None:
-        all_active = _Intervals(contest.all_active.session(direction), _back_and_forth(frames), interval)
+        all_active = _Intervals(contest.all_active.session(direction=direction), _back_and_forth(frames), interval)
     matrix = torch.randn(_MATRIX, _MATRIX, generator=torch.Generator().manual_seed(0))
     products, seconds, active_seconds = [], [], []
     with progress("bench", options.repeats + 1, unit="rounds") as advance:
@@ -387,7 +337,7 @@ def _back_and_forth(frames: list[Frame]) -> Iterator[Frame]:
 # --- counting -----------------------------------------------------------------------------------------------------
 
 
-def _count(contest: Contest, frames: list[Frame], direction: str, interval: int) -> Numbers:
+def _count(contest: Contest, frames: list[Frame], direction: DirectionName, interval: int) -> Numbers:
     """Count multiply-adds by the rule in ``cost.py``; this also warms the library up."""
     ours = contest.ours
     key = count_gmac(lambda: contest.library(frames[0]))
@@ -417,15 +367,15 @@ def _count(contest: Contest, frames: list[Frame], direction: str, interval: int)
     return {"key": key, "non_key": non_key, "per_frame": (key + (interval - 1) * non_key) / interval}
 
 
-def _flows(ours: VideoSegmenter, direction: str, interval: int) -> int:
+def _flows(ours: VideoSegmenter, direction: DirectionName, interval: int) -> int:
     """Flows of an interval: of those that serve both sides there is one more than frames between."""
-    if ours.propagator is not None and direction == "both" and serves_both_ways(ours.propagator, ours.motion):
+    if ours.propagator is not None and direction == "both" and serves_both_ways(ours.propagator, ours.options.motion):
         return interval
     return (interval - 1) * (2 if direction == "both" else 1)
 
 
 def _classical_flow(
-    ours: VideoSegmenter, frames: list[Frame], direction: str, interval: int
+    ours: VideoSegmenter, frames: list[Frame], direction: DirectionName, interval: int
 ) -> dict[str, float] | None:
     """How many flows without a network a frame takes, and the seconds of one; multiply-adds say nothing of them."""
     dis = ours.propagator
@@ -473,21 +423,21 @@ def _whole_runs(contest: Contest, options: BenchOptions, source: str, folder: Pa
             seconds: dict[str, float] = {}
             for name, segmenter in contestants.items():
                 result = _process(segmenter, options, source, folder / name)
-                seconds[name] = result["seconds"]["total"] / result["frames"]
+                seconds[name] = result.seconds["total"] / result.frames
                 if name == "ours":
-                    seconds |= {stage: result["seconds"][stage] / result["frames"] for stage in ("read", "write")}
+                    seconds |= {stage: result.seconds[stage] / result.frames for stage in ("read", "write")}
                 advance()
             rounds.append(seconds)
     return _medians(rounds)
 
 
-def _process(segmenter: VideoSegmenter, options: BenchOptions, source: str, out: Path) -> dict[str, Any]:
+def _process(segmenter: VideoSegmenter, options: BenchOptions, source: str, out: Path) -> RunSummary:
     """Run from file to files over the first ``options.frames`` frames."""
     assert options.frames is not None
     with read(source) as reader:
         ends = [frame.pts for frame in islice(reader, options.frames + 1)]
     end = ends[options.frames] if len(ends) > options.frames else None
-    return segmenter.process(source, out, ProcessOptions(overwrite=True, end=end), direction=options.direction)
+    return segmenter.process(source, out, overwrite=True, end=end, direction=options.direction)
 
 
 def _peak_of_whole_run(options: BenchOptions, source: str) -> float | None:
@@ -495,7 +445,7 @@ def _peak_of_whole_run(options: BenchOptions, source: str) -> float | None:
     log.info("measuring memory")
     program = "import sys; from mpvss.evaluation.benchmark import _run_and_print_peak as run; run(*sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(asdict(options)), source],
+        [sys.executable, "-c", program, json.dumps(options.to_dict()), source],
         capture_output=True,
         text=True,
         check=False,
@@ -509,7 +459,7 @@ def _peak_of_whole_run(options: BenchOptions, source: str) -> float | None:
 def _run_and_print_peak(options_json: str, source: str) -> None:
     values = json.loads(options_json)
     values["size"] = None if values["size"] is None else tuple(values["size"])
-    options = BenchOptions(**values)
+    options = BenchOptions.from_dict(values)
     with TemporaryDirectory(prefix="mpvss-bench-") as folder, threads(options.threads):
         _process(make_ours(options), options, source, Path(folder))
     print(json.dumps(peak_mib()))

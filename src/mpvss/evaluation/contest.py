@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,12 @@ from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
 from mpvss.labels import label_dtype
 from mpvss.motion import PixelFlow
-from mpvss.segmenter import VideoSegmenter, make_propagator
+from mpvss.motion.propagators import make_propagator
+from mpvss.options import BenchOptions
+from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor, library_prediction
 from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare, resize_frame
 from mpvss.types import Frame, Geometry, Segmentation
-
-if TYPE_CHECKING:
-    from mpvss.evaluation.benchmark import BenchOptions
 
 # What trained models show on street scenes: so many of the hundred queries are active, for so many classes.
 ACTIVE_QUERIES = 20
@@ -50,7 +49,7 @@ class Contest:
     all_active: VideoSegmenter | None
 
 
-def make_contest(options: "BenchOptions") -> Contest:
+def make_contest(options: BenchOptions) -> Contest:
     """Load or build what is compared. Options are resolved.
 
     Raises:
@@ -69,12 +68,12 @@ def make_contest(options: "BenchOptions") -> Contest:
     ours = _random_weights(options, built)
     fixed = ours.segmentor
     assert isinstance(fixed, FixedActivity)
-    all_active = VideoSegmenter(fixed.segmentor, ours.propagator, motion=ours.motion, interval=ours.interval)
+    all_active = VideoSegmenter(fixed.segmentor, ours.propagator, options=ours.options)
     library = Library(HuggingFaceSegmentor(library_model, ours.rule), ours.rule, fixed.finish)
     return Contest(library, ours, all_active)
 
 
-def make_ours(options: "BenchOptions") -> VideoSegmenter:
+def make_ours(options: BenchOptions) -> VideoSegmenter:
     """Load or build ours alone. Options are resolved."""
     if options.arch is None:
         values = {name: getattr(options, name) for name in ("propagator", "motion", "interval")}
@@ -84,7 +83,7 @@ def make_ours(options: "BenchOptions") -> VideoSegmenter:
     return _random_weights(options, build(options.arch, options.classes))
 
 
-def _random_weights(options: "BenchOptions", built: Model) -> VideoSegmenter:
+def _random_weights(options: BenchOptions, built: Model) -> VideoSegmenter:
     """Put one of the paper's models behind ``FixedActivity``."""
     propagator = options.propagator or "query"
     rule = InputRule(short_side=None if options.size is None else min(options.size))

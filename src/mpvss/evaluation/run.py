@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -26,12 +26,10 @@ from mpvss._files import write_json
 from mpvss._validate import convert, parse_json, read_json, shown
 from mpvss.cli.doctor import library_versions
 from mpvss.datasets import Clip, Dataset, open_dataset, read_label
-from mpvss.engine.carriers.protocol import check_min_score
 from mpvss.engine.carriers.true_labels import true_label_carrier
 from mpvss.engine.decode import score_size
-from mpvss.engine.flows import MOTIONS
 from mpvss.engine.schedule import CutDetector, FixedInterval
-from mpvss.engine.session import DIRECTIONS, Session
+from mpvss.engine.session import Session
 from mpvss.errors import DataError, ModelError, OutputError
 from mpvss.evaluation.results import WINDOW, EvalResult
 from mpvss.labels import label_dtype, map_classes, short_list
@@ -46,18 +44,10 @@ from mpvss.metrics import (
 )
 from mpvss.motion.dis import Dis
 from mpvss.motion.propagator import Propagator, serves_both_ways
+from mpvss.motion.propagators import describe_propagator, make_propagator, meant_propagator
+from mpvss.options import EvalOptions, ModelOptions, PropagationOptions, SegmentOptions
 from mpvss.outputs import LabelReader, LabelWriter, MetaWriter
-from mpvss.segmenter import (
-    DEFAULT_INTERVAL,
-    PROPAGATORS,
-    VideoSegmenter,
-    check_backend,
-    choose_device,
-    choose_dtype,
-    describe_propagator,
-    make_propagator,
-    meant_propagator,
-)
+from mpvss.segmenter import DEFAULT_INTERVAL, VideoSegmenter
 from mpvss.segmentors import Segmentor
 from mpvss.segmentors.protocol import prepare
 from mpvss.types import Frame, Segmentation, shown_size
@@ -80,90 +70,32 @@ _METRICS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """What is scored, and how. A run directory belongs to one set of these.
-
-    Attributes:
-        data: Data set as KIND:DIR; see ``open_dataset``.
-        split: Part of it; ``None`` for the usual one.
-        model: Segmentor, where one is needed.
-        propagator: A propagator's name, ``none``, or ``auto`` for the best that is shipped.
-        motion: ``chain`` or ``direct``.
-        direction: ``both`` or ``forward``.
-        interval: Frames from one key frame to the next; ``None`` for 10 with both directions, 5 forward.
-        cuts: Whether scene cuts are key frames too.
-        oracle: Whether key frames get their true labels instead of a segmentor's; always so for DAVIS.
-        predictions: Directory of label files to score instead of running anything.
-        save_predictions: Directory that all predictions are written to, as ``predictions`` reads them.
-        device: Where the networks run.
-        dtype: Their precision.
-        fast: Whether the model runs through our own forward pass.
-        backend: ``torch``, or ``onnx`` for a model made by ``mpvss export``.
-        min_score: Pixels whose best class score is lower count as a wrong class; 0 for none.
+def resolve(options: EvalOptions, dataset: Dataset) -> EvalOptions:
+    """Return the same options with every default settled, and what does not matter set to one value.
 
     Raises:
-        ValueError: A value is out of range, or two options exclude each other.
+        DataError: True labels are asked for, but most frames of the data set have none.
+        ModelError: The model does not say which motion module it has.
     """
-
-    data: str
-    split: str | None = None
-    model: str = "compact"
-    propagator: str = "auto"
-    motion: str = "chain"
-    direction: str = "both"
-    interval: int | None = None
-    cuts: bool = False
-    oracle: bool = False
-    predictions: str | None = None
-    save_predictions: str | None = None
-    device: str = "auto"
-    dtype: str = "float32"
-    fast: bool = True
-    backend: str = "torch"
-    min_score: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, known in (("motion", MOTIONS), ("direction", DIRECTIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, found {getattr(self, name)!r}")
-        if self.interval is not None and self.interval < 1:
-            raise ValueError(f"interval must be at least 1 frame, found {self.interval}")
-        if self.predictions is not None and (self.oracle or self.save_predictions is not None):
-            raise ValueError("predictions are only scored: leave out oracle and save_predictions")
-        check_min_score(self.min_score)
-        choose_device(self.device)
-        choose_dtype(self.dtype)
-        check_backend(self.backend, self.device, self.dtype)
-        if self.propagator not in ("auto", *PROPAGATORS):
-            raise ValueError(f"propagator must be one of auto, {', '.join(PROPAGATORS)}, found {self.propagator!r}")
-
-    def resolved(self, dataset: Dataset) -> "EvalOptions":
-        """The same with every default settled, and what does not matter set to one value.
-
-        Raises:
-            DataError: True labels are asked for, but most frames of the data set have none.
-            ModelError: The model does not say which motion module it has.
-        """
-        if self.predictions is not None:
-            return EvalOptions(self.data, self.split, "", "none", interval=self.interval, predictions=self.predictions)
-        oracle = self.oracle or dataset.protocol == "davis"
-        propagator = meant_propagator(self.model, self.propagator, self.backend)
-        if dataset.protocol == "cityscapes" and oracle:
-            raise DataError(
-                "true labels at key frames need every frame labelled; these snippets have one labelled frame"
-            )
-        none = propagator == "none"
-        return replace(
-            self,
-            model="" if oracle and propagator not in _NEED_MODEL else self.model,
-            propagator=propagator,
-            motion="chain" if none else self.motion,
-            direction="forward" if none else self.direction,
-            interval=1 if none else self.interval or DEFAULT_INTERVAL[self.direction],
-            cuts=self.cuts and not none,
-            oracle=oracle,
-        )
+    if options.predictions is not None:
+        return EvalOptions(
+            data=options.data, split=options.split, model="", propagator="none", interval=options.interval,
+            predictions=options.predictions,
+        )  # fmt: skip
+    oracle = options.oracle or dataset.protocol == "davis"
+    propagator = meant_propagator(options.model, options.propagator, options.backend)
+    if dataset.protocol == "cityscapes" and oracle:
+        raise DataError("true labels at key frames need every frame labelled; these snippets have one labelled frame")
+    none = propagator == "none"
+    return options.replace(
+        model="" if oracle and propagator not in _NEED_MODEL else options.model,
+        propagator=propagator,
+        motion="chain" if none else options.motion,
+        direction="forward" if none else options.direction,
+        interval=1 if none else options.interval or DEFAULT_INTERVAL[options.direction],
+        cuts=options.cuts and not none,
+        oracle=oracle,
+    )
 
 
 def evaluate(
@@ -189,10 +121,10 @@ def evaluate(
     dataset = open_dataset(options.data, options.split)
     if not any(frame.label_path for clip in dataset.clips for frame in clip.frames):
         raise DataError(f"{options.data}: no frame of this split has labels, so there is nothing to score")
-    resolved = options.resolved(dataset)
+    resolved = resolve(options, dataset)
     header = {
         "schema": SCHEMA,
-        "options": asdict(resolved),
+        "options": resolved.to_dict(),
         "protocol": dataset.protocol,
         "classes": list(dataset.class_names),
         "clips": len(dataset.clips),
@@ -256,7 +188,7 @@ class RunDirectory:
     def _check_same(self, header: dict[str, Any]) -> None:
         found = self.header()
         old, new = found["options"], header["options"]
-        old = {"min_score": 0.0, **old}  # runs of the version before have none
+        old = {**EvalOptions(data="").to_dict(), **old}  # runs of the version before have fewer
         changed = [f"{name} {old.get(name)!r}, now {new[name]!r}" for name in new if old.get(name) != new[name]]
         if not changed and {**found, "options": old} != header:
             changed = ["another data set in the same place"]
@@ -501,17 +433,9 @@ class _Predictor:
         # Class ids of what a session answers: those of the data set, and last "no class" where labels are true.
         ids = [*range(dataset.num_classes), dataset.ignore]
         if options.model:
-            self._segmenter = VideoSegmenter.from_pretrained(
-                options.model,
-                propagator=options.propagator,
-                motion=options.motion,
-                interval=options.interval,
-                cuts=options.cuts,
-                device=options.device,
-                dtype=options.dtype,
-                fast=options.fast,
-                backend=options.backend,
-            )
+            shared = (*fields(ModelOptions), *fields(PropagationOptions))
+            inherited = {each.name: getattr(options, each.name) for each in shared}
+            self._segmenter = VideoSegmenter.from_pretrained(options.model, options=SegmentOptions(**inherited))
             self._segmentor = self._segmenter.segmentor
             self._propagator = self._segmenter.propagator
             if not options.oracle:
@@ -604,7 +528,7 @@ class _Predictor:
     def _session(self, clip: Clip) -> Session:
         options = self._options
         if not options.oracle:
-            return self._segmenter.session(options.direction, min_score=options.min_score)
+            return self._segmenter.session(direction=options.direction)
         assert self._propagator is not None and options.interval is not None
 
         def label(frame: Frame) -> Labels:

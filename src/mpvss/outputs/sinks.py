@@ -8,7 +8,6 @@ import math
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -23,89 +22,14 @@ from mpvss.cli.doctor import library_versions
 from mpvss.errors import OutputError
 from mpvss.labels import ignore_id, palette_for
 from mpvss.metrics import SMALLEST_FLOW, Flicker
+from mpvss.options import OutputOptions
 from mpvss.outputs import LabelWriter, MetaWriter, OverlayWriter, PngWriter, draw
 from mpvss.types import Segmentation
-from mpvss.video import Reader, parse_rate, parse_time
-from mpvss.video.deinterlace import check_deinterlace
+from mpvss.video import Reader
 
 log = logging.getLogger(__name__)
 
-_LONGEST_NAME = 200
 SAVEABLE = ("overlay", "labels", "png")
-
-
-@dataclass(frozen=True)
-class ProcessOptions:
-    """What ``VideoSegmenter.process`` writes, and how.
-
-    Attributes:
-        save: Any of ``overlay``, ``labels`` and ``png``; NAME.json is always written.
-        alpha: Opacity of the classes over the picture, 0 to 1.
-        classes: Names of the only classes to keep, other pixels get the ignore id; ``None`` for all.
-        legend: Whether class names are drawn on the overlay.
-        compare: Whether the overlay shows per-frame and propagated results side by side.
-        overwrite: Whether files that exist already are replaced.
-        start: First moment, in seconds or as m:ss; ``None`` for the beginning.
-        end: Moment to stop before.
-        stride: Take every so many frames of the source.
-        deinterlace: ``auto`` deinterlaces the frames that are flagged as interlaced, ``off`` leaves them.
-        min_score: Pixels whose best class score is lower get no class; 0 for none. A score is near 1 where the model is
-            sure.
-        fps: Frames per second of a raw stream or of images, which have no times of their own.
-        video_stream: Which video stream of several, from 0; ``None`` for the best one.
-        name: What the files are called; ``None`` for the source's name.
-    """
-
-    save: tuple[str, ...] = ("overlay", "labels")
-    alpha: float = 0.5
-    classes: tuple[str, ...] | None = None
-    legend: bool = False
-    compare: bool = False
-    overwrite: bool = False
-    start: str | float | Fraction | None = None
-    end: str | float | Fraction | None = None
-    stride: int = 1
-    deinterlace: str = "auto"
-    min_score: float = 0.0
-    fps: str | float | Fraction | None = None
-    video_stream: int | None = None
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        parse_rate(self.fps)
-        unknown = [name for name in self.save if name not in SAVEABLE]
-        if unknown:
-            raise ValueError(f"save takes {', '.join(SAVEABLE)}, found {unknown[0]!r}")
-        if self.name is not None:
-            check_name(self.name)
-        if self.classes is not None and not self.classes:
-            raise ValueError("classes must name at least one class, found none; leave them out to allow all")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be in 0..1, found {self.alpha}")
-        if not 0 <= self.min_score < math.inf:
-            raise ValueError(f"min_score must be 0 or more and finite, found {self.min_score}")
-        if self.stride < 1:
-            raise ValueError(f"stride must be at least 1, found {self.stride}")
-        check_deinterlace(self.deinterlace)
-        first = parse_time(0 if self.start is None else self.start)
-        if self.end is not None and parse_time(self.end) <= first:
-            raise ValueError(f"end must be after start, found start {self.start or 0} and end {self.end}")
-
-    def selection(self) -> dict[str, Any]:
-        """What ``read`` takes."""
-        return {name: getattr(self, name) for name in ("start", "end", "stride", "deinterlace", "fps", "video_stream")}
-
-
-def check_name(name: str) -> None:
-    """Refuse what cannot be the beginning of a file's name.
-
-    Raises:
-        ValueError: It is empty, a path, hidden, or longer than 200 bytes.
-    """
-    if not name.strip() or name.startswith(".") or set(name) & set("/\\\0") or len(os.fsencode(name)) > _LONGEST_NAME:
-        raise ValueError(
-            f"name must be a file's name without folders, of at most {_LONGEST_NAME} bytes, found {name!r}"
-        )
 
 
 ENDINGS = {
@@ -117,7 +41,7 @@ ENDINGS = {
 }
 
 
-def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Path]:
+def output_paths(name: str, out: Path, options: OutputOptions) -> dict[str, Path]:
     """Return the files of one source by kind, and make the directory.
 
     Raises:
@@ -134,7 +58,7 @@ def output_paths(name: str, out: Path, options: ProcessOptions) -> dict[str, Pat
     return paths
 
 
-def _check_existing(paths: dict[str, Path], options: ProcessOptions) -> None:
+def _check_existing(paths: dict[str, Path], options: OutputOptions) -> None:
     for kind, path in paths.items():
         if not os.path.lexists(path):  # a link that leads nowhere is there as well
             continue
@@ -152,13 +76,14 @@ class Sinks:
         frames: Frames written so far.
         key_frames: Those that are key frames.
         seconds: Time spent drawing and writing.
+        end: When the last frame ends, in seconds; ``None`` for what the reader says.
     """
 
     def __init__(
         self,
         reader: Reader,
         paths: dict[str, Path],
-        options: ProcessOptions,
+        options: OutputOptions,
         class_names: tuple[str, ...],
         about: dict[str, Any],
         classes: list[int] | None,
@@ -166,6 +91,7 @@ class Sinks:
         """Open nothing yet; see ``__enter__``."""
         self.frames = self.key_frames = 0
         self.seconds = 0.0
+        self.end: Fraction | None = None
         self._reader, self._paths, self._options = reader, paths, options
         self._names, self._about, self._classes = class_names, about, classes
         self._palette = palette_for(class_names)
@@ -217,14 +143,14 @@ class Sinks:
         return self
 
     def _video(self, path: Path, pair: bool) -> OverlayWriter:
-        info, options = self._reader.info, self._options
+        info = self._reader.info
         return OverlayWriter(
             path,
             draw.side_by_side_size(info.size) if pair else info.size,
             info.time_base,
             audio_from=info.source if info.kind == "video" and info.has_audio else None,
             origin=self._reader.origin,
-            end=None if options.end is None else parse_time(options.end),
+            end=self._reader.selected_end,
             clock=self._reader.clock,
             sample_aspect_ratio=info.sample_aspect_ratio,
         )
@@ -236,7 +162,7 @@ class Sinks:
         try:
             if kind is None:
                 for video in self._videos.values():
-                    video.until = self._reader.end
+                    video.until = self._reader.end if self.end is None else self.end
                 for output in (self._labels, self._png, *self._videos.values(), self._meta):
                     if output is not None:
                         output.finish()  # all of them are whole before the first gets its name

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mpvss.segmenter import choose_device
+from mpvss._devices import choose_device
 from mpvss.segmentors import load_segmentor
 from mpvss.training.config import TrainConfig, make_config
 from mpvss.training.loop import TrainSummary, train

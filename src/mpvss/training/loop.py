@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mpvss._devices import choose_device
 from mpvss.datasets import open_dataset
 from mpvss.datasets.pairs import Batch
 from mpvss.errors import ConfigError, ModelError, MpvssError
 from mpvss.progress import progress
-from mpvss.segmenter import choose_device
 from mpvss.training.checkpoints import begin, cut_metrics, export, load_checkpoint, save_checkpoint, whole_file
 from mpvss.training.config import OptimConfig, TrainConfig
 from mpvss.training.journal import Journal, draw_sample

@@ -72,7 +72,7 @@ def validate(task: Task, dataset: Dataset, config: DataConfig) -> Validation:
     for clip in dataset.clips[: config.validation_clips]:
         if same_classes:
             segmenter = VideoSegmenter(segmentor, propagator, motion=config.motion, interval=interval, cuts=False)
-            _score(segmenter.session("forward"), clip, config, predicted)
+            _score(segmenter.session(direction="forward"), clip, config, predicted)
         if propagator is not None and _has_keys(clip, interval, config) and dataset.protocol != "cityscapes":
             carrier = true_label_carrier(
                 partial(_true_labels, clip), ids, propagator, motion=config.motion, segmentor=segmentor

@@ -145,6 +145,7 @@ class Reader:
 
     Attributes:
         info: What the source is.
+        selected_end: Time to stop at, in seconds from the first frame; ``None`` for the end of the source.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Reader:
     ) -> None:
         self.info: VideoInfo = media.info
         self._media = media
+        self.selected_end = end
         self._moved = start is not None
         self._origin: Fraction | None = None
         self._progress = _Progress()

@@ -1,0 +1,185 @@
+"""``mpvss eval``, ``mpvss compare`` and ``mpvss bench``."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from mpvss.cli._console import interruptible, log, print_json, print_table, set_up
+from mpvss.cli._options import expand, flags_named
+from mpvss.cli.app import app
+from mpvss.errors import ConfigError
+from mpvss.options import BenchOptions, ConsoleOptions, EvalOptions
+from mpvss.progress import progress
+
+
+@app.command(name="eval")
+@expand
+def evaluate(
+    options: EvalOptions,
+    console: ConsoleOptions,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the run: resumed, reported on and compared.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with charts and the worst frames here.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Directory of a run that the report compares with.")] = None,
+) -> None:
+    """Score a model, a propagator or label files on a data set."""
+    set_up(console)
+    from mpvss.evaluation.charts import require_matplotlib
+    from mpvss.evaluation.report import write_report
+    from mpvss.evaluation.run import evaluate as score
+
+    if baseline is not None and report is None:
+        raise ConfigError("--baseline is for the report: give --report too, or use mpvss compare")
+    if report is not None:
+        require_matplotlib()
+
+    def say(video: str, done: int, total: int) -> None:
+        log.info("%d/%d %s", done, total, video)
+
+    with progress("eval", None, quiet=console.quiet) as advance, TemporaryDirectory(prefix="mpvss-") as temporary:
+        directory = out or report or Path(temporary)
+        step = interruptible(advance)
+        with flags_named():
+            result = score(options, directory, on_video=say, on_frame=lambda frames: step(total=frames))
+        if report is not None:
+            log.info("report: %s", write_report(directory, report, baseline=baseline))
+    if console.as_json:
+        print_json(result.to_dict())
+    else:
+        _print_result(result.to_dict())
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from mpvss.evaluation.results import FIGURES
+
+    print(f"videos {result['videos']}, frames {result['frames']}, key frames {result['key_frames'] or 'unknown'}")
+    rows = [(words, f"{result[name]:.4f}") for name, words in FIGURES.items() if result.get(name) is not None]
+    rows += [(f"  {name}", f"{value:.4f}") for name, value in result["iou"].items() if value is not None]
+    if result["miou_by_distance"]:
+        rows += [
+            (f"mIoU, distance {distance}", "-" if value is None else f"{value:.4f}")
+            for distance, value in enumerate(result["miou_by_distance"])
+        ]
+    print_table(("figure", "value"), rows)
+    seconds = result["seconds"]
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+    print(f"seconds: {stages}; total {seconds['total']:.1f}")
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Directory of a run, as eval --out writes it.")],
+    run_b: Annotated[Path, typer.Argument(help="Another run on the same videos.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the bootstrap's draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Put two evaluations side by side, with 95 % intervals of their differences."""
+    from mpvss.evaluation.compare import compare as compare_runs
+    from mpvss.evaluation.results import FIGURES
+
+    result = compare_runs(run_a, run_b, seed=seed)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    figures_a, figures_b = result.a.figures(), result.b.figures()
+    rows = []
+    for name in [name for name in figures_a if name in figures_b]:
+        a, b = figures_a[name], figures_b[name]
+        interval = result.difference[name].interval if name in result.difference else ""
+        rows.append((FIGURES[name], f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}", interval))
+    print_table(("", "A", "B", "B - A", "95 % interval"), rows)
+    unit = "videos" if result.unit == "video" else "windows of frames"
+    print("; ".join([f"paired bootstrap: {result.samples} draws of {result.units} {unit}", *result.notes()]))
+
+
+@app.command()
+@expand
+def bench(
+    options: BenchOptions,
+    console: ConsoleOptions,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory for BENCH.json and BENCH.png.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the seconds of a frame.")] = None,
+) -> None:
+    """Measure how much faster than the library on every frame, in one run, taking turns; on the CPU."""
+    set_up(console)
+    from mpvss.evaluation import benchmark
+    from mpvss.evaluation.charts import require_matplotlib
+
+    if out is not None or plot is not None:
+        require_matplotlib()
+    with flags_named():
+        result = benchmark.bench(options)
+    if out is not None:
+        benchmark.save(result, out)
+    if plot is not None:
+        benchmark.plot(result, plot)
+    if console.as_json:
+        print_json(result.to_dict())
+    else:
+        _print_bench(result.to_dict())
+
+
+def _print_bench(values: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_milliseconds_table(values))
+    console.print(_ratio_table(values))
+    shares = ", ".join(f"{name} {value:.2f}" for name, value in values["sgemm"]["share"].items() if value is not None)
+    console.print(f"sgemm: {values['sgemm']['gmac_per_second']:.1f} GMAC/s; share of it: {shares}")
+    counts = ", ".join(f"{name} {value:.2f}" for name, value in values["gmac"].items() if value is not None)
+    console.print(f"GMAC: {counts}")
+    if values["classical_flow"] is not None:
+        flows, spent = (values["classical_flow"][name] for name in ("flows_per_frame", "seconds"))
+        console.print(f"classical flow, which is no GMAC: {flows:.2f} a frame, {1000 * spent:.1f} ms each")
+    if values["peak_mib"] is not None:
+        console.print(f"peak memory of our whole run: {values['peak_mib']:.0f} MiB")
+    if values["note"]:
+        console.print(values["note"])
+    machine = values["machine"]
+    console.print(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}, "
+        f"commit {machine['commit'] or 'unknown'}"
+    )
+
+
+def _milliseconds_table(values: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    seconds, run, options = values["seconds"], values["seconds"]["run"], values["options"]
+    between = f"{options['propagator']} {options['motion']} {options['direction']}"
+    table = Table(box=box.SIMPLE, title=f"{options['arch'] or options['model']}: milliseconds a frame")
+    for head in ("", "segmentation", "whole run"):
+        table.add_column(head, justify="right" if head else "left")
+    rows = (
+        ("library, every frame", seconds["library_frame"], run["library"]),
+        ("  of which decoding", seconds["library_decode"], None),
+        ("SegFormer-B0, every frame", None, run["segformer_b0"]),
+        ("ours, every frame", seconds["ours_frame"], run["ours_per_frame"]),
+        (f"ours, interval {options['interval']} ({between})", seconds["ours_interval"], run["ours"]),
+        ("  a key frame", seconds["ours_key"], None),
+        ("  a frame between", seconds["ours_non_key"], None),
+        *((f"  {stage}, mean of all", value, None) for stage, value in seconds["stages"].items()),
+    )
+    for name, *cells in rows:
+        table.add_row(name, *("-" if value is None else f"{1000 * value:.1f}" for value in cells))
+    return table
+
+
+def _ratio_table(values: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    everything = (values["all_active"] or {"ratios": {}})["ratios"]
+    table = Table("ratio", "", box=box.SIMPLE)
+    if everything:
+        table.add_column("all active")
+    for name, value in values["ratios"].items():
+        if value is not None:
+            other = everything.get(name)
+            table.add_row(name, f"{value:.3f}", *([] if not everything else ["" if other is None else f"{other:.3f}"]))
+    return table
