@@ -151,3 +151,30 @@ def test_names_are_in_natural_order_whatever_order_they_come_in(names):
     for _ in range(20):
         mixed = random.sample(names, len(names))
         assert natural_order(mixed) == names
+
+
+def _writers():
+    """Functions that write, by what they write; each takes where."""
+    from mpvss.convert.export import export
+    from mpvss.motion import QueryFlow
+    from mpvss.segmentors import load_segmentor
+    from mpvss.training.tasks import save_segmentor
+    from test_motion_network import TINY
+
+    return {
+        "export": lambda out: export("compact", (64, 96), out),
+        "motion module": QueryFlow(TINY).save_pretrained,
+        "segmentor": lambda out: save_segmentor(load_segmentor("compact"), out),
+        "json": lambda out: write_json(out, {}),
+    }
+
+
+@pytest.mark.parametrize("what", ["export", "motion module", "segmentor", "json"])
+@pytest.mark.parametrize("kind", ["below a file", "not a name", "a very long path"])
+def test_whatever_cannot_be_written_is_one_error_of_ours(tmp_path, what, kind):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / {"below a file": "file/below", "not a name": "n" * 300, "a very long path": "a/" * 2100}[kind]
+    with pytest.raises(OutputError, match="expected to be able to write") as caught:
+        _writers()[what](out)
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 _TOKEN = 8
+_MOST_SHOWN = 300
 _TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]{{{_TOKEN}}}\.(?:part|former)", re.DOTALL)
 # What file systems without locks say, besides ENOSYS, which the library knows.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -41,8 +42,14 @@ def output_errors(path: Path) -> Iterator[None]:
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"expected to be able to write {path}, got: {reason}; choose a writable folder with free space"
+            f"expected to be able to write {_shown(path)}, got: {reason}; choose a writable folder with free space"
         ) from error
+
+
+def _shown(path: Path) -> str:
+    """The path, of a very long one its end."""
+    text = str(path)
+    return text if len(text) <= _MOST_SHOWN else f"...{text[-_MOST_SHOWN:]}"
 
 
 @contextmanager
@@ -187,14 +194,15 @@ def atomic(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
     Where the block raises, what was written is removed, and what had the name before keeps it.
 
     Raises:
-        OutputError: Another writer has this output, or its folder cannot be written.
+        OutputError: Another writer has this output, or the system refuses anything that the block writes.
     """
-    pending = Pending(path, folder=folder)
-    try:
-        yield pending.temporary
-        pending.commit()
-    finally:
-        pending.discard()
+    with output_errors(Path(path)):
+        pending = Pending(path, folder=folder)
+        try:
+            yield pending.temporary
+            pending.commit()
+        finally:
+            pending.discard()
 
 
 @contextmanager
@@ -231,7 +239,7 @@ def write_json(path: str | Path, content: Mapping[str, Any] | Sequence[Any]) -> 
         OutputError: It cannot be written.
     """
     text = json.dumps(content, indent=1) + "\n"
-    with output_errors(Path(path)), atomic(path) as part:
+    with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
 
 

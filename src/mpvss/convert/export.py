@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from mpvss._files import atomic
+from mpvss._files import atomic, output_errors
 from mpvss.engine.decode import class_scores
 from mpvss.engine.state import View
 from mpvss.errors import ModelError, OutputError
@@ -69,7 +69,10 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
     """
     _demand_exporter()
     out = Path(out)
-    if out.exists() and not (overwrite and (out / EXPORT_NAME).is_file()):
+    with output_errors(out):
+        exists = out.exists()
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if exists and not (overwrite and (out / EXPORT_NAME).is_file()):
         raise OutputError(f"{out} exists already; pass --overwrite to replace an export, or choose another output")
     kind = None if model in EMBEDDED else read_config(model)["model_type"]
     propagator: PropagatorName = _PROPAGATOR_OF.get(str(kind), "none")
@@ -94,7 +97,6 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
         max_difference={},
     )
     current, other = _test_pictures(size)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(out, folder=True) as folder, progress("export", 3, unit="steps") as advance:
         key_network = _KeyNetwork(segmentor, size)
         pixels = segmenter.rule.normalise(other)

@@ -3,7 +3,6 @@
 import copy
 import difflib
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mpvss._files import output_errors, write_json
 from mpvss._hub import quiet_library
 from mpvss.convert.architectures import segmentor_config
 from mpvss.convert.checkpoint import load_motion
@@ -446,9 +446,13 @@ def _start_from(motion: QueryFlow | PixelFlow, source: QueryFlow | PixelFlow, na
 
 
 def save_segmentor(segmentor: HuggingFaceSegmentor, directory: Path) -> None:
-    """Write weights, configuration and input rule as ``load_segmentor`` reads them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with quiet_library():
+    """Write weights, configuration and input rule as ``load_segmentor`` reads them.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    with output_errors(directory), quiet_library():
+        directory.mkdir(parents=True, exist_ok=True)
         segmentor.model.save_pretrained(directory)
     rule = segmentor.rule
     size = None if rule.short_side is None else {"shortest_edge": rule.short_side}
@@ -461,4 +465,4 @@ def save_segmentor(segmentor: HuggingFaceSegmentor, directory: Path) -> None:
     }
     if size is not None:
         settings["size"] = size
-    (directory / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(directory / "preprocessor_config.json", settings)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from mpvss._files import atomic
+from mpvss._files import atomic, output_errors
 from mpvss._hub import progress_bar, require_hub
 from mpvss._validate import read_json, shown
 from mpvss.errors import ConfigError, ModelError
@@ -35,14 +35,23 @@ class Pretrained(nn.Module):
     segmentor: str | None = None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
+        """Write ``config.json`` and ``model.safetensors``, each whole or not at all.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         header = {"model_type": self.model_type, "schema_version": SCHEMA_VERSION, "segmentor": self.segmentor}
+        with output_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         with atomic(directory / CONFIG_NAME) as text, atomic(directory / WEIGHTS_NAME) as weights:
-            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, weights)
+            try:
+                save_file({name: value.contiguous() for name, value in self.state_dict().items()}, weights)
+            except SafetensorError as error:  # a full disk, as this library says it
+                raise OSError(str(error)) from error
             text.write_text(json.dumps(header | asdict(self.config), indent=2) + "\n")
 
     @classmethod
