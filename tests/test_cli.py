@@ -340,7 +340,7 @@ def model_directory(folder, config=None, files=()):
 @pytest.mark.parametrize(
     ("config", "files", "parts"),
     [
-        (None, ("model.safetensors", "preprocessor_config.json"), ("found no config.json",)),
+        (None, ("model.safetensors", "preprocessor_config.json"), ("got no config.json",)),
         (None, ("config.json", "preprocessor_config.json"), ("cannot load", "model.safetensors")),
         ({"model_type": "segformer"}, ("preprocessor_config.json",), ("expected a mask classifier", "'segformer'")),
         ({"model_type": "unheard_of"}, ("preprocessor_config.json",), ("configuration", "unheard_of")),
@@ -372,7 +372,7 @@ def test_weights_that_are_damaged(command, real_models, clip, tmp_path, content)
 
 def test_a_model_directory_that_does_not_exist(command, clip, tmp_path):
     result = command("segment", clip, "-o", tmp_path / "OUT", "--model", tmp_path / "absent")
-    refused(result, "expected a model directory or a hub id such as owner/name, found no such directory")
+    refused(result, "expected a model directory or a hub id such as owner/name, there is no such directory")
 
 
 # --- outputs

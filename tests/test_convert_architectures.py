@@ -50,5 +50,5 @@ def test_the_motion_module_takes_what_the_segmentor_gives():
 def test_an_unknown_name_and_numbers_below_one_are_refused():
     with pytest.raises(ValueError, match=r"unknown architecture 'vgg'; expected one of r50, r101, swin-t"):
         inspect.unwrap(segmentor_config)("vgg", 19)  # below the checks of annotations, which only tests have
-    with pytest.raises(ValueError, match="at least 1 class and 1 query, found 0 and 100"):
+    with pytest.raises(ValueError, match="at least 1 class and 1 query, got 0 and 100"):
         segmentor_config("r50", 0)

@@ -237,7 +237,7 @@ def test_motion_parameters_that_do_not_fit_are_all_named():
     assert lines[1:] == [
         "  missing: decoder.fuse_layer.conv.bias",
         "  unexpected: decoder.extra",
-        "  misshapen: encoder.conv1.0.conv.weight, expected (64, 6, 7, 7), found (64, 3, 7, 7)",
+        "  misshapen: encoder.conv1.0.conv.weight, expected (64, 6, 7, 7), got (64, 3, 7, 7)",
     ]
     with pytest.raises(ModelError, match="missing: encoder"):
         convert_motion_state_dict({})
@@ -256,7 +256,7 @@ def test_segmentor_parameters_that_do_not_fit_are_all_named():
     assert str(error.value).splitlines()[1:] == [
         "  missing: backbone.norm2.bias",
         "  unexpected: backbone.head.weight",
-        "  misshapen: backbone.layers.0.blocks.0.attn.qkv.weight, expected (24, 8), found (16, 8)",
+        "  misshapen: backbone.layers.0.blocks.0.attn.qkv.weight, expected (24, 8), got (16, 8)",
     ]
     with pytest.raises(ModelError, match=r"backbone\.stem\.conv1\.weight' is missing"):
         infer_segmentor_config({})
@@ -324,7 +324,7 @@ def test_a_reference_that_does_not_fit_leaves_nothing_behind(tmp_path, wide_segm
     torch.save({"model": {"optimizer": 3}}, tmp_path / "other.pth")
     with pytest.raises(ModelError, match="expected a state dict, alone or below 'model'"):
         convert_reference(tmp_path / "other.pth", tmp_path / "out")
-    with pytest.raises(ModelError, match="expected a checkpoint file, found none"):
+    with pytest.raises(ModelError, match="expected a checkpoint file, got none"):
         convert_reference(tmp_path / "absent.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -394,7 +394,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path):
     assert str(error.value).splitlines()[1:] == [
         "  missing: fusion.bias (2,)",
         "  unexpected: more",
-        "  misshapen: norm.weight, expected (8,), found (9,)",
+        "  misshapen: norm.weight, expected (8,), got (9,)",
     ]
     weights.write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be read"):
@@ -402,7 +402,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path):
     weights.unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
         QueryFlow.from_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="expected a model of type pixel_flow, found 'query_flow'"):
+    with pytest.raises(ModelError, match="expected a model of type pixel_flow, got 'query_flow'"):
         PixelFlow.from_pretrained(tmp_path)
 
 

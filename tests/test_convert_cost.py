@@ -61,7 +61,7 @@ def test_the_counting_rule():
 
 
 def test_sizes_and_intervals_below_one_are_refused():
-    with pytest.raises(ValueError, match="at least 1, found"):
+    with pytest.raises(ValueError, match="at least 1, got"):
         cost("r50", interval=0)
-    with pytest.raises(ValueError, match="at least 1, found"):
+    with pytest.raises(ValueError, match="at least 1, got"):
         cost("r50", size=(0, 853))

@@ -89,12 +89,12 @@ def test_vspw_test_videos_may_lack_masks(vspw):
     assert names(dataset) == {"9_t": 2}
     assert dataset.clips[0].load_label(0) is None
     write_text(vspw / "val.txt", "9_t")
-    with pytest.raises(DataError, match=r"9_t/mask: no such directory; expected VSPW as .*found origin/"):
+    with pytest.raises(DataError, match=r"9_t/mask: no such directory; expected VSPW as .* holds origin/"):
         open_dataset(f"vspw:{vspw}")
 
 
 def test_vspw_errors(vspw):
-    with pytest.raises(DataError, match=r"dev\.txt: no such list of videos; .*found data/, test\.txt"):
+    with pytest.raises(DataError, match=r"dev\.txt: no such list of videos; .* holds data/, test\.txt"):
         open_dataset(f"vspw:{vspw}", "dev")
     write_text(vspw / "val.txt", "1_a\nmissing\n")
     with pytest.raises(DataError, match=r"missing/origin: no such directory"):
@@ -160,10 +160,10 @@ def test_cityscapes_pictures_alone_and_training_ids(tmp_path):
 
 
 def test_cityscapes_errors(tmp_path):
-    with pytest.raises(DataError, match=r"leftImg8bit/val: no such directory; expected Cityscapes as .*found nothing"):
+    with pytest.raises(DataError, match=r"leftImg8bit/val: no such directory; expected Cityscapes as .* holds nothing"):
         open_dataset(f"cityscapes:{tmp_path}")
     cityscapes_snippet(tmp_path, "ulm", 0, 19, [*range(10), *range(11, 30)])
-    with pytest.raises(DataError, match=r"missing picture ulm_000000_000010 in a snippet"):
+    with pytest.raises(DataError, match=r"missing image ulm_000000_000010 in a snippet"):
         open_dataset(f"cityscapes:{tmp_path}")
     pictures = tmp_path / "leftImg8bit_sequence/val/ulm"
     write_image(pictures / "ulm_000000_000010_leftImg8bit.png")
@@ -233,10 +233,10 @@ def test_camvid_annot_directories(tmp_path):
 
 
 def test_camvid_errors(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such directory; expected CamVid as .*found nothing"):
+    with pytest.raises(DataError, match=r"nowhere: no such directory; expected CamVid as .* holds nothing"):
         open_dataset(f"camvid:{tmp_path}/nowhere")
     (tmp_path / "JPEG").mkdir()
-    with pytest.raises(DataError, match=r"expected CamVid as .*; found JPEG/ in"):
+    with pytest.raises(DataError, match=r"expected CamVid as .* holds JPEG/$"):
         open_dataset(f"camvid:{tmp_path}")
     camvid_frames(tmp_path / "images", tmp_path / "labels", ["a_1"])
     write_label(tmp_path / "labels/a_1.png", [0, 1, 12, 0, 0, 0])
@@ -335,7 +335,7 @@ def test_folder_of_clips(tmp_path):
     with pytest.raises(DataError, match=r"labels/clip 3: extra labels"):
         open_dataset(f"folder:{tmp_path}")
     write_image(tmp_path / "images" / "stray.png")
-    with pytest.raises(DataError, match="holds pictures beside directories"):
+    with pytest.raises(DataError, match="holds images beside directories"):
         open_dataset(f"folder:{tmp_path}")
 
 
@@ -362,7 +362,7 @@ def test_16_bit_files_of_few_classes(folder):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "found 0"), ("a\n\nb", "line 2 is empty"), ("a\nb\na", "line 3 repeats the class 'a'")],
+    [("", "got 0"), ("a\n\nb", "line 2 is empty"), ("a\nb\na", "line 3 repeats the class 'a'")],
 )
 def test_folder_class_names(folder, text, message):
     write_text(folder / "classes.txt", text)
@@ -394,7 +394,7 @@ def test_missing_and_extra_labels(folder, caplog):
     assert f"1 of {len(clip)} images have no label" in caplog.text
     for path in (folder / "labels").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="expected PNG labels of the names of images, found none"):
+    with pytest.raises(DataError, match="expected PNG labels of the names of images, got none"):
         open_dataset(f"folder:{folder}")
 
 
@@ -427,9 +427,9 @@ def test_any_id_may_be_no_class(folder, text, names, stored):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ignore: 0\nvoid\nroad", "found ignore: and then 'void': put the line ignore: at the end"),
-        ("road\nignore: road", "expected 1 to 65535 class names, one a line, found 0"),
-        ("road\nignore: 7, cra", "line 2: expected ids or names of other lines to ignore, found 'cra'"),
+        ("ignore: 0\nvoid\nroad", "got ignore: and then 'void': put the line ignore: at the end"),
+        ("road\nignore: road", "expected 1 to 65535 class names, one a line, got 0"),
+        ("road\nignore: 7, cra", "line 2: expected ids or names of other lines to ignore, got 'cra'"),
     ],
 )
 def test_ids_to_ignore_that_are_not_clear(folder, text, message):
@@ -440,7 +440,7 @@ def test_ids_to_ignore_that_are_not_clear(folder, text, message):
 
 def test_size_mismatch(folder):
     write_label(folder / "labels/frame 9.png", size=(6, 4))
-    with pytest.raises(DataError, match=r"labels/frame 9\.png: expected the size of .*frame 9\.jpg, 6x4 .*, found 4x6"):
+    with pytest.raises(DataError, match=r"labels/frame 9\.png: expected the size of .*frame 9\.jpg, 6x4 .*, got 4x6"):
         open_dataset(f"folder:{folder}").clips[0].load_label(0)
 
 
@@ -455,19 +455,19 @@ def test_out_of_range_label(folder):
 def test_empty_directory(folder):
     for path in (folder / "images").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"images: empty, expected pictures"):
+    with pytest.raises(DataError, match=r"images: empty, expected images"):
         open_dataset(f"folder:{folder}")
 
 
 def test_two_pictures_of_one_name(folder):
     write_image(folder / "images/frame 9.png")
-    with pytest.raises(DataError, match=r"a second picture of the same name as frame 9\.jpg"):
+    with pytest.raises(DataError, match=r"a second image of the same name as frame 9\.jpg"):
         open_dataset(f"folder:{folder}")
 
 
 @pytest.mark.parametrize("spec", ["ade20k:DIR", "vspw", "vspw:", "", "DIR"])
 def test_unknown_kind(spec):
-    with pytest.raises(DataError, match="one of vspw:DIR, cityscapes:DIR, camvid:DIR, davis:DIR, folder:DIR; found"):
+    with pytest.raises(DataError, match="one of vspw:DIR, cityscapes:DIR, camvid:DIR, davis:DIR, folder:DIR; got"):
         open_dataset(spec)
 
 
@@ -490,7 +490,7 @@ def test_palette_labels_give_indices_not_colours(tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_colour_labels_are_refused(tmp_path, mode):
     Image.new(mode, (3, 2)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=rf"a\.png: expected a label PNG .* found mode {mode}; colours"):
+    with pytest.raises(DataError, match=rf"a\.png: expected a label PNG .* got mode {mode}; colours"):
         read_label(tmp_path / "a.png")
 
 
@@ -543,7 +543,7 @@ def test_reading_data_and_scoring_do_not_load_a_network_library():
 def test_a_list_leads_nowhere_else(vspw, tmp_path, line):
     """Predictions are written under the names that it holds."""
     write_text(tmp_path / "val.txt", f"1_a\n{line}\n")
-    with pytest.raises(DataError, match=r"val\.txt: expected the name of a clip, found"):
+    with pytest.raises(DataError, match=r"val\.txt: expected the name of a clip, got"):
         open_dataset(f"vspw:{vspw}")
 
 

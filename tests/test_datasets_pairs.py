@@ -37,7 +37,7 @@ def same(a: Pair, b: Pair) -> bool:
 
 
 def simulated(seed: int = 0, size: tuple[int, int] = (96, 128)) -> Pair:
-    """A smooth picture, so that resampling changes little."""
+    """A smooth image, so that resampling changes little."""
     random = np.random.default_rng(seed)
     image = cv2.GaussianBlur(random.integers(0, 256, (*size, 3), dtype=np.uint8), (0, 0), 5)
     image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
@@ -64,7 +64,7 @@ def write_clip(
 
 
 class Numbers:
-    """A source whose pictures say the index and whose distance says the epoch."""
+    """A source whose images say the index and whose distance says the epoch."""
 
     def __init__(self, count: int, first: int = 0) -> None:
         self.count, self.first = count, first
@@ -115,7 +115,7 @@ def test_the_flow_is_scaled_with_the_picture():
     assert (grown.flow[0] == 0.5).all()
     assert (grown.flow[1] == 2).all()
     assert grown.visible[:-2, :-1].all()
-    assert not grown.visible[-2:].any()  # points below the picture
+    assert not grown.visible[-2:].any()  # points below the image
 
 
 def test_the_flow_is_as_exact_after_the_augmentation():
@@ -269,21 +269,21 @@ def test_sources_are_mixed_by_their_weights():
 
 def test_what_clips_cannot_give(tmp_path):
     alone = write_clip(tmp_path / "alone", 1, {0})
-    with pytest.raises(DataError, match="at least 2 frames, found none in 1 clips"):
+    with pytest.raises(DataError, match="at least 2 frames, got none in 1 clips"):
         PairSampler([alone], 1, AS_IT_IS, 0)
     with pytest.raises(ValueError, match="max_distance must be at least 1"):
         PairSampler([alone], 0, AS_IT_IS, 0)
-    with pytest.raises(DataError, match="at least one picture"):
+    with pytest.raises(DataError, match="at least one image"):
         SimulatedPairs([], SimulationConfig(), AS_IT_IS, 0)
     with pytest.raises(DataError, match="at most 255 classes"):
         PairSampler([write_clip(tmp_path / "many", 2, {0}, classes=256)], 1, AS_IT_IS, 0)
     with pytest.raises(ValueError, match="weights above 0"):
         MixedPairs([(SimulatedPairs([alone], SimulationConfig(), AS_IT_IS, 0), 0.0)], 0)
-    with pytest.raises(IndexError, match="from 0 to 0, found 1"):
+    with pytest.raises(IndexError, match="from 0 to 0, got 1"):
         SimulatedPairs([alone], SimulationConfig(), AS_IT_IS, 0).pair(0, 1)
     uneven = write_clip(tmp_path / "uneven", 2, set())
     Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(uneven.frames[1].image_path)
-    with pytest.raises(DataError, match=r"0.png: expected the size of .*1.png, 10x10 .*, found 64x48"):
+    with pytest.raises(DataError, match=r"0.png: expected the size of .*1.png, 10x10 .*, got 64x48"):
         PairSampler([uneven], 1, AS_IT_IS, 0).pair(0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Simulated pairs: the flow is exact, what is called visible is visible, chance comes from the generator alone."""
+"""Simulated pairs: the flow is exact, what is called visible is visible, randomness comes from the generator alone."""
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ STILL_CAMERA = {"zoom": 0.0, "pan": 0.0, "rotation": 0.0, "perspective": 0.0}
 
 
 def scene(size: tuple[int, int] = (96, 128), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth picture, so that interpolating twice changes little, and labels with regions away from the border."""
+    """A smooth image, so that interpolating twice changes little, and labels with regions away from the border."""
     random = np.random.default_rng(seed)
     image = cv2.GaussianBlur(random.integers(0, 256, (*size, 3), dtype=np.uint8), (0, 0), 4)
     image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
@@ -123,7 +123,7 @@ def test_motion_grows_with_time():
 
     short, long = displacement(1), displacement(10)
     assert 8 < long / short < 12
-    # 2 to 3 pixels for each frame on pictures of 360 rows.
+    # 2 to 3 pixels for each frame on images of 360 rows.
     assert 1.5 < short * 360 / 96 < 4
 
 

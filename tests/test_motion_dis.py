@@ -24,7 +24,7 @@ def texture(seed=0, size=SIZE):
 
 
 def moved(dx, dy, size=SIZE, seed=0):
-    """The current picture and the other one, where the content of (x, y) is at (x + dx, y + dy)."""
+    """The current image and the other one, where the content of (x, y) is at (x + dx, y + dy)."""
     margin = 16
     wide = texture(seed, (size[0] + 2 * margin, size[1] + 2 * margin))
     current = wide[..., margin : margin + size[0], margin : margin + size[1]]
@@ -102,7 +102,7 @@ def test_a_grid_that_does_not_divide_the_picture_is_scaled_per_axis():
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("size", [(90, 100), (65, 127), (96, 97)])
 def test_padding_does_not_shift_the_flow(size, scale):
-    """Only a disc moves: the flow is where the disc is in the picture, whatever was padded at right and bottom."""
+    """Only a disc moves: the flow is where the disc is in the image, whatever was padded at right and bottom."""
     padded = tuple(-(-side // 32) * 32 for side in size)
     ground, (near, far) = texture(1, size), moved(6, 0, size, seed=2)
     ys, xs = np.mgrid[: size[0], : size[1]]
@@ -193,10 +193,10 @@ def test_both_keep_the_protocol(propagator, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "slow"}, "preset must be one of ultrafast, fast, medium, lean, fine, found 'slow'"),
-        ({"scale": 0.0}, r"scale must be above 0 and at most 1, found 0\.0"),
-        ({"scale": 1.5}, r"scale must be above 0 and at most 1, found 1\.5"),
-        ({"finest_scale": -1}, "finest_scale must be at least 0, found -1"),
+        ({"preset": "slow"}, "preset must be one of ultrafast, fast, medium, lean, fine, got 'slow'"),
+        ({"scale": 0.0}, r"scale must be above 0 and at most 1, got 0\.0"),
+        ({"scale": 1.5}, r"scale must be above 0 and at most 1, got 1\.5"),
+        ({"finest_scale": -1}, "finest_scale must be at least 0, got -1"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

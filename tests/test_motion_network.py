@@ -285,13 +285,13 @@ def test_a_light_variant_is_the_same_code(width):
 @pytest.mark.parametrize(
     ("current", "key", "queries", "message"),
     [
-        ((1, 3, 32, 64), (1, 3, 32, 32), (1, 3, 8), r"must have one size, found \(32, 64\) and \(32, 32\)"),
+        ((1, 3, 32, 64), (1, 3, 32, 32), (1, 3, 8), r"must have one size, got \(32, 64\) and \(32, 32\)"),
         ((1, 3, 0, 64), (1, 3, 0, 64), (1, 3, 8), "the images are empty"),
         ((0, 3, 32, 64), (1, 3, 32, 64), (1, 3, 8), "the images are empty"),
-        ((1, 3, 32, 64), (1, 3, 32, 64), (1, 3, 12), "expected 3 queries of width 8, found 3 of width 12"),
-        ((1, 3, 32, 64), (1, 3, 32, 64), (1, 5, 8), "expected 3 queries of width 8, found 5 of width 8"),
-        ((3, 3, 32, 64), (2, 3, 32, 64), (1, 3, 8), "expected 1 or 3 key frames for 3 current frames, found 2"),
-        ((3, 3, 32, 64), (3, 3, 32, 64), (2, 3, 8), "expected 1 or 3 sets of queries, found 2"),
+        ((1, 3, 32, 64), (1, 3, 32, 64), (1, 3, 12), "expected 3 queries of width 8, got 3 of width 12"),
+        ((1, 3, 32, 64), (1, 3, 32, 64), (1, 5, 8), "expected 3 queries of width 8, got 5 of width 8"),
+        ((3, 3, 32, 64), (2, 3, 32, 64), (1, 3, 8), "expected 1 or 3 key frames for 3 current frames, got 2"),
+        ((3, 3, 32, 64), (3, 3, 32, 64), (2, 3, 8), "expected 1 or 3 sets of queries, got 2"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(current, key, queries, message):
@@ -302,7 +302,7 @@ def test_inputs_that_do_not_fit_are_refused(current, key, queries, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_queries": 0}, "num_queries must be at least 1, found 0"),
+        ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
         ({"query_width": 10}, "query_width must be a multiple of 4"),
         ({"heads": 3}, "heads must be a divisor of query_width 8"),
         ({"encoder_kernels": (3, 3, 3, 4, 3)}, "encoder_kernels must be odd numbers"),
@@ -310,7 +310,7 @@ def test_inputs_that_do_not_fit_are_refused(current, key, queries, message):
         ({"flow_stage": 5}, "flow_stage must be from 1 to 4"),
         ({"levels": 4}, "levels must be at most 3"),
         ({"upsampled_channels": (4, 4)}, "upsampled_channels must be 3 numbers"),
-        ({"downscale": 3}, "downscale must be a stride that divides 32, found 12"),
+        ({"downscale": 3}, "downscale must be a stride that divides 32, got 12"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message):

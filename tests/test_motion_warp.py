@@ -134,7 +134,7 @@ def test_the_gradients_of_the_warp_are_right():
 
 def test_another_grid_is_refused():
     unchecked = inspect.unwrap(warp)  # below the shape checks that only tests have
-    with pytest.raises(ValueError, match=r"found flow \(2, 3\) and values \(4, 6\); use resize_flow first"):
+    with pytest.raises(ValueError, match=r"got flow \(2, 3\) and values \(4, 6\); use resize_flow first"):
         unchecked(torch.zeros(1, 1, 4, 6), torch.zeros(1, 2, 2, 3))
 
 

@@ -37,7 +37,9 @@ from mpvss.engine.decode import class_scores, decode
 from mpvss.engine.state import View
 from mpvss.errors import ModelError
 from mpvss.segmentors import InputRule, Segmentor, load_segmentor, prepare
-from mpvss.segmentors.huggingface import HuggingFaceSegmentor, _has_preprocessor, crop_starts, input_rule
+from mpvss.segmentors.families import crop_starts
+from mpvss.segmentors.huggingface import HuggingFaceSegmentor
+from mpvss.segmentors.preprocessing import has_preprocessor, input_rule
 from mpvss.types import Frame, Geometry
 
 FAMILIES = ("mask2former", "maskformer", "oneformer", "eomt")
@@ -146,7 +148,7 @@ def copied(checkpoints, tmp_path):
 
 
 def pictures(*shape, seed=0):
-    """Smooth colours, so that two sizes of a picture look alike."""
+    """Smooth colours, so that two sizes of an image look alike."""
     coarse = torch.rand(shape[0], 3, 6, 7, generator=torch.Generator().manual_seed(seed)) * 255
     return F.interpolate(coarse, size=shape[1:], mode="bilinear").to(torch.uint8)
 
@@ -310,7 +312,7 @@ def test_an_eomt_that_does_not_split_pads_to_its_square(settings, copied):
 def test_eomt_takes_no_other_size(segmentors):
     rule = segmentors["eomt"].rule
     assert rule.with_short_side(SIDE).short_side == SIDE
-    with pytest.raises(ModelError, match=r"takes pictures of 64 pixels only, found a shorter side of 48"):
+    with pytest.raises(ModelError, match=r"takes images of 64 pixels only, got a shorter side of 48"):
         rule.with_short_side(48)
 
 
@@ -397,7 +399,7 @@ def test_geometry_leads_from_the_frame_to_the_padded_input(size, short, long):
 
 @pytest.mark.parametrize("short", [None, 50, 128])
 def test_masks_go_back_to_where_the_picture_had_them(short):
-    """A picture of two halves: masks made from the padded input decode to the halves at the source's size."""
+    """An image of two halves: masks made from the padded input decode to the halves at the source's size."""
     size = (75, 101)
     rgb = np.zeros((*size, 3), np.uint8)
     rgb[:, 40:, 0] = 255
@@ -424,9 +426,9 @@ def test_padding_is_zero_after_scaling():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"short_side": 0}, "short_side must be from 1 to 32768 pixels, found 0"),
-        ({"long_side": -1}, "long_side must be from 1 to 32768 pixels, found -1"),
-        ({"multiple": 0}, "multiple and std must be positive, found 0"),
+        ({"short_side": 0}, "short_side must be from 1 to 32768 pixels, got 0"),
+        ({"long_side": -1}, "long_side must be from 1 to 32768 pixels, got -1"),
+        ({"multiple": 0}, "multiple and std must be positive, got 0"),
         ({"std": (1.0, 0.0, 1.0)}, "multiple and std must be positive"),
     ],
 )
@@ -478,7 +480,7 @@ def refused(place, message):
 def test_a_directory_without_a_configuration_is_refused(copied):
     place = copied()
     (place / "config.json").unlink()
-    refused(place, r"expected config.json .* found no config.json$")
+    refused(place, r"expected config.json .* got no config.json$")
 
 
 def test_a_model_saved_without_its_image_processor_takes_a_stated_default(copied, caplog):
@@ -518,8 +520,8 @@ def test_a_model_of_another_family_is_refused(tmp_path):
         hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3
     )
     SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
-    refused(tmp_path, r"expected a mask classifier \(mask2former, .*found model type 'segformer'")
-    with pytest.raises(ModelError, match="found model type 'segformer'"):
+    refused(tmp_path, r"expected a mask classifier \(mask2former, .*got model type 'segformer'")
+    with pytest.raises(ModelError, match="got model type 'segformer'"):
         HuggingFaceSegmentor(SegformerForSemanticSegmentation(config), InputRule())
 
 
@@ -622,7 +624,7 @@ def test_the_processor_file_of_transformers_5_is_read(nested, tmp_path):
     settings = {"size": {"shortest_edge": 77}}
     whole = {"image_processor": settings} if nested else {"processor_class": "Other"}
     (tmp_path / "processor_config.json").write_text(json.dumps(whole))
-    assert _has_preprocessor(tmp_path) == nested
+    assert has_preprocessor(tmp_path) == nested
     if nested:
         found, _ = image_processing_base.ImageProcessingMixin.get_image_processor_dict(str(tmp_path))
         assert input_rule(found, "mask2former").short_side == 77
@@ -713,7 +715,7 @@ def test_an_input_rule_that_makes_no_sense_is_refused(text, copied):
 @pytest.mark.parametrize("place", ["/no/such/place", "a/b/c", "compct"])
 def test_a_place_that_is_none_is_refused_without_asking_the_network(place, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
-    refused(place, "expected a model directory or a hub id such as owner/name, found no such directory")
+    refused(place, "expected a model directory or a hub id such as owner/name, there is no such directory")
 
 
 def test_a_file_is_refused(checkpoints):
@@ -827,7 +829,7 @@ def test_a_model_that_does_not_run_is_said(maskformer, monkeypatch):
 
     monkeypatch.setattr(segmentor.model, "forward", broken)
     with pytest.raises(
-        ModelError, match=r"the model fails at a picture of 64x64 .width x height. .shape '.1, 7.' is invalid"
+        ModelError, match=r"the model fails on an image of 64x64 .width x height. .shape '.1, 7.' is invalid"
     ):
         segmentor(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
 

@@ -73,7 +73,7 @@ def _assert_equal(model, pixels):
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 64, 64), (2, 96, 160), (3, 32, 224)])
 def test_classes_masks_and_queries_equal_the_librarys(backbone, settings, batch, height, width):
     if backbone == "swin with positions" and (height, width) != (64, 64):
-        pytest.skip("the library adds absolute positions to pictures of one size only")
+        pytest.skip("the library adds absolute positions to images of one size only")
     _, masks, queries = _assert_equal(_model(backbone, **settings), _pixels(batch, height, width))
     assert 0.02 < (masks > 0).float().mean() < 0.98
     assert masks.std() > 0.1
@@ -125,7 +125,7 @@ def test_the_model_is_left_as_it_was_and_followed_when_it_changes():
 
 
 def test_nan_goes_through_as_in_the_library():
-    # One head and odd widths: what NaN becomes as a whole number must not wrap around to a valid entry by chance.
+    # One head and odd widths: what NaN becomes as a whole number must not wrap around to a valid entry by accident.
     model = _model(num_attention_heads=1)
     model.model.pixel_level_module.decoder.level_embed.fill_(torch.nan)
     assert all(x.isnan().any() for x in _library(model, _pixels(1, 96, 96)))

@@ -156,18 +156,18 @@ def test_the_embedded_model_and_mask2former_are_exported(tmp_path):
 def test_a_picture_of_another_size(both):
     _, ours = both
     frame = moving_frames(1, (60, 80))[0]
-    with pytest.raises(ModelError, match=r"exported for pictures of 90x60 .*found 80x60.*--size 60x80"):
+    with pytest.raises(ModelError, match=r"exported for images of 90x60 .*got 80x60.*--size 60x80"):
         ours.session().push(frame)
     images = pictures(2, (60, 80))
-    with pytest.raises(ModelError, match="exported for pictures of 90x60"):
+    with pytest.raises(ModelError, match="exported for images of 90x60"):
         ours.propagator.estimate_flow(images[1:], images[:1], torch.zeros(1, QUERIES, 32), (64, 96), (16, 24))
-    with pytest.raises(ModelError, match="takes pictures of 60 pixels only, found a shorter side of 48"):
+    with pytest.raises(ModelError, match="takes images of 60 pixels only, got a shorter side of 48"):
         VideoSegmenter(ours.segmentor, None, short_side=48)
 
 
 def test_a_query_flow_without_queries(both):
     images = pictures()
-    with pytest.raises(ValueError, match="expects the key frame's queries, found none"):
+    with pytest.raises(ValueError, match="expects the key frame's queries, got none"):
         both[1].propagator.estimate_flow(images[1:], images[:1], None, (64, 96), (16, 24))
 
 
@@ -213,7 +213,7 @@ def test_a_network_that_torch_cannot_export(tmp_path):
 
 
 def test_a_size_that_the_model_does_not_see(tmp_path):
-    with pytest.raises(ModelError, match=r"compact sees pictures of 900x64 .* at .*: export it for that size"):
+    with pytest.raises(ModelError, match=r"compact sees images of 900x64 .* at .*: export it for that size"):
         export("compact", (64, 900), tmp_path / "out")
 
 
@@ -261,7 +261,7 @@ def test_backends_that_do_not_fit():
         EvalOptions(data="davis:x", backend="tensorrt")
     with pytest.raises(ValueError, match="onnx runs on the CPU in float32, found cuda and float32"):
         VideoSegmenter.from_pretrained("x", backend="onnx", device="cuda")
-    with pytest.raises(ValueError, match="onnx runs on the CPU in float32, found auto and bfloat16"):
+    with pytest.raises(ValueError, match=r"onnx runs on the CPU in float32, found auto and bfloat16"):
         VideoSegmenter.from_pretrained("x", backend="onnx", dtype="bfloat16")
 
 

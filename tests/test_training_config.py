@@ -30,7 +30,7 @@ def test_values_survive_a_round_trip() -> None:
     [
         ("optim.stps=3", r"unknown key optim\.stps; did you mean optim\.steps\?"),
         ("xyzzy=3", r"unknown key xyzzy; known: stage"),
-        ("optim.steps=many", r"optim\.steps must be a whole number, found 'many'"),
+        ("optim.steps=many", r"optim\.steps must be a whole number, got 'many'"),
         ("optim.steps=0", r"optim\.steps must be at least 1"),
         ("optim.lr=fast", r"optim\.lr must be a number"),
         ("data.crop=[1,2,3]", r"data\.crop must be a list of 2"),
@@ -55,7 +55,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         load_config(tmp_path / "missing.yaml")
     path = tmp_path / "config.yaml"
     path.write_text("- a list")
-    with pytest.raises(ConfigError, match="expected keys and values, found list"):
+    with pytest.raises(ConfigError, match="expected keys and values, got list"):
         load_config(path)
     path.write_text("stage: !!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigError, match="cannot read"):
@@ -89,7 +89,7 @@ def test_a_file_or_a_value_that_is_no_plain_yaml(tmp_path: Path, text: str) -> N
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, "1e999"])
 def test_numbers_are_finite(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"optim\.lr must be a number, found"):
+    with pytest.raises(ConfigError, match=r"optim\.lr must be a number, got"):
         make_config({"stage": "motion", "data": {"sources": [{"data": "folder:x"}]}, "optim": {"lr": value}})
 
 

@@ -40,7 +40,7 @@ class Model:
 def segmentor_config(arch: str, num_classes: int, num_queries: int = NUM_QUERIES) -> "Mask2FormerConfig":
     """Return the configuration of one of the paper's segmentors.
 
-    The ResNets stride in their 3x3 convolutions. Swin-B and Swin-L have windows of 12, from pictures of 384x384.
+    The ResNets stride in their 3x3 convolutions. Swin-B and Swin-L have windows of 12, from images of 384x384.
 
     Args:
         arch: Name of the backbone.
@@ -58,7 +58,7 @@ def segmentor_config(arch: str, num_classes: int, num_queries: int = NUM_QUERIES
     if arch not in _BACKBONES:
         raise ValueError(f"unknown architecture {arch!r}; expected one of {', '.join(ARCHS)}")
     if num_classes < 1 or num_queries < 1:
-        raise ValueError(f"expected at least 1 class and 1 query, found {num_classes} and {num_queries}")
+        raise ValueError(f"expected at least 1 class and 1 query, got {num_classes} and {num_queries}")
     settings = _BACKBONES[arch]
     if arch.startswith("swin"):
         side = 384 if settings["window_size"] == 12 else 224

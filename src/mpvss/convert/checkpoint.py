@@ -112,7 +112,7 @@ def _gather(
         if third is not None:
             expected[0] *= 3
         if list(value.shape) != expected:
-            line = f"  misshapen: {name}, expected {tuple(expected)}, found {tuple(value.shape)}"
+            line = f"  misshapen: {name}, expected {tuple(expected)}, got {tuple(value.shape)}"
             if line not in problems:
                 problems.append(line)
             continue
@@ -356,7 +356,7 @@ def convert_reference(path: str | Path, out: str | Path, class_names: Sequence[s
     segmentor_state = convert_segmentor_state_dict(rest, config)
     if class_names is not None:
         if len(class_names) != config.num_labels:
-            raise ValueError(f"expected {config.num_labels} class names, found {len(class_names)}")
+            raise ValueError(f"expected {config.num_labels} class names, got {len(class_names)}")
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: index for index, name in enumerate(class_names)}
 
@@ -379,7 +379,7 @@ def convert_reference(path: str | Path, out: str | Path, class_names: Sequence[s
         raise OutputError(f"{out}: cannot be written ({error})") from error
 
 
-# How the published models see a picture: RGB, the usual ImageNet statistics, sides a multiple of 32.
+# How the published models see an image: RGB, the usual ImageNet statistics, sides a multiple of 32.
 _PREPROCESSOR = {
     "image_processor_type": "Mask2FormerImageProcessor",
     "do_rescale": True,
@@ -414,7 +414,7 @@ def load_torch(path: Path) -> Any:
         ModelError: There is none, it is damaged or compressed, or it holds other objects.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: expected a checkpoint file, found none")
+        raise ModelError(f"{path}: expected a checkpoint file, got none")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -465,7 +465,7 @@ def load_motion(name: str | Path, *, revision: str | None = None) -> QueryFlow |
     """
     kind = read_config(name, revision=revision)["model_type"]
     if kind not in MOTION_TYPES:
-        raise ModelError(f"{name}: expected a model of type {' or '.join(MOTION_TYPES)}, found {shown(kind)}")
+        raise ModelError(f"{name}: expected a model of type {' or '.join(MOTION_TYPES)}, got {shown(kind)}")
     return MOTION_TYPES[kind].from_pretrained(name, revision=revision)
 
 

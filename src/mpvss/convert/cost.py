@@ -1,10 +1,10 @@
 """Multiply-adds and parameters of the paper's models, counted as the paper counts them.
 
 The rule. A multiply-add is one; convolutions and matrix products, those inside attention included, are counted at the
-size that they run at, which is the picture padded to multiples of 32. A bilinearly sampled or resized value costs 4:
+size that they run at, which is the image padded to multiples of 32. A bilinearly sampled or resized value costs 4:
 that covers the sampling of deformable attention, the resizing of masks and flows, and the warp. Normalisation,
 activations, additions and softmax are free. Semantic decoding is that of all queries and classes at the size of the
-picture before padding, and is part of every frame.
+image before padding, and is part of every frame.
 """
 
 import math
@@ -34,7 +34,7 @@ def cost(
 
     Args:
         arch: ``r50``, ``r101``, ``swin-t``, ``swin-s``, ``swin-b`` or ``swin-l``.
-        size: Height and width of the picture in pixels.
+        size: Height and width of the image in pixels.
         interval: Frames from one key frame to the next; 1 is the segmentor on every frame.
         num_classes: Classes without "no object".
 
@@ -48,7 +48,7 @@ def cost(
     Paper: section 4, the table of VSPW results, whose "GFLOPs" are multiply-adds.
     """
     if min(size) < 1 or interval < 1:
-        raise ValueError(f"expected size and interval of at least 1, found {size} and {interval}")
+        raise ValueError(f"expected size and interval of at least 1, got {size} and {interval}")
     from transformers import Mask2FormerForUniversalSegmentation
 
     config = segmentor_config(arch, num_classes)
@@ -83,7 +83,7 @@ def _millions(module: nn.Module) -> float:
 
 
 def count_gmac(run: Callable[[], object]) -> float:
-    """Return the thousand millions of multiply-adds of a call, by the rule above."""
+    """Return the billions of multiply-adds (GMAC) of a call, by the rule above."""
     from torch.utils.flop_counter import FlopCounterMode
 
     def bilinear(*_: Any, out_shape: Any, **__: Any) -> int:

@@ -49,13 +49,13 @@ class _KeyNetwork(nn.Module):
 
 
 def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write the networks of a model as ONNX files, for pictures of one size.
+    """Write the networks of a model as ONNX files, for images of one size.
 
-    ``out`` gets its name when the exported networks have given the same labels as torch on a test picture, ties aside.
+    ``out`` gets its name when the exported networks have given the same labels as torch on a test image, ties aside.
 
     Args:
         model: ``compact``, a hub id, a directory, or the directory of a motion module, which names its segmentor.
-        size: Height and width of the pictures that the networks will see.
+        size: Height and width of the images that the networks will see.
         out: Directory to make.
         overwrite: Whether a directory of that name is replaced.
 
@@ -84,7 +84,7 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
     geometry = segmenter.rule.fit(size)
     if geometry.resized != size:
         raise ModelError(
-            f"{model} sees pictures of {shown_size(size)} at {shown_size(geometry.resized)}: export it for "
+            f"{model} sees images of {shown_size(size)} at {shown_size(geometry.resized)}: export it for "
             f"that size, with --size {geometry.resized[0]}x{geometry.resized[1]} (HEIGHTxWIDTH)"
         )
     info = ExportInfo(
@@ -127,7 +127,7 @@ def _demand_exporter() -> None:
 
 
 def _test_pictures(size: tuple[int, int]) -> tuple[UInt8[Tensor, "1 3 H W"], UInt8[Tensor, "1 3 H W"]]:
-    """Return a smooth random picture, and the same moved by two pixels."""
+    """Return a smooth random image, and the same moved by two pixels."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     coarse = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=generator)

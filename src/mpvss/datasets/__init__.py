@@ -37,5 +37,5 @@ def open_dataset(spec: str, split: str | None = None) -> Dataset:
     kind, colon, directory = spec.partition(":")
     if kind not in _OPENERS or not colon or not directory:
         known = ", ".join(f"{name}:DIR" for name in _OPENERS)
-        raise DataError(f"expected a data set as one of {known}; found {spec!r}")
+        raise DataError(f"expected a data set as one of {known}; got {spec!r}")
     return _OPENERS[kind](Path(directory).expanduser(), split)

@@ -44,7 +44,7 @@ class Augmentation:
     """One random scale, crop, flip and recolouring for both frames of a pair, their labels and their flow.
 
     Attributes:
-        crop: Height and width of the result, in pixels. A picture that is smaller, after scaling, is padded: grey,
+        crop: Height and width of the result, in pixels. An image that is smaller, after scaling, is padded: grey,
             without a label, not visible.
         scale: Lowest and highest factor of size, drawn evenly in the logarithm.
         flip: Whether every second pair is mirrored left to right.
@@ -61,18 +61,18 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1:
-            raise ValueError(f"crop must be a height and a width of at least 1 pixel, found {self.crop}")
+            raise ValueError(f"crop must be a height and a width of at least 1 pixel, got {self.crop}")
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ValueError(f"scale must be a lowest and a highest factor above 0, found {self.scale}")
+            raise ValueError(f"scale must be a lowest and a highest factor above 0, got {self.scale}")
         if not 0 <= self.colour <= 1:
-            raise ValueError(f"colour must be 0 to 1, found {self.colour}")
+            raise ValueError(f"colour must be 0 to 1, got {self.colour}")
 
     def __call__(self, pair: Pair, random: np.random.Generator) -> Pair:
         """Draw one augmentation and apply it.
 
         Args:
             pair: Frames of any size.
-            random: The only source of chance.
+            random: The only source of randomness.
 
         Returns:
             The pair at the size of the crop. ``visible`` also leaves out what the crop left out of the key frame.
@@ -90,7 +90,7 @@ class Augmentation:
 
 
 def _offset(whole: int, part: int, random: np.random.Generator) -> int:
-    """Where the window begins: within the picture, or before it where the window is larger."""
+    """Where the window begins: within the image, or before it where the window is larger."""
     place = int(random.integers(abs(whole - part) + 1))
     return place if part <= whole else -place
 
@@ -100,11 +100,11 @@ def resample(pair: Pair, window: tuple[int, int, int, int], size: tuple[int, int
 
     Args:
         pair: The frames.
-        window: Top, left, height and width in pixels; it may reach beyond the picture.
+        window: Top, left, height and width in pixels; it may reach beyond the image.
         size: Height and width of the result.
 
     Returns:
-        Pictures averaged or interpolated, labels nearest, the flow in pixels of the result. Outside of the picture:
+        Images averaged or interpolated, labels nearest, the flow in pixels of the result. Outside of the image:
         grey, 255, zero flow, not visible.
     """
     top, left, height, width = window
@@ -159,7 +159,7 @@ def inside_picture(flow: Float[Tensor, "2 H W"]) -> Bool[Tensor, "H W"]:
 
 
 def _nearest(begin: int, length: int, size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The source row of every row of the result, and whether the picture has it."""
+    """The source row of every row of the result, and whether the image has it."""
     places = begin + ((np.arange(size) + 0.5) * length / size).astype(np.int64)
     return places.clip(0, limit - 1), (places >= 0) & (places < limit)
 

@@ -11,7 +11,7 @@ from mpvss.datasets.clips import (
     Clip,
     ClipFrame,
     Dataset,
-    found_in,
+    contents,
     label_table,
     list_folders,
     list_pairs,
@@ -55,7 +55,7 @@ def open_camvid(root: Path, split: str | None) -> Dataset:
     require_directory(root, _LAYOUT)
     splits = _splits(root)
     if not splits:
-        raise DataError(f"{root}: expected {_LAYOUT}; {found_in(root)}")
+        raise DataError(f"{root}: expected {_LAYOUT}; {contents(root)}")
     if "" in splits and split is not None:
         raise DataError(f"{root}: holds images and labels directly, so there is no split {split!r}; leave it out")
     if split is None:
@@ -80,7 +80,7 @@ def open_camvid(root: Path, split: str | None) -> Dataset:
 
 
 def _splits(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Directories of pictures and labels by split; "" where the root holds them directly."""
+    """Directories of images and labels by split; "" where the root holds them directly."""
     if (root / "images").is_dir():
         return {"": (root / "images", root / "labels")}
     splits = {}
@@ -93,14 +93,14 @@ def _splits(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _listed(listing: Path, frames: list[ClipFrame]) -> list[ClipFrame]:
-    """The frames that a list names: on each line the path of a picture, perhaps followed by that of its label."""
+    """The frames that a list names: on each line the path of an image, perhaps followed by that of its label."""
     by_name = {frame.image_path.stem: frame for frame in frames}
     names = [PurePosixPath(line.split()[0]).stem for line in read_lines(listing) if line]
     for name in names:
         if name not in by_name:
             raise DataError(f"{listing}: lists {name}, which is not in {frames[0].image_path.parent}")
     if not names:
-        raise DataError(f"{listing}: empty, expected a picture a line")
+        raise DataError(f"{listing}: empty, expected an image a line")
     return [by_name[name] for name in names]
 
 

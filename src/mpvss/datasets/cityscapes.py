@@ -9,7 +9,7 @@ from mpvss.datasets.clips import (
     Clip,
     ClipFrame,
     Dataset,
-    found_in,
+    contents,
     label_table,
     list_folders,
     list_images,
@@ -64,7 +64,7 @@ def open_cityscapes(root: Path, split: str | None) -> Dataset:
     of its own.
 
     Args:
-        root: The directory that holds ``gtFine`` and the pictures.
+        root: The directory that holds ``gtFine`` and the images.
         split: train, val or test; ``None`` is val.
 
     Raises:
@@ -78,7 +78,7 @@ def open_cityscapes(root: Path, split: str | None) -> Dataset:
     require_directory(label_root, _LAYOUT)
     kind = next((kind for kind in _TABLES if any(label_root.glob(f"*/*_gtFine_{kind}.png"))), None)
     if kind is None:
-        raise DataError(f"{label_root}: no label files; expected {_LAYOUT}; {found_in(label_root)}")
+        raise DataError(f"{label_root}: no label files; expected {_LAYOUT}; {contents(label_root)}")
 
     names = tuple(_CLASSES.values())
     clips = []
@@ -111,10 +111,10 @@ def _snippets(
     for (sequence, labelled), label in labels.items():
         numbers = [n for n in range(labelled - around[0], labelled + around[1] + 1) if (sequence, n) in images]
         if labelled not in numbers:
-            raise DataError(f"{label}: extra label, there is no picture {sequence}_{labelled:06} for it")
+            raise DataError(f"{label}: extra label, there is no image {sequence}_{labelled:06} for it")
         hole = next((n for n in range(numbers[0], numbers[-1]) if n not in numbers), None)
         if hole is not None:
-            raise DataError(f"{images[sequence, numbers[0]].parent}: missing picture {sequence}_{hole:06} in a snippet")
+            raise DataError(f"{images[sequence, numbers[0]].parent}: missing image {sequence}_{hole:06} in a snippet")
         unused -= {(sequence, number) for number in numbers}
         frames = [
             ClipFrame(images[sequence, number], label if number == labelled else None, index)

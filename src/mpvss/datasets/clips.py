@@ -1,6 +1,6 @@
-"""Clips and data sets: where the pictures and labels lie, and how label files become class ids.
+"""Clips and data sets: where the images and labels lie, and how label files become class ids.
 
-Opening a data set lists directories and checks that pictures and labels pair up; it reads no picture. Sizes and label
+Opening a data set lists directories and checks that images and labels pair up; it reads no image. Sizes and label
 values are checked when a label is loaded.
 """
 
@@ -36,7 +36,7 @@ class ClipFrame:
     """Where one frame of a clip lies.
 
     Attributes:
-        image_path: The picture.
+        image_path: The image.
         label_path: Its label file; ``None`` where the data set has no label for this frame.
         index: Position of the frame in its clip, counted from 0.
     """
@@ -78,7 +78,7 @@ class Clip:
         return ignore_id(self.num_classes)
 
     def load_image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture of frame ``i``, RGB.
+        """The image of frame ``i``, RGB.
 
         Raises:
             IndexError: There is no frame ``i``.
@@ -99,7 +99,7 @@ class Clip:
 
         Raises:
             IndexError: There is no frame ``i``.
-            DataError: The file cannot be read, its size is not the picture's, or it holds a value it may not.
+            DataError: The file cannot be read, its size is not the image's, or it holds a value it may not.
         """
         frame = self.frames[i]
         if frame.label_path is None:
@@ -108,8 +108,8 @@ class Clip:
         size = _image_size(frame.image_path)
         if values.shape != size:
             raise DataError(
-                f"{frame.label_path}: expected the size of its picture {frame.image_path}, {shown_size(size)}, "
-                f"found {shown_size(values.shape)}"
+                f"{frame.label_path}: expected the size of its image {frame.image_path}, {shown_size(size)}, "
+                f"got {shown_size(values.shape)}"
             )
         table = self.label_table
         labels = table.take(values, mode="clip")
@@ -167,7 +167,7 @@ class Dataset:
 
 
 def read_image(path: Path, full_scale: Callable[[], float] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture file as RGB, upright, of 8 bits a channel; ``mpvss.video.images`` says how other depths become that.
+    """An image file as RGB, upright, of 8 bits a channel; ``mpvss.video.images`` says how other depths become that.
 
     Args:
         path: The file.
@@ -179,7 +179,7 @@ def read_image(path: Path, full_scale: Callable[[], float] | None = None) -> UIn
     try:
         return read_rgb(path, full_scale)
     except BROKEN_PICTURE as error:
-        raise DataError(f"{path}: cannot read the picture: {error}") from error
+        raise DataError(f"{path}: cannot read the image: {error}") from error
 
 
 def read_label(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]:
@@ -197,7 +197,7 @@ def read_label(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W
     except BROKEN_PICTURE as error:
         raise DataError(f"{path}: cannot read the label file: {error}") from error
     if stretched:
-        raise DataError(f"{path}: expected 8 or 16 bits a pixel, found fewer; save the ids as an 8 bit grey PNG")
+        raise DataError(f"{path}: expected 8 or 16 bits a pixel, got fewer; save the ids as an 8 bit grey PNG")
     if mode == "1":
         return values.astype(np.uint8)
     if mode in ("L", "P"):
@@ -205,17 +205,17 @@ def read_label(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W
     if mode.startswith("I") and (values.size == 0 or (values.min() >= 0 and values.max() <= 65535)):
         return values.astype(np.uint16)
     raise DataError(
-        f"{path}: expected a label PNG with one class id a pixel (grey or palette), found mode {mode}; "
+        f"{path}: expected a label PNG with one class id a pixel (grey or palette), got mode {mode}; "
         "colours are not class ids, convert them first"
     )
 
 
 def _image_size(path: Path) -> tuple[int, int]:
-    """Height and width of the upright picture, from the file's header alone."""
+    """Height and width of the upright image, from the file's header alone."""
     try:
         return image_size(path)
     except BROKEN_PICTURE as error:
-        raise DataError(f"{path}: cannot read the picture: {error}") from error
+        raise DataError(f"{path}: cannot read the image: {error}") from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -276,7 +276,7 @@ def list_folders(directory: Path) -> list[Path]:
 
 
 def list_images(directory: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """The picture files in a directory by name without suffix, in natural order.
+    """The image files in a directory by name without suffix, in natural order.
 
     Raises:
         DataError: It cannot be listed, or two files differ only in their suffix.
@@ -286,7 +286,7 @@ def list_images(directory: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> 
         if entry.suffix.lower() not in suffixes:
             continue
         if entry.stem in images:
-            raise DataError(f"{entry}: a second picture of the same name as {images[entry.stem].name}; keep one")
+            raise DataError(f"{entry}: a second image of the same name as {images[entry.stem].name}; keep one")
         images[entry.stem] = entry
     return images
 
@@ -303,7 +303,7 @@ def require_names(names: Iterable[str], listing: object) -> None:
     """
     for name in names:
         if name in ("", ".", "..") or set(name) & set("/\\\0") or len(os.fsencode(name)) > 255:
-            raise DataError(f"{listing}: expected the name of a clip, found {shown(name)}")
+            raise DataError(f"{listing}: expected the name of a clip, got {shown(name)}")
 
 
 def require_directory(path: Path, layout: str) -> None:
@@ -321,26 +321,26 @@ def require_directory(path: Path, layout: str) -> None:
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
-    raise DataError(f"{path}: no such directory; expected {layout}; {found_in(parent)}")
+    raise DataError(f"{path}: no such directory; expected {layout}; {contents(parent)}")
 
 
-def found_in(directory: Path) -> str:
+def contents(directory: Path) -> str:
     """What a directory holds, in a few words."""
     names = [entry.name + "/" * entry.is_dir() for entry in _entries(directory)]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"found {', '.join(names[:8]) or 'nothing'}{more} in {directory}"
+    return f"{directory} holds {', '.join(names[:8]) or 'nothing'}{more}"
 
 
 def pair_frames(images: Mapping[str, Path], labels: Mapping[str, Path], label_directory: Path) -> list[ClipFrame]:
-    """Frames from pictures and labels of the same names.
+    """Frames from images and labels of the same names.
 
     Args:
-        images: Pictures by name, in the order of time.
+        images: Images by name, in the order of time.
         labels: Label files by name.
         label_directory: Where the labels are looked for.
 
     Raises:
-        DataError: A picture has no label or a label no picture.
+        DataError: An image has no label or a label no image.
     """
     missing = [name for name in images if name not in labels]
     if missing:
@@ -352,7 +352,7 @@ def pair_frames(images: Mapping[str, Path], labels: Mapping[str, Path], label_di
 
 
 def require_no_extra(images: Iterable[str], labels: Mapping[str, Path]) -> None:
-    """Check that every label has a picture.
+    """Check that every label has an image.
 
     Raises:
         DataError: One has none.
@@ -360,7 +360,7 @@ def require_no_extra(images: Iterable[str], labels: Mapping[str, Path]) -> None:
     known = set(images)
     extra = [name for name in labels if name not in known]
     if extra:
-        raise DataError(f"{labels[extra[0]]}: extra label, there is no picture of that name{_and_more(extra)}")
+        raise DataError(f"{labels[extra[0]]}: extra label, there is no image of that name{_and_more(extra)}")
 
 
 def _and_more(names: Sequence[str]) -> str:
@@ -368,10 +368,10 @@ def _and_more(names: Sequence[str]) -> str:
 
 
 def list_pairs(image_directory: Path, label_directory: Path, layout: str) -> list[ClipFrame]:
-    """The frames of a directory of pictures and a directory of label PNGs of the same names.
+    """The frames of a directory of images and a directory of label PNGs of the same names.
 
     Args:
-        image_directory: The pictures; natural order is the order of time.
+        image_directory: The images; natural order is the order of time.
         label_directory: The labels.
         layout: What the data set should look like, for messages.
 
@@ -382,5 +382,5 @@ def list_pairs(image_directory: Path, label_directory: Path, layout: str) -> lis
     require_directory(label_directory, layout)
     images = list_images(image_directory)
     if not images:
-        raise DataError(f"{image_directory}: empty, expected pictures; {found_in(image_directory)}")
+        raise DataError(f"{image_directory}: empty, expected images; {contents(image_directory)}")
     return pair_frames(images, list_images(label_directory, (".png",)), label_directory)

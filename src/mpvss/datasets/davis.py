@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from mpvss.datasets.clips import (
     Clip,
     Dataset,
-    found_in,
+    contents,
     label_table,
     list_folders,
     list_pairs,
@@ -40,7 +40,7 @@ def open_davis(root: Path, split: str | None) -> Dataset:
         require_directory(images, _LAYOUT)
         directories = {name: (images / name, masks / name) for name in _clip_names(root, split, images)}
     elif split is not None:
-        raise DataError(f"{root}: without ImageSets there is no split {split!r}; leave it out; {found_in(root)}")
+        raise DataError(f"{root}: without ImageSets there is no split {split!r}; leave it out; {contents(root)}")
     else:
         directories = {
             folder.name: (folder / "images", folder / "masks")
@@ -48,7 +48,7 @@ def open_davis(root: Path, split: str | None) -> Dataset:
             if (folder / "images").is_dir() or (folder / "masks").is_dir()
         }
     if not directories:
-        raise DataError(f"{root}: no clips; expected {_LAYOUT}; {found_in(root)}")
+        raise DataError(f"{root}: no clips; expected {_LAYOUT}; {contents(root)}")
     clips = [
         Clip(name, list_pairs(images, masks, _LAYOUT), _NAMES, Fraction(24), _TABLE)
         for name, (images, masks) in directories.items()
@@ -65,7 +65,7 @@ def _clip_names(root: Path, split: str | None, images: Path) -> list[str]:
     candidates = [lists / folder / f"{split or 'val'}.txt" for folder in ("480p", "2016")]
     listing = next((path for path in candidates if path.is_file()), None)
     if listing is None:
-        raise DataError(f"{candidates[0]}: no such list; expected {_LAYOUT}; {found_in(lists)}")
+        raise DataError(f"{candidates[0]}: no such list; expected {_LAYOUT}; {contents(lists)}")
     paths = [PurePosixPath(line.split()[0]) for line in read_lines(listing) if line]
     names = list(dict.fromkeys(path.parent.name if path.suffix else path.name for path in paths))
     require_names(names, listing)

@@ -1,4 +1,4 @@
-"""Plain folders: anyone's own labelled pictures, as docs/datasets.md describes them."""
+"""Plain folders: anyone's own labelled images, as docs/datasets.md describes them."""
 
 import logging
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from mpvss.datasets.clips import (
     Clip,
     ClipFrame,
     Dataset,
-    found_in,
+    contents,
     label_table,
     list_folders,
     list_images,
@@ -46,7 +46,7 @@ def open_folder(root: Path, split: str | None) -> Dataset:
     names, ids = _read_classes(root / "classes.txt")
     clip_names = [folder.name for folder in list_folders(images)]
     if clip_names and list_images(images):
-        raise DataError(f"{images}: holds pictures beside directories of clips; {found_in(images)}")
+        raise DataError(f"{images}: holds images beside directories of clips; {contents(images)}")
     for folder in list_folders(labels):
         if folder.name not in clip_names:
             raise DataError(f"{folder}: extra labels, there is no directory {images / folder.name}")
@@ -60,7 +60,7 @@ def open_folder(root: Path, split: str | None) -> Dataset:
     frames = [frame for clip in clips for frame in clip.frames]
     labelled = sum(frame.label_path is not None for frame in frames)
     if not labelled:
-        raise DataError(f"{labels}: expected PNG labels of the names of images, found none; {found_in(labels)}")
+        raise DataError(f"{labels}: expected PNG labels of the names of images, got none; {contents(labels)}")
     if labelled < len(frames):
         log.warning("%s: %d of %d images have no label", root, len(frames) - labelled, len(frames))
     return Dataset("folder", names, clips)
@@ -70,7 +70,7 @@ def _frames(images: Path, labels: Path) -> list[ClipFrame]:
     """The frames of a clip, of which some, or all, may have no label."""
     pictures = list_images(images)
     if not pictures:
-        raise DataError(f"{images}: empty, expected pictures; {found_in(images)}")
+        raise DataError(f"{images}: empty, expected images; {contents(images)}")
     files = list_images(labels, (".png",)) if labels.is_dir() else {}
     require_no_extra(pictures, files)
     return [ClipFrame(path, files.get(name), index) for index, (name, path) in enumerate(pictures.items())]
@@ -78,7 +78,7 @@ def _frames(images: Path, labels: Path) -> list[ClipFrame]:
 
 def _listed(listing: Path, clip_names: list[str], images: Path) -> list[str]:
     if not listing.is_file():
-        raise DataError(f"{listing}: no such list of clips; {found_in(listing.parent)}")
+        raise DataError(f"{listing}: no such list of clips; {contents(listing.parent)}")
     listed = [name for name in read_lines(listing) if name]
     for name in listed:
         if name not in clip_names:
@@ -130,16 +130,16 @@ def _without(
         elif word in names:
             void.add(names.index(word))
         elif None not in names:
-            raise DataError(f"{path}: line {number}: expected ids or names of other lines to ignore, found {word!r}")
+            raise DataError(f"{path}: line {number}: expected ids or names of other lines to ignore, got {word!r}")
     after = [name for id_, name in enumerate(names) if id_ - 1 in void and id_ > 0 and names[id_ - 1] is None]
     if any(name is not None and name.lower() in _VOID_NAMES for name in after):
         raise DataError(
-            f"{path}: expected one line for the ignored id, found ignore: and then {after[0]!r}: put the line ignore: "
+            f"{path}: expected one line for the ignored id, got ignore: and then {after[0]!r}: put the line ignore: "
             "at the end, or leave the other out"
         )
     kept = [(id_, name) for id_, name in enumerate(names) if name is not None and id_ not in void]
     if not 1 <= len(kept) <= MAX_CLASSES:
-        raise DataError(f"{path}: expected 1 to {MAX_CLASSES} class names, one a line, found {len(kept)}")
+        raise DataError(f"{path}: expected 1 to {MAX_CLASSES} class names, one a line, got {len(kept)}")
     ignore = ignore_id(len(kept))
     ids = {value: class_id for class_id, (value, _) in enumerate(kept)}
     return tuple(name for _, name in kept), ids | dict.fromkeys(void, ignore)

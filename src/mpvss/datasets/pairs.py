@@ -59,7 +59,7 @@ def _generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 def _check_index(index: int, length: int) -> None:
     if not 0 <= index < length:
-        raise IndexError(f"expected an index from 0 to {length - 1}, found {index}")
+        raise IndexError(f"expected an index from 0 to {length - 1}, got {index}")
 
 
 def _partner(place: int, first: int, last: int, max_distance: int, random: np.random.Generator) -> int:
@@ -73,15 +73,15 @@ def _tensor(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "3 H W"]:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def _labelled(pictures: Clip) -> list[int]:
+def _labelled(clip: Clip) -> list[int]:
     """The frames of a clip that have a label; all of them where none has."""
-    frames = list(range(len(pictures)))
-    if pictures.num_classes > IGNORE:
+    frames = list(range(len(clip)))
+    if clip.num_classes > IGNORE:
         raise DataError(
-            f"{pictures.name}: expected at most {IGNORE} classes, because {IGNORE} marks ignored pixels in training; "
-            f"found {pictures.num_classes}"
+            f"{clip.name}: expected at most {IGNORE} classes, because {IGNORE} marks ignored pixels in training; "
+            f"got {clip.num_classes}"
         )
-    return [i for i in frames if pictures.frames[i].label_path is not None] or frames
+    return [i for i in frames if clip.frames[i].label_path is not None] or frames
 
 
 class PairSampler:
@@ -92,7 +92,7 @@ class PairSampler:
     """
 
     def __init__(self, clips: Sequence[Clip], max_distance: int, augment: Augmentation, seed: int) -> None:
-        """List the frames; no picture is read.
+        """List the frames; no image is read.
 
         Args:
             clips: Clips with or without labels.
@@ -105,11 +105,11 @@ class PairSampler:
             DataError: No clip has two frames, or one has more than 255 classes.
         """
         if max_distance < 1:
-            raise ValueError(f"max_distance must be at least 1 frame, found {max_distance}")
+            raise ValueError(f"max_distance must be at least 1 frame, got {max_distance}")
         self._clips, self._max_distance, self._augment, self._seed = clips, max_distance, augment, seed
         self._places = [(n, i) for n, clip in enumerate(clips) if len(clip) > 1 for i in _labelled(clip)]
         if not self._places:
-            raise DataError(f"expected a clip of at least 2 frames, found none in {len(clips)} clips")
+            raise DataError(f"expected a clip of at least 2 frames, got none in {len(clips)} clips")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -130,7 +130,7 @@ class PairSampler:
             paths = [clip.frames[i].image_path for i in (current, key)]
             raise DataError(
                 f"{paths[0]}: expected the size of {paths[1]}, {shown_size(images[1].shape)}, "
-                f"found {shown_size(images[0].shape)}"
+                f"got {shown_size(images[0].shape)}"
             )
         labels = [_label_tensor(clip.load_label(i)) for i in (current, key)]
         pair = Pair(_tensor(images[0]), _tensor(images[1]), labels[0], labels[1], None, None, abs(key - current))
@@ -142,24 +142,24 @@ def _label_tensor(label: LabelMap | None) -> Int64[Tensor, "H W"] | None:
 
 
 class SimulatedPairs:
-    """Pairs made from single pictures: each one that has a label once an epoch, or each one where none has."""
+    """Pairs made from single images: each one that has a label once an epoch, or each one where none has."""
 
-    def __init__(self, pictures: Sequence[Clip], config: SimulationConfig, augment: Augmentation, seed: int) -> None:
-        """List the pictures; none is read.
+    def __init__(self, clips: Sequence[Clip], config: SimulationConfig, augment: Augmentation, seed: int) -> None:
+        """List the images; none is read.
 
         Args:
-            pictures: Clips.
+            clips: Clips.
             config: What moves and how much.
             augment: What both frames go through after the simulation.
             seed: Of all random choices, 0 or more.
 
         Raises:
-            DataError: There is no picture, or a clip has more than 255 classes.
+            DataError: There is no image, or a clip has more than 255 classes.
         """
-        self._pictures, self._config, self._augment, self._seed = pictures, config, augment, seed
-        self._places = [(n, i) for n, some in enumerate(pictures) for i in _labelled(some)]
+        self._clips, self._config, self._augment, self._seed = clips, config, augment, seed
+        self._places = [(n, i) for n, clip in enumerate(clips) for i in _labelled(clip)]
         if not self._places:
-            raise DataError("expected at least one picture to simulate motion on, found none")
+            raise DataError("expected at least one image to simulate motion on, got none")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -169,8 +169,8 @@ class SimulatedPairs:
         _check_index(index, len(self))
         random = _generator(self._seed, epoch, index)
         number, i = self._places[index]
-        pictures = self._pictures[number]
-        pair = simulate(pictures.load_image(i), pictures.load_label(i), random, self._config)
+        clip = self._clips[number]
+        pair = simulate(clip.load_image(i), clip.load_label(i), random, self._config)
         return self._augment(pair, random)
 
 
@@ -196,7 +196,7 @@ class MixedPairs:
         """
         if not sources or not all(0 < weight < float("inf") for _, weight in sources):
             raise ValueError(
-                f"expected at least one source and weights above 0, found weights {[weight for _, weight in sources]}"
+                f"expected at least one source and weights above 0, got weights {[weight for _, weight in sources]}"
             )
         self._sources = [source for source, _ in sources]
         self._bounds = list(accumulate(weight for _, weight in sources))
@@ -235,7 +235,7 @@ class PairDataset(data.Dataset[Pair]):
             ValueError: ``start`` is not within the run.
         """
         if not 0 <= start <= samples:
-            raise ValueError(f"start must be from 0 to the run's {samples} pairs, found {start}")
+            raise ValueError(f"start must be from 0 to the run's {samples} pairs, got {start}")
         self._source, self._seed, self._samples, self._start = source, seed, samples, start
         self._order: tuple[int, Int64[np.ndarray, " pairs"]] | None = None
 

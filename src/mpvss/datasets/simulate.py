@@ -1,6 +1,6 @@
-"""Training pairs made from single pictures, with the exact flow.
+"""Training pairs made from single images, with the exact flow.
 
-The picture is taken for a scene of layers: segments that move on their own, in front of a background that is continued
+The image is taken for a scene of layers: segments that move on their own, in front of a background that is continued
 behind them. A segment k lies at A_k(s) in the key frame for each of its places s in the scene, and at B_k(s) in the
 scene that the camera sees later. The camera is a map C from pixels of the current frame to that scene. Then the layer k
 that is in front at the pixel x of the current frame shows its place s = B_k^-1(C(x)), and the key frame shows the same
@@ -12,7 +12,7 @@ Only A and B have to be inverted, and they are affine: C may be any smooth map, 
 taken without the camera's motion, so A and B of the background are the identity.
 
 C is what a camera sees that turns and moves through a scene of smoothly changing depth. Pixels of the current frame
-that the camera finds outside of the picture show its reflection, have no label and are not visible.
+that the camera finds outside of the image show its reflection, have no label and are not visible.
 """
 
 import math
@@ -45,7 +45,7 @@ class SimulationConfig:
     """How much a simulated pair moves and changes.
 
     Magnitudes are standard deviations for each frame of time, cut off at twice their value; lengths are shares of the
-    picture's shorter side. The defaults resemble a street video of 15 frames a second: on 360x480 pictures, a mean
+    image's shorter side. The defaults resemble a street video of 15 frames a second: on 360x480 images, a mean
     displacement of about 2 pixels for each frame of time.
 
     Attributes:
@@ -58,7 +58,7 @@ class SimulationConfig:
         segments: Least and greatest number of segments that move on their own. With labels they are regions of one
             class that do not touch the border, larger ones more often (by the square root of their size), and there
             may be fewer; without, they are random blobs.
-        segment_area: Least and greatest share of the picture that a segment takes.
+        segment_area: Least and greatest share of the image that a segment takes.
         own: Shift of a segment.
         own_zoom: Growth of a segment.
         own_rotation: Turn of a segment, in degrees.
@@ -81,19 +81,19 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.frames[0] <= self.frames[1]:
-            raise ValueError(f"frames must be a least and a greatest number from 0 on, found {self.frames}")
+            raise ValueError(f"frames must be a least and a greatest number from 0 on, got {self.frames}")
         if not 0 <= self.segments[0] <= self.segments[1] < _IMPURE - 1:
-            raise ValueError(f"segments must be a least and a greatest number from 0 to 253, found {self.segments}")
+            raise ValueError(f"segments must be a least and a greatest number from 0 to 253, got {self.segments}")
         if not 0 < self.segment_area[0] <= self.segment_area[1] <= 0.5:
-            raise ValueError(f"segment_area must be two shares above 0 and up to 0.5, found {self.segment_area}")
+            raise ValueError(f"segment_area must be two shares above 0 and up to 0.5, got {self.segment_area}")
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-                raise ValueError(f"{field.name} must be 0 or more, found {value}")
+                raise ValueError(f"{field.name} must be 0 or more, got {value}")
         longest = self.frames[1] * _CUT_OFF
         if max(self.zoom, self.perspective, self.own_zoom) * longest > 1:
             raise ValueError(
-                f"zoom, perspective and own_zoom must be at most {1 / longest:g} for {self.frames[1]} frames, found "
+                f"zoom, perspective and own_zoom must be at most {1 / longest:g} for {self.frames[1]} frames, got "
                 f"{self.zoom}, {self.perspective} and {self.own_zoom}"
             )
 
@@ -125,27 +125,27 @@ class _Canvas:
 def simulate(
     image: UInt8[np.ndarray, "H W 3"], label: LabelMap | None, random: np.random.Generator, config: SimulationConfig
 ) -> Pair:
-    """Make a training pair from one picture; see the head of this module for how.
+    """Make a training pair from one image; see the head of this module for how.
 
     Args:
-        image: The picture, RGB, of at least 16x16 pixels.
+        image: The image, RGB, of at least 16x16 pixels.
         label: Its class ids, 255 where there is none; ``None`` without labels.
-        random: The only source of chance.
+        random: The only source of randomness.
         config: How much moves.
 
     Returns:
-        A pair of the picture's size and distance 0. What a segment uncovers is the background's reflection at the
+        A pair of the image's size and distance 0. What a segment uncovers is the background's reflection at the
         segment's outline, with its label. It is visible only where the other frame shows it, too. Pixels at an
         outline that mix two layers are not visible.
 
     Raises:
-        ValueError: The picture is too small, or the label has another size.
+        ValueError: The image is too small, or the label has another size.
     """
     height, width = image.shape[:2]
     if min(height, width) < 16:
-        raise ValueError(f"expected a picture of at least 16x16 pixels, found {height}x{width}")
+        raise ValueError(f"expected an image of at least 16x16 pixels, got {height}x{width}")
     if label is not None and label.shape != (height, width):
-        raise ValueError(f"expected a label of the picture's size {height}x{width}, found {label.shape}")
+        raise ValueError(f"expected a label of the image's size {height}x{width}, got {label.shape}")
     image = np.ascontiguousarray(image)
     frames = int(random.integers(config.frames[0], config.frames[1], endpoint=True))
     grid = _grid(height, width)
@@ -201,7 +201,7 @@ def _camera(
 ) -> Float32[np.ndarray, "H W 2"]:
     """C: for each pixel of the current frame, its place in the scene.
 
-    The camera turns (a projective map), then moves: a shift and a growth about a point of the picture, both in
+    The camera turns (a projective map), then moves: a shift and a growth about a point of the image, both in
     proportion to inverse depth. Inverse depth is positive, smooth and 1 in the mean; nearer towards the bottom.
     """
     height, width = grid.shape[:2]
@@ -312,7 +312,7 @@ def _regions(label: LabelMap, area: tuple[float, float]) -> dict[tuple[int, int]
 
 
 def _blob(size: tuple[int, int], random: np.random.Generator, area: tuple[float, float]) -> UInt8[np.ndarray, "H W"]:
-    """A smooth random outline inside the picture."""
+    """A smooth random outline inside the image."""
     share = math.exp(random.uniform(math.log(area[0]), math.log(area[1])))
     radius = math.sqrt(share * size[0] * size[1] / math.pi)
     angles = np.linspace(0, 2 * math.pi, 48, endpoint=False)
@@ -337,7 +337,7 @@ def _continue_behind(
         return image, label
     hole = np.bitwise_or.reduce(masks)
     hole = cv2.dilate(hole, np.ones((2 * _MARGIN + 1, 2 * _MARGIN + 1), np.uint8))
-    # Never the whole picture: neither regions nor blobs touch the border, but the margin may.
+    # Never the whole image: neither regions nor blobs touch the border, but the margin may.
     hole[[0, -1]] = 0
     hole[:, [0, -1]] = 0
     _, nearest = cv2.distanceTransformWithLabels(hole, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
@@ -390,7 +390,7 @@ def _place(
         mask: Its places in the scene.
         affine: From the scene to where the segment is.
         base: For each pixel of the frame, the place that ``affine`` has to reach to be seen there.
-        image: The scene's picture.
+        image: The scene's image.
         label: Its class ids.
 
     Returns:

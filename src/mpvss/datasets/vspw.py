@@ -8,7 +8,7 @@ from mpvss.datasets.clips import (
     Clip,
     ClipFrame,
     Dataset,
-    found_in,
+    contents,
     label_table,
     list_images,
     list_pairs,
@@ -38,7 +38,7 @@ def open_vspw(root: Path, split: str | None) -> Dataset:
     require_directory(root / "data", _LAYOUT)
     listing = root / f"{split}.txt"
     if not listing.is_file():
-        raise DataError(f"{listing}: no such list of videos; expected {_LAYOUT}; {found_in(root)}")
+        raise DataError(f"{listing}: no such list of videos; expected {_LAYOUT}; {contents(root)}")
     videos = [name for name in read_lines(listing) if name]
     require_names(videos, listing)
     if not videos:
@@ -58,7 +58,7 @@ def _frames(video: Path, split: str) -> list[ClipFrame]:
     require_directory(images, _LAYOUT)
     frames = [ClipFrame(path, None, index) for index, path in enumerate(list_images(images).values())]
     if not frames:
-        raise DataError(f"{images}: empty, expected pictures; {found_in(images)}")
+        raise DataError(f"{images}: empty, expected images; {contents(images)}")
     return frames
 
 

@@ -21,7 +21,7 @@ _PRESETS = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
-# Our own: the share of the picture's size, and the pixels from one patch to the next.
+# Our own: the share of the image's size, and the pixels from one patch to the next.
 _OWN = {"lean": (FLOW_GRID, 6), "fine": (1.0, 7)}
 # Square roots of brightness, 0..255: what moves in the dark counts as much as what moves in the light.
 _ROOTS = np.sqrt(np.arange(256) * 255).round().astype(np.uint8)
@@ -51,13 +51,13 @@ class Hold:
 
 @dataclass
 class Dis:
-    """One DIS flow for all masks, on square roots of the brightness of the pictures.
+    """One DIS flow for all masks, on square roots of the brightness of the images.
 
     Attributes:
         preset: ``ultrafast``, ``fast`` or ``medium`` of OpenCV; or, more accurate in less time (docs/LOG.md), ``lean``
             at two thirds of the size and ``fine`` at the full size: searched to the last pyramid level, patches that
             hardly overlap, and no variational refinement.
-        scale: The pictures are resized by this factor first; half the size costs about a tenth.
+        scale: The images are resized by this factor first; half the size costs about a tenth.
         finest_scale: Pyramid level at which the search stops, 0 the size searched in; ``None`` for the preset's own.
     """
 
@@ -71,17 +71,17 @@ class Dis:
 
     def __post_init__(self) -> None:
         if self.preset not in _PRESETS | _OWN:
-            raise ValueError(f"preset must be one of {', '.join(_PRESETS | _OWN)}, found {self.preset!r}")
+            raise ValueError(f"preset must be one of {', '.join(_PRESETS | _OWN)}, got {self.preset!r}")
         if not 0 < self.scale <= 1:
-            raise ValueError(f"scale must be above 0 and at most 1, found {self.scale}")
+            raise ValueError(f"scale must be above 0 and at most 1, got {self.scale}")
         if self.finest_scale is not None and self.finest_scale < 0:
-            raise ValueError(f"finest_scale must be at least 0, found {self.finest_scale}")
+            raise ValueError(f"finest_scale must be at least 0, got {self.finest_scale}")
 
     def _share(self) -> float:
         return self.scale * (_OWN[self.preset][0] if self.preset in _OWN else 1.0)
 
     def _engine(self) -> Any:
-        # The search object keeps buffers of one picture size and is not safe to share between threads.
+        # The search object keeps buffers of one image size and is not safe to share between threads.
         engine = getattr(self._local, "engine", None)
         if engine is None:
             engine = cv2.DISOpticalFlow.create(_PRESETS.get(self.preset, cv2.DISOPTICAL_FLOW_PRESET_MEDIUM))
@@ -90,7 +90,7 @@ class Dis:
                 engine.setPatchStride(_OWN[self.preset][1])
                 engine.setGradientDescentIterations(24)
                 engine.setVariationalRefinementIterations(0)
-                # Patches by their own mean stop short of large motions; the whole pictures are brought to one instead.
+                # Patches by their own mean stop short of large motions; the whole images are brought to one instead.
                 engine.setUseMeanNormalization(False)
             if self.finest_scale is not None:
                 engine.setFinestScale(self.finest_scale)
@@ -135,7 +135,7 @@ class Dis:
 def _exposed_alike(here: UInt8[np.ndarray, "h w"], there: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     """Bring ``there`` to the mean of ``here`` if that brings them closer: an exposure that changes is no motion.
 
-    Something bright that comes in changes the mean, too, but then the rest of the pictures is alike as it is.
+    Something bright that comes in changes the mean, too, but then the rest of the images is alike as it is.
     """
     scaled = cv2.convertScaleAbs(there, alpha=max(1.0, cv2.mean(here)[0]) / max(1.0, cv2.mean(there)[0]))
     closer = cv2.norm(here, scaled, cv2.NORM_L1) < cv2.norm(here, there, cv2.NORM_L1)

@@ -39,7 +39,7 @@ class LearnedFlow:
         """Return one flow per query, or one for all; see ``Propagator.estimate_flow``.
 
         Raises:
-            ValueError: The grid covers more than the module's flow does, the picture padded to multiples of 32; or
+            ValueError: The grid covers more than the module's flow does, the image padded to multiples of 32; or
                 queries are missing.
             ModelError: The flow is not finite.
         """
@@ -50,7 +50,7 @@ class LearnedFlow:
                 flow = self.module(now, then)
             else:
                 if queries is None:
-                    raise ValueError("the query propagator expects the key frame's queries, found none")
+                    raise ValueError("the query propagator expects the key frame's queries, got none")
                 active = None if active is None else active.to(weight.device)
                 flow = self.module(now, then, queries.to(weight.device, weight.dtype), active=active)
             if not flow.isfinite().all():

@@ -19,7 +19,7 @@ def serves_both_ways(propagator: "Propagator", motion: str) -> bool:
 
 @runtime_checkable
 class Propagator(Protocol):
-    """Anything that estimates backward flow between two pictures of a video. Stateless.
+    """Anything that estimates backward flow between two images of a video. Stateless.
 
     ``name`` is what the command line calls it. ``per_query`` says whether each query gets a flow of its own, on the
     grid of the masks; one flow for all of them is wanted at ``FLOW_GRID`` of the size of the class scores.
@@ -42,11 +42,11 @@ class Propagator(Protocol):
         """Estimate where the content of each pixel of ``current`` was in ``other``.
 
         Args:
-            current: Pictures, RGB 0..255, not padded, on the CPU: of the network's size with ``per_query``, else of
+            current: Images, RGB 0..255, not padded, on the CPU: of the network's size with ``per_query``, else of
                 the size of the class scores.
             other: The key frame, or the neighbours when flows are chained: one for all (Bo = 1) or one each (Bo = B).
             queries: The key frame's query embeddings; propagators without queries ignore them.
-            padded: Size that the grid covers: the picture, padded at right and bottom where there are masks.
+            padded: Size that the grid covers: the image, padded at right and bottom where there are masks.
             grid: Size of the grid that the flow is wanted on.
             active: Queries whose flow is wanted; ``None`` for all.
 

@@ -49,7 +49,7 @@ def warp(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Fl
     height, width = values.shape[-2:]
     if flow.shape[-2:] != (height, width):
         raise ValueError(
-            f"warp expects flow and values on one grid, found flow {tuple(flow.shape[-2:])} and values "
+            f"warp expects flow and values on one grid, got flow {tuple(flow.shape[-2:])} and values "
             f"{(height, width)}; use resize_flow first"
         )
     quick = values.device.type == flow.device.type == "cpu" and values.dtype == flow.dtype == torch.float32
@@ -167,7 +167,7 @@ def fit_flow(
 
     Args:
         flow: Flow in pixels of its grid.
-        covered: Height and width in pixels of the picture that the flow covers.
+        covered: Height and width in pixels of the image that the flow covers.
         wanted: Height and width that the grid covers.
         grid: Height and width of the grid.
 

@@ -44,7 +44,7 @@ def predict(
 
     Args:
         model: The library's ``Mask2FormerForUniversalSegmentation``, in evaluation mode, that ``supports`` accepts.
-        pixels: Normalised pictures; both sides multiples of 32.
+        pixels: Normalised images; both sides multiples of 32.
     """
     level_module = model.model.pixel_level_module
     features = _backbone(level_module.encoder, pixels)

@@ -1,7 +1,7 @@
 """Exported networks in ONNX Runtime: a segmentor and a propagator like any other, on the CPU.
 
 A directory made by ``mpvss export`` holds ``key.onnx``, ``motion.onnx`` where the checkpoint has a motion module, and
-``export.json``, which says what they are. Its networks take pictures of one size.
+``export.json``, which says what they are. Its networks take images of one size.
 """
 
 import json
@@ -35,7 +35,7 @@ class ExportInfo:
         name: The segmentor's name.
         class_names: Names in the order of their ids.
         rule: Size and normalisation of the input; takes no other size.
-        size: Height and width of the pictures that the networks take, before padding.
+        size: Height and width of the images that the networks take, before padding.
         motion: ``query`` or ``flow``, or ``None`` without a motion module.
         num_queries: Number of the segmentor's queries.
         max_difference: Largest absolute difference from torch that was seen at the export, by output.
@@ -63,7 +63,7 @@ class ExportInfo:
         path = Path(directory) / EXPORT_NAME
         if not path.is_file():
             raise ModelError(
-                f"{directory}: expected a directory made by mpvss export, found no {EXPORT_NAME}; run "
+                f"{directory}: expected a directory made by mpvss export, got no {EXPORT_NAME}; run "
                 f"mpvss export --model {directory} first, or use backend torch"
             )
         try:
@@ -94,10 +94,10 @@ class OnnxSegmentor:
         self._session = session
 
     def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Prediction:
-        """Segment a batch, picture by picture; see ``Segmentor``.
+        """Segment a batch, image by image; see ``Segmentor``.
 
         Raises:
-            ModelError: The pictures are of another size than the networks were exported for.
+            ModelError: The images are of another size than the networks were exported for.
         """
         check_size(self._size, (images.shape[-2], images.shape[-1]))
         pixels = self.rule.normalise(images)
@@ -137,7 +137,7 @@ class OnnxFlow:
         """Return one flow per query, or one for all; see ``Propagator.estimate_flow``.
 
         Raises:
-            ModelError: The pictures are of another size than the networks were exported for.
+            ModelError: The images are of another size than the networks were exported for.
             ValueError: Queries are missing.
         """
         check_size(self._size, (current.shape[-2], current.shape[-1]))
@@ -145,7 +145,7 @@ class OnnxFlow:
         shared = {}
         if self.name == "query":
             if queries is None:
-                raise ValueError("the query propagator expects the key frame's queries, found none")
+                raise ValueError("the query propagator expects the key frame's queries, got none")
             shared["queries"] = queries.float().contiguous().numpy()
             shared["active"] = (self._all if active is None else active).numpy()
         flows = []
@@ -157,14 +157,14 @@ class OnnxFlow:
 
 
 def check_size(expected: tuple[int, int], found: tuple[int, int]) -> None:
-    """Refuse a picture of another size than the networks were exported for.
+    """Refuse an image of another size than the networks were exported for.
 
     Raises:
         ModelError: The sizes differ.
     """
     if expected != found:
         raise ModelError(
-            f"this model was exported for pictures of {shown_size(expected)}, found {shown_size(found)}: "
+            f"this model was exported for images of {shown_size(expected)}, got {shown_size(found)}: "
             f"export it again with --size {found[0]}x{found[1]} (HEIGHTxWIDTH), or use backend torch"
         )
 

@@ -19,7 +19,7 @@ _LONGEST_SIDE = 2**15
 
 @dataclass(frozen=True)
 class InputRule:
-    """How large a picture a network wants and how its numbers are scaled.
+    """How large an image a network wants and how its numbers are scaled.
 
     Attributes:
         short_side: The shorter side is resized to this many pixels; ``None`` keeps the frame's size.
@@ -41,11 +41,11 @@ class InputRule:
         for name in ("short_side", "long_side"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= _LONGEST_SIDE:
-                raise ValueError(f"{name} must be from 1 to {_LONGEST_SIDE} pixels, found {shown(value)}")
+                raise ValueError(f"{name} must be from 1 to {_LONGEST_SIDE} pixels, got {shown(value)}")
         if not 1 <= self.multiple <= _LONGEST_SIDE or not all(0 < value < math.inf for value in self.std):
-            raise ValueError(f"multiple and std must be positive, found {shown(self.multiple)} and {shown(self.std)}")
+            raise ValueError(f"multiple and std must be positive, got {shown(self.multiple)} and {shown(self.std)}")
         if not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"mean must be finite, found {shown(self.mean)}")
+            raise ValueError(f"mean must be finite, got {shown(self.mean)}")
 
     def fit(self, size: tuple[int, int]) -> Geometry:
         """Return the geometry of a frame of this (height, width)."""
@@ -66,7 +66,7 @@ class InputRule:
         """
         if self.fixed and short_side != self.short_side:
             raise ModelError(
-                f"this model takes pictures of {self.short_side} pixels only, found a shorter side of {short_side}; "
+                f"this model takes images of {self.short_side} pixels only, got a shorter side of {short_side}; "
                 "leave the size out or choose another model"
             )
         bound = self.long_side
@@ -87,14 +87,14 @@ def prepare(frame: Frame, rule: InputRule) -> tuple[UInt8[Tensor, "3 H W"], Geom
     """Resize a frame to the network's size.
 
     Returns:
-        The picture, still 0..255 and not padded, and the geometry that leads back.
+        The image, still 0..255 and not padded, and the geometry that leads back.
     """
     geometry = rule.fit(frame.size)
     return resize_frame(frame, geometry.resized), geometry
 
 
 def resize_frame(frame: Frame, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """Return the picture at a height and width: area averages when it shrinks, bilinear when it grows.
+    """Return the image at a height and width: area averages when it shrinks, bilinear when it grows.
 
     It is never the frame's own memory, which may be written over.
     """
@@ -107,7 +107,7 @@ def resize_frame(frame: Frame, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a mask classifier says about a batch of images.
+    """What a mask classifier predicts for a batch of images.
 
     Attributes:
         class_logits: Logits of K classes and, last, "no object", for each query.
@@ -129,5 +129,5 @@ class Segmentor(Protocol):
     rule: InputRule
 
     def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Prediction:
-        """Segment a batch of pictures of the size that ``rule`` gives, 0..255, not padded."""
+        """Segment a batch of images of the size that ``rule`` gives, 0..255, not padded."""
         ...

@@ -54,7 +54,7 @@ class ModelConfig:
         if (self.segmentor is None) == (self.arch is None):
             raise ConfigError("model: give either segmentor or arch (and set the other one to null)")
         if self.arch is not None and self.arch not in ARCHS:
-            raise ConfigError(f"model.arch must be one of {', '.join(ARCHS)}, found {shown(self.arch)}")
+            raise ConfigError(f"model.arch must be one of {', '.join(ARCHS)}, got {shown(self.arch)}")
         if self.backbone is not None and self.arch is None:
             raise ConfigError("model.backbone goes with model.arch; a segmentor brings its own backbone")
 
@@ -66,7 +66,7 @@ class SourceConfig:
     Attributes:
         data: Kind and directory, as for ``mpvss eval``.
         split: Part of the data set.
-        kind: ``video``: two frames of a clip. ``simulated``: two views of one labelled picture, with the exact flow.
+        kind: ``video``: two frames of a clip. ``simulated``: two views of one labelled image, with the exact flow.
         weight: How often it is drawn, relative to the others.
     """
 
@@ -87,7 +87,7 @@ class DataConfig:
         sources: At least one.
         max_distance: Largest number of frames between the two frames of a pair; 1 trains for chaining.
         crop: Height and width in pixels; multiples of 32 waste nothing.
-        scale: Range of the factor that pictures are resized by before the crop.
+        scale: Range of the factor that images are resized by before the crop.
         flip: Whether every second sample is mirrored left to right.
         colour: Strength of the recolouring, 0 to 1.
         pseudo_flow: Pairs without an exact flow get that of OpenCV's DIS where it is consistent both ways, found down
@@ -139,7 +139,7 @@ class LossConfig:
             scores. With ``propagator: flow`` and no other mask loss the segmentor does not run, ten times faster.
         flow: Distance to the exact flow, or to DIS, in pixels.
         coarse: The same for the flow that the motion module makes on each coarser grid; learns sooner.
-        photometric: Difference between the picture and the warped key frame.
+        photometric: Difference between the image and the warped key frame.
     """
 
     sets: float = 1.0
@@ -220,7 +220,7 @@ class RunConfig:
         save_every: Steps between checkpoints.
         keep: The last so many checkpoints are kept; the weights of the best validation always.
         log_every: Steps between lines of metrics.
-        pictures_every: Steps between pictures in TensorBoard; 0 for none.
+        pictures_every: Steps between images in TensorBoard; 0 for none.
     """
 
     out: str = "runs/train"
@@ -272,7 +272,7 @@ class TrainConfig:
 
 def _demand(good: bool, name: str, expected: str, found: object) -> None:
     if not good:
-        raise ConfigError(f"{name} must be {expected}, found {shown(found)}")
+        raise ConfigError(f"{name} must be {expected}, got {shown(found)}")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -290,7 +290,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
+        raise ConfigError(f"{path}: expected keys and values, got {type(values).__name__}")
     return make_config(values, overrides)
 
 
@@ -300,7 +300,7 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Tra
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise ConfigError(f"--set expects key=value such as optim.lr=1e-4, found {override!r}")
+            raise ConfigError(f"--set expects key=value such as optim.lr=1e-4, got {override!r}")
         try:
             value = parse_yaml(text)
         except ValueError as error:
@@ -359,9 +359,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _build(cls: type[_Section], values: Any, place: str) -> _Section:
     """Fill a dataclass, and the dataclasses inside it, from parsed values."""
     if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{place.rstrip('.') or 'the configuration'}: expected keys and values, found {shown(values)}"
-        )
+        raise ConfigError(f"{place.rstrip('.') or 'the configuration'}: expected keys and values, got {shown(values)}")
     hints = typing.get_type_hints(cls)
     names = [item.name for item in dataclasses.fields(typing.cast(Any, cls))]
     for key in values:
@@ -391,17 +389,17 @@ def _value(kind: Any, value: Any, place: str) -> Any:
         if value is False and "no" in inside:  # YAML reads a bare no as false
             value = "no"
         if value not in inside:
-            raise ConfigError(f"{place} must be one of {', '.join(map(str, inside))}, found {shown(value)}")
+            raise ConfigError(f"{place} must be one of {', '.join(map(str, inside))}, got {shown(value)}")
         return value
     if origin is tuple:
         repeated = len(inside) == 2 and inside[1] is Ellipsis
         if not isinstance(value, list | tuple) or (not repeated and len(value) != len(inside)):
-            raise ConfigError(f"{place} must be a list{'' if repeated else f' of {len(inside)}'}, found {shown(value)}")
+            raise ConfigError(f"{place} must be a list{'' if repeated else f' of {len(inside)}'}, got {shown(value)}")
         kinds = [inside[0]] * len(value) if repeated else inside
         return tuple(_value(one, item, f"{place}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{place} must be keys and values, found {shown(value)}")
+            raise ConfigError(f"{place} must be keys and values, got {shown(value)}")
         return dict(value)
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
@@ -410,4 +408,4 @@ def _value(kind: Any, value: Any, place: str) -> Any:
     elif type(value) is kind:
         return value
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    raise ConfigError(f"{place} must be {words[kind]}, found {shown(value)}")
+    raise ConfigError(f"{place} must be {words[kind]}, got {shown(value)}")

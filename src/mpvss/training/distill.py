@@ -45,7 +45,7 @@ def distill_config(
         propagator: ``flow`` or ``query``.
         size: ``light``, or ``paper`` for the paper's motion module.
         max_distance: Most frames between the two frames of a pair; small for chained motion.
-        simulate: Data sets whose labelled pictures give simulated pairs besides: ``KIND:DIR``, or ``KIND:DIR@SPLIT``.
+        simulate: Data sets whose labelled images give simulated pairs besides: ``KIND:DIR``, or ``KIND:DIR@SPLIT``.
         overrides: ``key=value``, as in ``load_config``.
 
     Raises:
@@ -53,7 +53,7 @@ def distill_config(
         ValueError: There is no such size.
     """
     if size not in ("light", "paper"):
-        raise ValueError(f"size must be light or paper, found {size!r}")
+        raise ValueError(f"size must be light or paper, got {size!r}")
     sources: list[dict[str, Any]] = [{"data": taught, "split": SPLIT, "kind": kind} for kind in ("video", "simulated")]
     for spec in simulate:
         data, _, split = spec.partition("@")

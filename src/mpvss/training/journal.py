@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics as JSON lines, TensorBoard, and pictures of what is being learned."""
+"""What a run says about itself: metrics as JSON lines, TensorBoard, and images of what is being learned."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from mpvss.training.tasks import MotionTask, Task, pixels, predict_layers
 
 
 class Journal:
-    """Writes scalars and pictures of one run.
+    """Writes scalars and images of one run.
 
     Args:
         out: Directory of the run.
@@ -90,7 +90,7 @@ def draw_flow(flow: Float[Tensor, "2 h w"], largest: float | None = None) -> UIn
 
 @torch.no_grad()
 def draw_sample(task: Task, batch: Batch) -> UInt8[np.ndarray, "H W 3"]:
-    """The first sample of a batch as one strip: pictures, labels found and true, and the flow if there is one."""
+    """The first sample of a batch as one strip: images, labels found and true, and the flow if there is one."""
     names = task.segmentor.class_names
     height, width = batch.current.shape[-2:]
     strip = [batch.current[0]]

@@ -1,4 +1,4 @@
-"""What training minimises. Each term is a mean over the pictures of a batch, so that processes may share a batch."""
+"""What training minimises. Each term is a mean over the images of a batch, so that processes may share a batch."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -224,10 +224,10 @@ def photometric(
     flow: Float[Tensor, "B 2 h w"],
     visible: Float[Tensor, "B h w"],
 ) -> Float[Tensor, ""]:
-    """How far the warped key picture is from the current one: structural similarity and absolute difference.
+    """How far the warped key image is from the current one: structural similarity and absolute difference.
 
     Args:
-        current: The current picture on the mask grid, RGB 0..1.
+        current: The current image on the mask grid, RGB 0..1.
         key: The key frame's, likewise.
         flow: Backward flow in pixels of the grid.
         visible: Where the content was in the key frame, 0 or 1.
@@ -248,7 +248,7 @@ def photometric(
 
 
 def _mean(values: Float[Tensor, "B h w"], weight: Float[Tensor, "B h w"]) -> Float[Tensor, ""]:
-    """Weighted mean of each picture, then of the batch; a picture without any weight counts as 0."""
+    """Weighted mean of each image, then of the batch; an image without any weight counts as 0."""
     return ((values * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)).mean()
 
 

@@ -40,7 +40,7 @@ class LabelledFrames:
     """Single labelled frames, as pairs of a frame with itself: what a segmentor is trained on."""
 
     def __init__(self, clips: Sequence[Clip], augment: Augmentation, seed: int) -> None:
-        """List the frames that have a label; no picture is read.
+        """List the frames that have a label; no image is read.
 
         Args:
             clips: Where they come from.
@@ -53,7 +53,7 @@ class LabelledFrames:
         self._places = [(clip, frame.index) for clip in clips for frame in clip.frames if frame.label_path is not None]
         self._augment, self._seed = augment, seed
         if not self._places:
-            raise DataError(f"expected labelled frames, found none in {len(clips)} clips")
+            raise DataError(f"expected labelled frames, got none in {len(clips)} clips")
 
     def __len__(self) -> int:
         return len(self._places)

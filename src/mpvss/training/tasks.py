@@ -3,7 +3,6 @@
 import copy
 import difflib
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from mpvss.errors import ConfigError, ModelError
 from mpvss.motion import PixelFlow, QueryFlow, QueryFlowConfig
 from mpvss.motion.warp import resize_flow, warp
 from mpvss.segmentors import HuggingFaceSegmentor, InputRule, load_segmentor
+from mpvss.segmentors.families import FAMILIES
 from mpvss.training.config import ModelConfig, TrainConfig
 from mpvss.training.losses import (
     Layers,
@@ -35,37 +35,9 @@ from mpvss.training.losses import (
 )
 
 Terms = dict[str, Tensor]
-# Pixels of the padded picture per pixel of the mask grid, in every family.
+# Pixels of the padded image per pixel of the mask grid, in every family.
 _MASK_STRIDE = 4
 _DIFFERENCE_GAIN = 4.0
-
-
-# The segmentor's predictions, of every decoder layer
-
-
-def _mask2former_layers(model: Any, images: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    outputs = model(pixel_values=images, output_auxiliary_logits=True)
-    layers = [(aux["class_queries_logits"], aux["masks_queries_logits"]) for aux in outputs.auxiliary_logits]
-    norm = model.model.transformer_module.decoder.layernorm
-    queries = norm(outputs.transformer_decoder_last_hidden_state)
-    return [*layers, (outputs.class_queries_logits, outputs.masks_queries_logits)], queries
-
-
-def _maskformer_layers(model: Any, images: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    outputs = model.model(images, output_hidden_states=True)
-    # The first state is the decoder's input; those between are not normalised yet, the last one is.
-    norm = model.model.transformer_module.decoder.layernorm
-    last = outputs.transformer_decoder_last_hidden_state
-    states = torch.stack([*(norm(state) for state in outputs.transformer_decoder_hidden_states[1:-1]), last])
-    classes = model.class_predictor(states)
-    masks = torch.einsum("lbqc,bchw->lbqhw", model.mask_embedder(states), outputs.pixel_decoder_last_hidden_state)
-    return list(zip(classes, masks, strict=True)), last
-
-
-_LAYERS: dict[str, Callable[[Any, Tensor], tuple[list[tuple[Tensor, Tensor]], Tensor]]] = {
-    "mask2former": _mask2former_layers,
-    "maskformer": _maskformer_layers,
-}
 
 
 def predict_layers(
@@ -79,12 +51,9 @@ def predict_layers(
         every_layer: Whether all layers are wanted, or the last one alone.
 
     Raises:
-        ModelError: The model is of another family.
+        ModelError: The model's family cannot be trained.
     """
-    kind = model.config.model_type
-    if kind not in _LAYERS:
-        raise ModelError(f"training knows the families {' and '.join(_LAYERS)}, found {kind!r}")
-    layers, queries = _LAYERS[kind](model, images)
+    layers, queries = FAMILIES[model.config.model_type].layers(model, images)
     return (layers if every_layer else layers[-1:]), queries
 
 
@@ -99,7 +68,7 @@ def pad_like(rule: InputRule, values: Tensor, fill: float | int) -> Tensor:
 
 
 class SegmentorTask(nn.Module):
-    """The segmentor on single pictures, as it is trained per frame.
+    """The segmentor on single images, as it is trained per frame.
 
     Paper: section 4, the first stage of training.
 
@@ -126,7 +95,7 @@ class SegmentorTask(nn.Module):
             part.forward = functools.partial(checkpoint, part.forward, use_reentrant=False)
 
     def train(self, mode: bool = True) -> "SegmentorTask":
-        """Set the mode; batch norm keeps its statistics, which those of few pictures would spoil."""
+        """Set the mode; batch norm keeps its statistics, which those of few images would spoil."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -300,14 +269,14 @@ def _warp_layers(
 
 
 def _pool(values: Float[Tensor, "B C H W"], grid: tuple[int, int]) -> Float[Tensor, "B C h w"]:
-    """Average over the cells of a grid that divides the picture."""
+    """Average over the cells of a grid that divides the image."""
     return F.avg_pool2d(values, (values.shape[-2] // grid[0], values.shape[-1] // grid[1]))
 
 
 def _to_grid(
     rule: InputRule, flow: Float[Tensor, "B 2 H W"], visible: Bool[Tensor, "B H W"], grid: tuple[int, int]
 ) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
-    """Average a flow, still in pixels of the picture, over the visible pixels of each cell; and their share."""
+    """Average a flow, still in pixels of the image, over the visible pixels of each cell; and their share."""
     known = pad_like(rule, visible[:, None].float(), 0.0)
     share = _pool(known, grid)
     mean = _pool(pad_like(rule, flow, 0.0) * known, grid) / share.clamp(min=1e-6)
@@ -418,7 +387,7 @@ def _make_motion(config: ModelConfig, segmentor: HuggingFaceSegmentor) -> QueryF
 
 @torch.no_grad()
 def initialise(motion: QueryFlow | PixelFlow) -> None:
-    """Let the first convolution see how the two pictures differ: one half of its filters their difference, enlarged.
+    """Let the first convolution see how the two images differ: one half of its filters their difference, enlarged.
 
     The other half sees their sum. Random filters have to learn that first. Distance to the true flow after 400 steps
     on simulated pairs, as a share of that of zero flow: 0.84 from random filters, 0.67 with these (times 1: 0.84, times

@@ -28,7 +28,7 @@ class QueryFlowConfig:
         encoder_channels: Output channels of the encoder's stages, finest first. Each stage halves the grid.
         encoder_kernels: Kernel of the first convolution of each stage, odd.
         encoder_depths: Convolutions of each stage.
-        downscale: Factor by which both pictures shrink before the first stage.
+        downscale: Factor by which both images shrink before the first stage.
         flow_stage: Stage whose grid the flow lives on, counted from 1.
         levels: How many of the last stages become tokens.
         upsampled_channels: Channels of the upsampled features on each step from the last stage to the flow's.
@@ -107,4 +107,4 @@ class QueryFlowConfig:
 
 def _demand(good: bool, name: str, expected: object, found: object) -> None:
     if not good:
-        raise ValueError(f"{name} must be {expected}, found {shown(found)}")
+        raise ValueError(f"{name} must be {expected}, got {shown(found)}")

@@ -1,4 +1,4 @@
-"""The motion encoder: two pictures in, a pyramid of motion features out."""
+"""The motion encoder: two images in, a pyramid of motion features out."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# The mean of each colour, RGB, that is subtracted from pictures scaled to 0..1.
+# The mean of each colour, RGB, that is subtracted from images scaled to 0..1.
 IMAGE_MEAN = (0.411, 0.432, 0.450)
-# What the sides of both pictures are padded to, the same as for the segmentor, so that flow and masks fit.
+# What the sides of both images are padded to, the same as for the segmentor, so that flow and masks fit.
 PAD_MULTIPLE = 32
 LEAKY_SLOPE = 0.1
-# Up to so many places, all pictures together, the last stages are products with the weights as they lie. torch's
+# Up to so many places, all images together, the last stages are products with the weights as they lie. torch's
 # convolution brings the weights (57 MB in the paper's last stage) into another order on each call: at 480x853 on one
 # thread the whole encoder takes 134 ms this way and 161 ms that way.
 _FEW_PLACES = 128
 
 
 def prepare_image(image: Float[Tensor, "B 3 H W"], downscale: int) -> Float[Tensor, "B 3 h w"]:
-    """Bring a picture to the encoder's input: normalised, then zero-padded at right and bottom, then reduced.
+    """Bring an image to the encoder's input: normalised, then zero-padded at right and bottom, then reduced.
 
     The mean over each square is, for a factor of 2, what bilinear resizing gives.
 
@@ -43,7 +43,7 @@ def _convolve_few(convolution: nn.Conv2d, x: Float[Tensor, "B _ _ _"]) -> Float[
 
 
 class MotionEncoder(nn.Module):
-    """Convolutions over the concatenated pictures; each stage halves the grid.
+    """Convolutions over the concatenated images; each stage halves the grid.
 
     Paper: section 3, the motion encoder (that of FlowNetS). Differs from the paper: starts from random weights, not
     from a FlowNet trained on synthetic flow.

@@ -71,10 +71,10 @@ class Pretrained(nn.Module):
 
         values = read_config(name, revision=revision)
         if values["model_type"] != cls.model_type:
-            raise ModelError(f"{name}: expected a model of type {cls.model_type}, found {shown(values['model_type'])}")
+            raise ModelError(f"{name}: expected a model of type {cls.model_type}, got {shown(values['model_type'])}")
         segmentor = values.pop("segmentor", None)
         if segmentor is not None and not isinstance(segmentor, str):
-            raise ModelError(f"{name}: segmentor must be a name or null, found {shown(segmentor)}")
+            raise ModelError(f"{name}: segmentor must be a name or null, got {shown(segmentor)}")
         try:
             config = QueryFlowConfig.from_dict(
                 {key: value for key, value in values.items() if key not in ("model_type", "schema_version")}
@@ -143,7 +143,7 @@ def compare_state(state: dict[str, Any], module: nn.Module) -> list[str]:
     lines = [f"  missing: {name} {tuple(value.shape)}" for name, value in wanted.items() if name not in state]
     lines += [f"  unexpected: {name}" for name in state if name not in wanted]
     lines += [
-        f"  misshapen: {name}, expected {tuple(value.shape)}, found {tuple(state[name].shape)}"
+        f"  misshapen: {name}, expected {tuple(value.shape)}, got {tuple(state[name].shape)}"
         for name, value in wanted.items()
         if name in state and state[name].shape != value.shape
     ]

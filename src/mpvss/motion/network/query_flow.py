@@ -28,14 +28,14 @@ def _prepare_pair(
 ) -> tuple[Float[Tensor, "B 3 h w"], Float[Tensor, "B 3 h w"]]:
     if current.shape[-2:] != key.shape[-2:]:
         raise ValueError(
-            f"the current frame and the key frame must have one size, found {tuple(current.shape[-2:])} and "
+            f"the current frame and the key frame must have one size, got {tuple(current.shape[-2:])} and "
             f"{tuple(key.shape[-2:])}; resize one of them"
         )
     if current.numel() == 0 or key.numel() == 0:
         raise ValueError(f"the images are empty: {tuple(current.shape)} and {tuple(key.shape)}")
     batch = current.shape[0]
     if key.shape[0] not in (1, batch):
-        raise ValueError(f"expected 1 or {batch} key frames for {batch} current frames, found {key.shape[0]}")
+        raise ValueError(f"expected 1 or {batch} key frames for {batch} current frames, got {key.shape[0]}")
     prepared = prepare_image(key, downscale)
     return prepare_image(current, downscale), prepared.expand(batch, -1, -1, -1)
 
@@ -175,11 +175,11 @@ class QueryFlow(_Trunk):
         batch = current.shape[0]
         if queries.shape[1:] != (config.num_queries, config.query_width):
             raise ValueError(
-                f"expected {config.num_queries} queries of width {config.query_width}, found {queries.shape[1]} of "
+                f"expected {config.num_queries} queries of width {config.query_width}, got {queries.shape[1]} of "
                 f"width {queries.shape[2]}; this motion module belongs to another segmentor"
             )
         if queries.shape[0] not in (1, batch):
-            raise ValueError(f"expected 1 or {batch} sets of queries, found {queries.shape[0]}")
+            raise ValueError(f"expected 1 or {batch} sets of queries, got {queries.shape[0]}")
         features = self.encoder(*_prepare_pair(current, key, config.downscale))
         levels, fine = self._project(features)
         queries, levels = self._refine(self._start(queries).expand(batch, -1, -1), levels)

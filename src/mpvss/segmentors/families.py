@@ -1,0 +1,245 @@
+"""The families of mask classifiers of the transformers library, each in one class: how it is built, run and read.
+
+To add a family, write its class and a line in ``FAMILIES``. Each family keeps the query
+embeddings that its class and mask logits are made from in another place; ``predict`` reads them there. The tests prove
+each by recomputing the model's own logits from them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mpvss.errors import ModelError
+from mpvss.segmentors import fast_mask2former
+from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.segmentors.untrusted import first_line
+
+# Outside of its crop a query is absent: a logit whose sigmoid is zero, and small enough to interpolate.
+_ABSENT = -1e4
+
+Layers = list[tuple[Float[Tensor, "B Q K1"], Float[Tensor, "B Q h w"]]]
+
+
+class Family:
+    """What the families share; a family says what differs.
+
+    Attributes:
+        model_class: Name of its class in the library.
+        channels_last: Whether its weights lie channels last, which is faster where they are convolutions.
+    """
+
+    model_class: str
+    channels_last = True
+
+    def predict(
+        self, model: Any, pixels: Float[Tensor, "B 3 Hp Wp"], task: Int64[Tensor, "1 n"] | None, size: tuple[int, int]
+    ) -> Prediction:
+        """Run the library's forward pass.
+
+        Args:
+            model: The library's model.
+            pixels: Normalised and padded.
+            task: What ``task_tokens`` gave.
+            size: Height and width of the image before padding.
+        """
+        raise NotImplementedError
+
+    def fast_predict(self, model: Any) -> Callable[..., Prediction] | None:  # noqa: ARG002 - a family overrides it
+        """Return a faster way to the same numbers, called as ``predict``; ``None`` where there is none."""
+        return None
+
+    def layers(self, model: Any, pixels: Float[Tensor, "B 3 Hp Wp"]) -> tuple[Layers, Float[Tensor, "B Q D"]]:  # noqa: ARG002
+        """Return class and mask logits of each decoder layer, the last one last, and the final query embeddings.
+
+        Raises:
+            ModelError: The family cannot be trained.
+        """
+        trained = [kind for kind, family in FAMILIES.items() if type(family).layers is not Family.layers]
+        raise ModelError(f"training knows the families {' and '.join(trained)}, got {model.config.model_type!r}")
+
+    def query_shape(self, config: Any) -> tuple[int, int]:
+        """Return the width of a query embedding and the number of queries."""
+        return config.hidden_dim, config.num_queries
+
+    def adapt_rule(self, rule: InputRule, settings: dict[str, Any], config: Any) -> InputRule:  # noqa: ARG002
+        """Change what the preprocessor's settings say where the network needs another size."""
+        return rule
+
+    def task_tokens(self, model_id: str, config: Any) -> Int64[Tensor, "1 n"] | None:  # noqa: ARG002
+        """Return the ids of the text that the network reads besides the image."""
+        return None
+
+
+class Mask2Former(Family):
+    """Queries after the decoder's layer norm."""
+
+    model_class = "Mask2FormerForUniversalSegmentation"
+
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> Prediction:  # noqa: ARG002
+        """See ``Family.predict``."""
+        outputs = model(pixel_values=pixels)
+        norm = model.model.transformer_module.decoder.layernorm
+        queries = norm(outputs.transformer_decoder_last_hidden_state)
+        return Prediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
+
+    def fast_predict(self, model: Any) -> Callable[..., Prediction] | None:
+        """See ``fast_mask2former``."""
+        if not fast_mask2former.supports(model):
+            return None
+        return lambda model, pixels, *_: Prediction(*fast_mask2former.predict(model, pixels))
+
+    def layers(self, model: Any, pixels: Tensor) -> tuple[Layers, Tensor]:
+        """See ``Family.layers``."""
+        outputs = model(pixel_values=pixels, output_auxiliary_logits=True)
+        layers = [(aux["class_queries_logits"], aux["masks_queries_logits"]) for aux in outputs.auxiliary_logits]
+        norm = model.model.transformer_module.decoder.layernorm
+        queries = norm(outputs.transformer_decoder_last_hidden_state)
+        return [*layers, (outputs.class_queries_logits, outputs.masks_queries_logits)], queries
+
+
+class MaskFormer(Family):
+    """Queries as the decoder gives them, normalised already."""
+
+    model_class = "MaskFormerForInstanceSegmentation"
+
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> Prediction:  # noqa: ARG002
+        """See ``Family.predict``."""
+        outputs = model(pixel_values=pixels)
+        queries = outputs.transformer_decoder_last_hidden_state
+        return Prediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
+
+    def layers(self, model: Any, pixels: Tensor) -> tuple[Layers, Tensor]:
+        """See ``Family.layers``."""
+        outputs = model.model(pixels, output_hidden_states=True)
+        # The first state is the decoder's input; those between are not normalised yet, the last one is.
+        norm = model.model.transformer_module.decoder.layernorm
+        last = outputs.transformer_decoder_last_hidden_state
+        states = torch.stack([*(norm(state) for state in outputs.transformer_decoder_hidden_states[1:-1]), last])
+        classes = model.class_predictor(states)
+        masks = torch.einsum("lbqc,bchw->lbqhw", model.mask_embedder(states), outputs.pixel_decoder_last_hidden_state)
+        return list(zip(classes, masks, strict=True)), last
+
+    def query_shape(self, config: Any) -> tuple[int, int]:
+        """See ``Family.query_shape``."""
+        return config.decoder_config.d_model, config.decoder_config.num_queries
+
+
+class OneFormer(Family):
+    """Object queries after the decoder's norm; the network reads which task it is for."""
+
+    model_class = "OneFormerForUniversalSegmentation"
+    task = "the task is semantic"
+
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> Prediction:  # noqa: ARG002
+        """See ``Family.predict``."""
+        assert task is not None
+        outputs = model(pixel_values=pixels, task_inputs=task.to(pixels.device).expand(len(pixels), -1))
+        norm = model.model.transformer_module.decoder.decoder_norm
+        queries = norm(outputs.transformer_decoder_object_queries)
+        return Prediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
+
+    def task_tokens(self, model_id: str, config: Any) -> Tensor:
+        """See ``Family.task_tokens``.
+
+        Raises:
+            ModelError: The checkpoint has no usable tokenizer.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+            tokens = tokenizer(
+                [self.task], padding="max_length", max_length=config.task_seq_len, truncation=True, return_tensors="pt"
+            )
+            decoded = tokenizer.decode(tokens["input_ids"][0], skip_special_tokens=True).strip()
+        except Exception as error:  # the tokenizers library raises nothing more special
+            raise ModelError(f"{model_id}: OneFormer needs its tokenizer files: {first_line(error)}") from error
+        # Without files the library makes a tokenizer that knows no words, and says nothing.
+        if decoded != self.task:
+            raise ModelError(
+                f"{model_id}: OneFormer needs its tokenizer files (vocab.json and merges.txt, or tokenizer.json); "
+                f"what is here reads {self.task!r} as {decoded!r}"
+            )
+        ids: Tensor = tokens["input_ids"] * tokens["attention_mask"]
+        return ids
+
+
+class Eomt(Family):
+    """Square crops along the longer side, with queries of their own: there are Q times crops of them."""
+
+    model_class = "EomtForUniversalSegmentation"
+    channels_last = False
+
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> Prediction:  # noqa: ARG002
+        """See ``Family.predict``."""
+        side = model.config.image_size
+        stride = model.config.patch_size // 2**model.config.num_upscale_blocks
+        batch, axis = len(pixels), -2 if size[0] > size[1] else -1
+        starts = crop_starts(max(size), side, stride)
+        crops = [pixels.narrow(axis, start, side) for start in starts]
+        outputs = model(pixel_values=torch.cat([crop[..., :side, :side] for crop in crops]))
+
+        def by_crop(tensor: Tensor) -> Tensor:
+            """(crops * B, Q, ...) to (crops, B, Q, ...)."""
+            return tensor.reshape(len(starts), batch, *tensor.shape[1:])
+
+        def by_image(tensor: Float[Tensor, "crops B Q ..."]) -> Float[Tensor, "B crops*Q ..."]:
+            return tensor.transpose(0, 1).flatten(1, 2)
+
+        grid = (pixels.shape[-2] // stride, pixels.shape[-1] // stride)
+        masks = place_crops(by_crop(outputs.masks_queries_logits), [start // stride for start in starts], grid, axis)
+        queries = by_crop(outputs.last_hidden_state[:, : model.config.num_queries])
+        return Prediction(by_image(by_crop(outputs.class_queries_logits)), by_image(masks), by_image(queries))
+
+    def query_shape(self, config: Any) -> tuple[int, int]:
+        """See ``Family.query_shape``; of one crop."""
+        return config.hidden_size, config.num_queries
+
+    def adapt_rule(self, rule: InputRule, settings: dict[str, Any], config: Any) -> InputRule:
+        """One fixed square: position embeddings have no other size.
+
+        Semantic checkpoints cut it out several times along the longer side, the others pad to it.
+        """
+        side = config.image_size
+        if settings.get("do_split_image", False):
+            return replace(rule, short_side=side, long_side=None, fixed=True)
+        return replace(rule, short_side=side, long_side=side, multiple=side, fixed=True)
+
+
+def crop_starts(length: int, crop: int, stride: int) -> list[int]:
+    """Where the overlapping crops of EoMT begin along the longer side, in pixels, on multiples of ``stride``.
+
+    Differs from the library: it rounds down to whole pixels; ours start on the mask grid, less than one cell further.
+    """
+    gaps = math.ceil(length / crop) - 1
+    # Rounded up in whole numbers, so that the last crop reaches the end.
+    return [-(-number * (length - crop) // (gaps * stride)) * stride if gaps else 0 for number in range(gaps + 1)]
+
+
+def place_crops(
+    masks: Float[Tensor, "crops B Q c c"], starts: list[int], grid: tuple[int, int], axis: int
+) -> Float[Tensor, "crops B Q h w"]:
+    """Put the masks of square crops, which begin at these cells along an axis, on the grid of the whole image."""
+    side = masks.shape[-1]
+    placed = masks.new_full((*masks.shape[:3], *grid), _ABSENT)
+    for start, mask, target in zip(starts, masks, placed, strict=True):
+        # Its last cell is repeated once on either side: interpolation between two crops must not meet the absence.
+        for cell, source in ((start - 1, 0), (start + side, -1)):
+            if 0 <= cell < grid[axis]:
+                target.select(axis, cell)[..., :side] = mask.select(axis, source)
+        target.narrow(axis, start, side)[..., :side, :side] = mask
+    return placed
+
+
+FAMILIES: dict[str, Family] = {
+    "mask2former": Mask2Former(),
+    "maskformer": MaskFormer(),
+    "oneformer": OneFormer(),
+    "eomt": Eomt(),
+}
+"""The families by the model type that a checkpoint's configuration names."""
