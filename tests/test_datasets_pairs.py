@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from mpvss.datasets.augment import Augmentation, Pair, flip, resample
 from mpvss.datasets.clips import Clip, ClipFrame, label_table
 from mpvss.datasets.pairs import (
     MixedPairs,
-    PairDataset,
     PairSampler,
     SimulatedPairs,
     collate,
-    init_worker,
 )
 from mpvss.datasets.simulate import SimulationConfig, simulate
 from mpvss.errors import DataError
 from mpvss.motion.warp import warp
+from mpvss.training.samples import Samples
 
 NAMES = ("current", "key", "current_label", "key_label", "flow", "visible")
 AS_IT_IS = Augmentation((48, 64), flip=False, colour=0.0)
@@ -234,29 +233,25 @@ def test_the_same_numbers_give_the_same_pair_in_any_process_and_order(tmp_path):
     again = [mixed.pair(1, i) for i in reversed(range(8))][::-1]
     assert all(same(a, b) for a, b in zip(alone, again, strict=True))
     assert not all(same(a, mixed.pair(2, i)) for i, a in enumerate(alone))
-    dataset = PairDataset(mixed, seed=5, samples=20)
+    samples = Samples(mixed, seed=5)
     options = {"batch_size": 3, "collate_fn": collate}
-    here = list(DataLoader(dataset, **options))
-    elsewhere = list(DataLoader(dataset, num_workers=2, worker_init_fn=init_worker, **options))
+    here = list(DataLoader(Subset(samples, range(20)), **options))
+    elsewhere = list(DataLoader(Subset(samples, range(20)), num_workers=2, **options))
     assert len(here) == len(elsewhere) == 7
     for a, b in zip(here, elsewhere, strict=True):
         assert torch.equal(a.current, b.current)
         assert torch.equal(a.current_label, b.current_label)
         assert torch.equal(a.distance, b.distance)
-    resumed = PairDataset(mixed, seed=5, samples=20, start=9)
-    assert len(resumed) == 11
-    assert all(same(resumed[i], dataset[9 + i]) for i in range(11))
+    assert same(Samples(mixed, seed=5)[9], samples[9])
 
 
 def test_every_epoch_goes_through_the_source_in_another_order():
-    source = Numbers(10)
-    items = [dataset[i] for dataset in [PairDataset(source, seed=0, samples=25)] for i in range(len(dataset))]
-    order = [grey(pair.current) for pair in items]
+    samples = Samples(Numbers(10), seed=0)
+    pairs = [samples[i] for i in range(25)]
+    order = [grey(pair.current) for pair in pairs]
     assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
     assert order[:10] != order[10:20]
-    assert [pair.distance for pair in items] == [0] * 10 + [1] * 10 + [2] * 5
-    with pytest.raises(ValueError, match="start must be from 0 to the run's 5 pairs"):
-        PairDataset(source, seed=0, samples=5, start=6)
+    assert [pair.distance for pair in pairs] == [0] * 10 + [1] * 10 + [2] * 5
 
 
 def test_sources_are_mixed_by_their_weights():

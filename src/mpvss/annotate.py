@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Int64
 
 from mpvss._validate import shown, shown_address
-from mpvss.datasets.clips import list_images, read_label, read_lines
+from mpvss.datasets.clips import read_label
+from mpvss.datasets.listing import list_images, read_lines
 from mpvss.engine.carriers.true_labels import true_label_carrier
 from mpvss.engine.decode import Labels
 from mpvss.engine.flows import check_motion

@@ -7,17 +7,8 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
-from mpvss.datasets.clips import (
-    Clip,
-    ClipFrame,
-    Dataset,
-    contents,
-    label_table,
-    list_folders,
-    list_pairs,
-    read_lines,
-    require_directory,
-)
+from mpvss.datasets.clips import Clip, ClipFrame, Dataset, label_table, list_pairs
+from mpvss.datasets.listing import contents, list_folders, read_lines, require_directory
 from mpvss.errors import DataError
 
 _LAYOUT = "CamVid as DIR/{images,labels}/, DIR/SPLIT/{images,labels}/, or DIR/SPLIT/ beside DIR/SPLITannot/"

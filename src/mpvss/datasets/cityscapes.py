@@ -5,16 +5,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from mpvss.datasets.clips import (
-    Clip,
-    ClipFrame,
-    Dataset,
-    contents,
-    label_table,
-    list_folders,
-    list_images,
-    require_directory,
-)
+from mpvss.datasets.clips import Clip, ClipFrame, Dataset, label_table
+from mpvss.datasets.listing import contents, list_folders, list_images, require_directory
 from mpvss.errors import DataError
 
 _LAYOUT = (

@@ -3,17 +3,8 @@
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
-from mpvss.datasets.clips import (
-    Clip,
-    Dataset,
-    contents,
-    label_table,
-    list_folders,
-    list_pairs,
-    read_lines,
-    require_directory,
-    require_names,
-)
+from mpvss.datasets.clips import Clip, Dataset, label_table, list_pairs
+from mpvss.datasets.listing import contents, list_folders, read_lines, require_directory, require_names
 from mpvss.errors import DataError
 
 _LAYOUT = (

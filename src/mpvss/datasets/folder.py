@@ -8,18 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from mpvss.datasets.clips import (
-    Clip,
-    ClipFrame,
-    Dataset,
-    contents,
-    label_table,
-    list_folders,
-    list_images,
-    read_lines,
-    require_directory,
-    require_no_extra,
-)
+from mpvss.datasets.clips import Clip, ClipFrame, Dataset, label_table
+from mpvss.datasets.listing import contents, list_folders, list_images, read_lines, require_directory, require_no_extra
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE, MAX_CLASSES, ignore_id
 

@@ -4,18 +4,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from mpvss._validate import read_json, shown
-from mpvss.datasets.clips import (
-    Clip,
-    ClipFrame,
-    Dataset,
-    contents,
-    label_table,
-    list_images,
-    list_pairs,
-    read_lines,
-    require_directory,
-    require_names,
-)
+from mpvss.datasets.clips import Clip, ClipFrame, Dataset, label_table, list_pairs
+from mpvss.datasets.listing import contents, list_images, read_lines, require_directory, require_names
 from mpvss.errors import DataError
 
 _LAYOUT = "VSPW as DIR/{train,val,test}.txt and DIR/data/VIDEO/{origin,mask}/"

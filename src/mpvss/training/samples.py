@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch.utils import data
 
 from mpvss._files import write_json
@@ -19,13 +21,12 @@ from mpvss.datasets import Clip, open_dataset
 from mpvss.datasets.augment import Augmentation, Pair
 from mpvss.datasets.pairs import (
     Batch,
+    LabelledFrames,
     MixedPairs,
-    PairDataset,
     PairSampler,
     PairSource,
     SimulatedPairs,
     collate,
-    init_worker,
 )
 from mpvss.datasets.simulate import SimulationConfig
 from mpvss.errors import DataError, MpvssError
@@ -36,68 +37,41 @@ from mpvss.training.losses import dis_flow
 log = logging.getLogger(__name__)
 
 
-class LabelledFrames:
-    """Single labelled frames, as pairs of a frame with itself: what a segmentor is trained on."""
-
-    def __init__(self, clips: Sequence[Clip], augment: Augmentation, seed: int) -> None:
-        """List the frames that have a label; no image is read.
-
-        Args:
-            clips: Where they come from.
-            augment: What each goes through.
-            seed: Of all random choices.
-
-        Raises:
-            DataError: No frame has a label.
-        """
-        self._places = [(clip, frame.index) for clip in clips for frame in clip.frames if frame.label_path is not None]
-        self._augment, self._seed = augment, seed
-        if not self._places:
-            raise DataError(f"expected labelled frames, got none in {len(clips)} clips")
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def pair(self, epoch: int, index: int) -> Pair:
-        """See ``PairSource.pair``."""
-        clip, i = self._places[index]
-        label = clip.load_label(i)
-        assert label is not None
-        image = torch.from_numpy(clip.load_image(i)).permute(2, 0, 1)
-        ids = torch.from_numpy(label.astype(np.int64))
-        return self._augment(
-            Pair(image, image, ids, ids, None, None, 0), np.random.default_rng((self._seed, epoch, index))
-        )
-
-
 class Samples(data.Dataset["Pair | MpvssError"]):
     """The samples of a run by their number, without end, complete: unknown labels and flows are marked as such.
 
+    Args:
+        source: Where pairs come from.
+        seed: Of their order.
+        pseudo_flow: Pyramid level at which DIS stops for pairs without a flow; ``None`` leaves them without.
+        clips: The clips of the source.
+
     Attributes:
-        epoch: Number of samples after which the sources begin anew.
-        clips: Where they come from.
+        epoch: Number of samples after which the source begins anew.
+        clips: The clips of the source.
     """
 
-    def __init__(self, source: PairSource, seed: int, *, pseudo_flow: int | None, clips: Sequence[Clip] = ()) -> None:
-        """Take a source.
-
-        Args:
-            source: Where pairs come from.
-            seed: Of their order.
-            pseudo_flow: Pyramid level at which DIS stops for pairs without a flow; ``None`` leaves them without.
-            clips: Where they come from.
-        """
+    def __init__(
+        self, source: PairSource, seed: int, *, pseudo_flow: int | None = None, clips: Sequence[Clip] = ()
+    ) -> None:
         self.clips = clips
         self.epoch = len(source)
-        self._ordered = PairDataset(source, seed, 2**62)
-        self._pseudo_flow = pseudo_flow
+        self._source, self._seed, self._pseudo_flow = source, seed, pseudo_flow
+        self._order: tuple[int, Int64[np.ndarray, " pairs"]] | None = None
 
     def __getitem__(self, number: int) -> "Pair | MpvssError":
         """The sample, or what is wrong with it: torch would make a traceback of an error raised in a worker."""
         try:
-            return self._complete(self._ordered[number])
+            return self._complete(self._draw(number))
         except MpvssError as error:
             return error
+
+    def _draw(self, number: int) -> Pair:
+        """The pair of a number: each epoch goes through the source in another order."""
+        epoch, position = divmod(number, self.epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self._seed, epoch)).permutation(self.epoch)
+        return self._source.pair(epoch, int(self._order[1][position]))
 
     def _complete(self, pair: Pair) -> Pair:
         size = pair.current.shape[-2:]
@@ -131,19 +105,19 @@ def open_samples(config: TrainConfig) -> tuple[Samples, tuple[str, ...]]:
     sources: list[tuple[PairSource, float]] = []
     names: dict[str, tuple[str, ...]] = {}
     clips: list[Clip] = []
-    for number, wanted in enumerate(data_config.sources):
-        dataset = open_dataset(wanted.data, wanted.split)
-        names[wanted.data] = dataset.class_names
+    for number, source_config in enumerate(data_config.sources):
+        dataset = open_dataset(source_config.data, source_config.split)
+        names[source_config.data] = dataset.class_names
         clips += dataset.clips
         seed = config.seed + 1000 * (number + 1)
         source: PairSource
         if config.stage == "segmentor":
             source = LabelledFrames(dataset.clips, augment, seed)
-        elif wanted.kind == "simulated":
+        elif source_config.kind == "simulated":
             source = SimulatedPairs(dataset.clips, simulation, augment, seed)
         else:
             source = PairSampler(dataset.clips, data_config.max_distance, augment, seed)
-        sources.append((source, wanted.weight))
+        sources.append((source, source_config.weight))
     first, *others = names.items()
     for name, classes in others:
         if len(classes) != len(first[1]):
@@ -253,7 +227,7 @@ def batches(
         batch_sampler=numbers,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=init_worker,
+        worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
         # The loader draws a seed for its workers; not from the global generator, which belongs to the step.
         generator=torch.Generator().manual_seed(config.seed),
@@ -262,6 +236,11 @@ def batches(
         if isinstance(batch, MpvssError):
             raise batch
         yield batch, drawn
+
+
+def _init_worker(_: int) -> None:
+    """One thread a worker, so that workers do not crowd each other out."""
+    cv2.setNumThreads(0)
 
 
 def _collate(samples: Sequence["Pair | MpvssError"]) -> "Batch | MpvssError":

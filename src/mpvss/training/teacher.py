@@ -11,7 +11,7 @@ import numpy as np
 
 from mpvss._files import install, scratch
 from mpvss._validate import convert, read_json, shown_address
-from mpvss.datasets.clips import require_names
+from mpvss.datasets.listing import require_names
 from mpvss.engine.schedule import CutDetector
 from mpvss.errors import DataError, OutputError
 from mpvss.labels import ignore_id
