@@ -56,7 +56,8 @@ from mpvss.motion.dis import Dis, Hold
 from mpvss.motion.network.config import QueryFlowConfig
 from mpvss.motion.network.query_flow import QueryFlow
 from mpvss.options import EvalOptions
-from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, OverlayWriter
+from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, Mp4Writer
+from mpvss.outputs.audio import Audio
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors.onnx import ExportInfo
 from mpvss.segmentors.protocol import InputRule
@@ -216,7 +217,7 @@ def _write_mp4(path: Path, count: int) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with OverlayWriter(path, (48, 64), Fraction(1, 25), audio_from=sound) as writer:
+    with Mp4Writer(path, (48, 64), Fraction(1, 25), audio=Audio(sound)) as writer:
         for frame in moving_frames(count, (48, 64)):
             writer.write(frame.rgb, Fraction(frame.index, 25))
 

@@ -29,7 +29,7 @@ from mpvss.cli.segment import _expected_frames
 from mpvss.errors import ModelError, MpvssError
 from mpvss.motion.dis import Dis, Hold
 from mpvss.options import SegmentOptions
-from mpvss.outputs import LabelReader, OverlayWriter
+from mpvss.outputs import LabelReader, Mp4Writer
 from mpvss.segmenter import VideoSegmenter
 from mpvss.video import probe, read
 from test_video_reader import cut_off, write_video
@@ -283,13 +283,13 @@ def test_a_video_that_changes_size_is_scaled_with_a_warning(segment, tmp_path):
 
 
 def test_sound_that_is_left_out_is_said_once(segment, clip, monkeypatch):
-    write = OverlayWriter.write
+    write = Mp4Writer.write
 
     def silent(self, *arguments):
         self.warnings[:] = ["the sound of clip.mp4 is left out"]
         write(self, *arguments)
 
-    monkeypatch.setattr(OverlayWriter, "write", silent)
+    monkeypatch.setattr(Mp4Writer, "write", silent)
     code, _, err = segment(clip, "--compare")
     assert code == 0
     assert err.count("the sound of clip.mp4 is left out") == 1
@@ -467,7 +467,7 @@ def test_sources_of_one_name_are_refused_before_any_work(segment, colour, clip, 
         (("--device", "tpu"), "device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
         (
             ("--classes", "red,gren"),
-            'expected a class of the model (red, green, blue), found "gren"; did you mean "green',
+            'expected a class of the model (red, green, blue), got "gren"; did you mean "green',
         ),
     ],
 )
@@ -1094,7 +1094,7 @@ def test_a_second_interrupt_while_finishing_tears_no_file(segment, clip, tmp_pat
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(OverlayWriter, "_finish", interrupted)
-    monkeypatch.setattr(OverlayWriter, "_release", interrupted)
+    monkeypatch.setattr(Mp4Writer, "_finish", interrupted)
+    monkeypatch.setattr(Mp4Writer, "_release", interrupted)
     assert segment(clip)[0] == 130
     assert not [path for path in (tmp_path / "OUT").iterdir() if path.is_file() and not path.name.startswith(".")]

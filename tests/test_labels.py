@@ -2,16 +2,17 @@ import numpy as np
 import pytest
 
 from mpvss.errors import ConfigError, MpvssError
-from mpvss.labels import IGNORE, default_palette, ignore_id, label_dtype, map_classes, palette_for, resolve_classes
+from mpvss.labels import IGNORE, ignore_id, label_dtype, map_classes, palette_for, resolve_classes
 
 
 @pytest.mark.parametrize("count", [1, 11, 150, 3000])
-def test_default_palette_is_distinct_and_deterministic(count):
-    palette = default_palette(count)
+def test_colours_of_unknown_names_are_distinct_and_the_same_on_every_run(count):
+    names = [f"thing {i}" for i in range(count + 7)]
+    palette = palette_for(names[:count])
     assert palette.shape == (count, 3)
     assert palette.dtype == np.uint8
     assert len({tuple(colour) for colour in palette.tolist()}) == count
-    np.testing.assert_array_equal(palette, default_palette(count + 7)[:count])
+    np.testing.assert_array_equal(palette, palette_for(names)[:count])
 
 
 def test_known_names_get_their_known_colours_whatever_the_case():
@@ -37,7 +38,7 @@ def test_number_of_classes_out_of_range(count):
     with pytest.raises(ValueError, match="expected 1 to 65535 classes"):
         label_dtype(count)
     with pytest.raises(ValueError, match="expected 1 to 65535 classes"):
-        default_palette(count)
+        palette_for(["a"] * max(count, 0))
 
 
 def test_resolve_keeps_the_order_and_drops_repeats():
@@ -89,7 +90,7 @@ def test_classes_are_paired_by_name_and_what_is_left_is_said(names, wanted, tabl
 
 
 def test_unknown_class_suggests_the_nearest():
-    with pytest.raises(ConfigError, match=r'road, sky.*found "raod"; did you mean "road"\?') as caught:
+    with pytest.raises(ConfigError, match=r'road, sky.*got "raod"; did you mean "road"\?') as caught:
         resolve_classes(["raod"], ["road", "sky"])
     assert isinstance(caught.value, MpvssError)
 

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from mpvss.labels import default_palette
-from mpvss.outputs.draw import LegendOrder, caption, legend, missing_letters, overlay, side_by_side, side_by_side_size
+from mpvss.labels import palette_for
+from mpvss.outputs.draw import LegendOrder, legend, missing_letters, overlay, side_by_side, side_by_side_size
 
 SIZE = (90, 120)
-PALETTE = default_palette(4)
+PALETTE = palette_for("abcd")
 
 
-def picture(size=SIZE):
+def image(size=SIZE):
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -21,7 +21,7 @@ def labels(dtype=np.uint8):
 
 
 def test_overlay_equals_the_definition():
-    rgb, ids = picture(), labels()
+    rgb, ids = image(), labels()
     drawn = overlay(rgb, ids, PALETTE, 0.4, outlines=False)
     known = ids < 4
     expected = 0.6 * rgb[known] + 0.4 * PALETTE[ids[known]]
@@ -30,14 +30,14 @@ def test_overlay_equals_the_definition():
 
 
 def test_overlay_of_alpha_zero_is_the_frame_and_of_one_the_palette():
-    rgb, ids = picture(), labels()
+    rgb, ids = image(), labels()
     np.testing.assert_array_equal(overlay(rgb, ids, PALETTE, 0.0, outlines=False), rgb)
     known = ids < 4
     np.testing.assert_array_equal(overlay(rgb, ids, PALETTE, 1.0)[known], PALETTE[ids[known]])
 
 
 def test_overlay_of_some_classes_leaves_the_others():
-    rgb, ids = picture(), labels()
+    rgb, ids = image(), labels()
     drawn = overlay(rgb, ids, PALETTE, classes=[1])
     np.testing.assert_array_equal(drawn[ids != 1], rgb[ids != 1])
     assert (drawn[ids == 1] != rgb[ids == 1]).any()
@@ -45,7 +45,7 @@ def test_overlay_of_some_classes_leaves_the_others():
 
 
 def test_outlines_are_at_borders_only_and_in_full_colour():
-    rgb, ids = picture(), labels()
+    rgb, ids = image(), labels()
     plain, outlined = overlay(rgb, ids, PALETTE, 0.0, outlines=False), overlay(rgb, ids, PALETTE, 0.0)
     changed = (plain != outlined).any(axis=-1)
     np.testing.assert_array_equal(outlined[changed], PALETTE[ids[changed]])
@@ -54,8 +54,8 @@ def test_outlines_are_at_borders_only_and_in_full_colour():
 
 
 def test_sixteen_bit_labels_are_drawn_the_same():
-    rgb = picture()
-    palette = default_palette(300)
+    rgb = image()
+    palette = palette_for([str(i) for i in range(300)])
     many = overlay(rgb, labels(np.uint16), palette)
     few = overlay(rgb, labels(), palette[:4])
     np.testing.assert_array_equal(many, few)
@@ -64,9 +64,9 @@ def test_sixteen_bit_labels_are_drawn_the_same():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((picture((10, 10)), labels(), PALETTE), "expected labels of the frame's size"),
-        ((picture(), labels(), PALETTE, 1.5), "expected an alpha of 0 to 1, found 1.5"),
-        ((picture(), labels(), PALETTE, 0.5, [4]), "expected class ids below 4"),
+        ((image((10, 10)), labels(), PALETTE), "expected labels of the frame's size"),
+        ((image(), labels(), PALETTE, 1.5), "expected an alpha of 0 to 1, got 1.5"),
+        ((image(), labels(), PALETTE, 0.5, [4]), "expected class ids below 4"),
     ],
 )
 def test_overlay_refuses(arguments, message):
@@ -76,8 +76,8 @@ def test_overlay_refuses(arguments, message):
 
 @pytest.mark.parametrize("size", [(90, 120), (360, 640), (720, 1280), (1080, 1920), (1920, 1080)])
 @pytest.mark.parametrize("count", [0, 1, 11, 150])
-def test_legend_draws_within_the_picture_and_changes_no_input(size, count):
-    rgb = picture(size)
+def test_legend_draws_within_the_image_and_changes_no_input(size, count):
+    rgb = image(size)
     before = rgb.copy()
     drawn = legend(rgb, [(f"class {i}", (255, 0, 0)) for i in range(count)])
     np.testing.assert_array_equal(rgb, before)
@@ -86,18 +86,9 @@ def test_legend_draws_within_the_picture_and_changes_no_input(size, count):
     np.testing.assert_array_equal(drawn[:, -3:], rgb[:, -3:])
 
 
-@pytest.mark.parametrize("size", [(48, 64), (90, 120), (720, 1280)])
-@pytest.mark.parametrize("text", ["", "12 ms", "a caption that is much too long for a small picture " * 5])
-def test_caption_marks_key_frames(size, text):
-    rgb = picture(size)
-    plain, marked = caption(rgb, text), caption(rgb, text, key=True)
-    assert plain.shape == marked.shape == rgb.shape
-    assert (plain != marked).any()
-
-
 @pytest.mark.parametrize("size", [(48, 64), (47, 63), (360, 640), (720, 1280), (1080, 1920), (1920, 1080), (1, 1)])
 def test_side_by_side(size):
-    left, right = picture(size), 255 - picture(size)
+    left, right = image(size), 255 - image(size)
     drawn = side_by_side(left, right, ("per frame  123 ms", "propagated  12 ms"), (True, False))
     height, width = side_by_side_size(size)
     assert drawn.shape == (height, width, 3)
@@ -112,8 +103,8 @@ def test_side_by_side(size):
 
 
 def test_side_by_side_refuses_two_sizes():
-    with pytest.raises(ValueError, match="expected two pictures of one size"):
-        side_by_side(picture(), picture((10, 10)), ("", ""))
+    with pytest.raises(ValueError, match="expected two images of one size"):
+        side_by_side(image(), image((10, 10)), ("", ""))
 
 
 def test_the_legend_lists_what_is_there_by_area_and_does_not_jump():

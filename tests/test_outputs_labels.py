@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mpvss.errors import DataError, OutputError
-from mpvss.labels import default_palette, label_dtype
+from mpvss.labels import label_dtype, palette_for
 from mpvss.outputs import LabelReader, LabelWriter, MetaWriter, PngWriter
 
 TB = Fraction(1001, 30000)
@@ -30,7 +30,7 @@ def header(size, num_classes):
         "source": "a.mp4",
         "size": list(size),
         "classes": [f"c{i}" for i in range(num_classes)],
-        "palette": default_palette(num_classes).tolist(),
+        "palette": palette_for([str(i) for i in range(num_classes)]).tolist(),
         "ignore": 255,
         "model": "compact",
         "options": {"interval": 5},
@@ -111,7 +111,7 @@ def test_times_closer_than_a_millisecond(tmp_path):
 @pytest.mark.parametrize("listed", [3, 7])
 def test_counts_that_differ(tmp_path, listed):
     path = store(tmp_path, label_maps(5, (8, 8), 3), 3, listed=listed)
-    with pytest.raises(DataError, match=rf"expected {listed} frames in .*, as a.json lists, found 5: the two files"):
+    with pytest.raises(DataError, match=rf"expected {listed} frames in .*, as a.json lists, got 5: the two files"):
         list(LabelReader(path))
 
 
@@ -163,9 +163,7 @@ def test_a_description_that_was_changed_is_refused_and_one_that_is_laid_out_anew
     path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True))
     assert LabelReader(path).verified
     path.write_text(path.read_text().replace('"c1"', '"c9"'))
-    with pytest.raises(
-        DataError, match=r"expected the checksum \d+ in .*a.json, found \d+: the file is damaged or was"
-    ):
+    with pytest.raises(DataError, match=r"expected the checksum \d+ in .*a.json, got \d+: the file is damaged or was"):
         LabelReader(path)
 
 
@@ -198,7 +196,7 @@ def test_sizes_that_differ(tmp_path):
     content = json.loads(path.read_text()) | {"size": [8, 9]}
     del content["crc32"]
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"expected labels of \(8, 9\).*found \(8, 8\).*different runs"):
+    with pytest.raises(DataError, match=r"expected labels of \(8, 9\).*got \(8, 8\).*different runs"):
         list(LabelReader(path))
 
 
@@ -207,16 +205,16 @@ def test_missing_file(tmp_path, name, what):
     path = store(tmp_path, label_maps(2, (8, 8), 3), 3)
     (tmp_path / name).unlink()
     for given in (path, tmp_path / "a.labels.mkv"):
-        with pytest.raises(DataError, match=f"expected the {what} .*, found no such file: keep both"):
+        with pytest.raises(DataError, match=f"expected the {what} .*, got no such file: keep both"):
             LabelReader(given)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "expected JSON in .*a.json, found text that is none"),
-        ("[]", "expected schema 1 .* found None"),
-        ('{"schema": 2}', "expected schema 1 .* found 2"),
+        ("{", "expected JSON in .*a.json, got text that is none"),
+        ("[]", "expected schema 1 .* got None"),
+        ('{"schema": 2}', "expected schema 1 .* got 2"),
         ('{"schema": 1}', r"got a malformed one: the description: time_base is missing"),
         (
             '{"schema": 1, "frames": [{}], "time_base": [1, 25], "size": [8, 8], "classes": ["a"]}',
@@ -238,15 +236,15 @@ def test_malformed_meta(tmp_path, content, message):
 def test_label_video_that_is_none(tmp_path):
     path = store(tmp_path, label_maps(2, (8, 8), 3), 3)
     (tmp_path / "a.labels.mkv").write_text("just text")
-    with pytest.raises(DataError, match=r"expected a label video in .*, found data that is none"):
+    with pytest.raises(DataError, match=r"expected a label video in .*, got data that is none"):
         list(LabelReader(path))
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.zeros((8, 9), np.uint8), "expected a picture of 8x8, found 8x9"),
-        (np.zeros((8, 8), np.uint16), "expected labels of type uint8, found uint16"),
+        (np.zeros((8, 9), np.uint8), r"expected a size of 8x8 \(width x height\), got 9x8"),
+        (np.zeros((8, 8), np.uint16), "expected labels of type uint8, got uint16"),
     ],
 )
 def test_labels_that_do_not_fit(tmp_path, labels, message):
@@ -256,7 +254,7 @@ def test_labels_that_do_not_fit(tmp_path, labels, message):
 
 
 def test_times_must_be_multiples_of_the_time_base(tmp_path):
-    with pytest.raises(ValueError, match="expected a time in whole multiples of 1001/30000 s, found 1/7 s"):
+    with pytest.raises(ValueError, match="expected a time in whole multiples of 1001/30000 s, got 1/7 s"):
         MetaWriter(tmp_path / "a.json", {}, TB).add(0, Fraction(1, 7), True)
     with (
         pytest.raises(ValueError, match="expected a time in whole multiples"),
@@ -285,7 +283,7 @@ def test_no_label_maps(tmp_path):
 WRITERS = [
     lambda folder: LabelWriter(folder / "a.labels.mkv", (8, 8), 3, TB),
     lambda folder: MetaWriter(folder / "a.json", {}, TB),
-    lambda folder: PngWriter(folder / "a.png", default_palette(3)),
+    lambda folder: PngWriter(folder / "a.png", palette_for([str(i) for i in range(3)])),
 ]
 
 
@@ -311,7 +309,7 @@ def test_folder_that_cannot_be_written(tmp_path, make):
 
 def test_palette_pngs(tmp_path):
     maps = label_maps(3, (47, 63), 5)
-    palette = default_palette(5)
+    palette = palette_for([str(i) for i in range(5)])
     for _ in range(2):  # a second run replaces the first
         with PngWriter(tmp_path / "a.png", palette) as writer:
             for i, label_map in enumerate(maps):
@@ -329,13 +327,13 @@ def test_palette_pngs(tmp_path):
 
 def test_pngs_of_many_classes(tmp_path):
     (label_map,) = label_maps(1, (8, 8), 300)
-    with PngWriter(tmp_path / "a.png", default_palette(300)) as writer:
+    with PngWriter(tmp_path / "a.png", palette_for([str(i) for i in range(300)])) as writer:
         writer.write(label_map, 0)
     with Image.open(tmp_path / "a.png" / "000000.png") as image:
         np.testing.assert_array_equal(np.asarray(image), label_map)
     with (
-        pytest.raises(ValueError, match="expected labels of type uint16, found uint8"),
-        PngWriter(tmp_path / "b.png", default_palette(300)) as writer,
+        pytest.raises(ValueError, match="expected labels of type uint16, got uint8"),
+        PngWriter(tmp_path / "b.png", palette_for([str(i) for i in range(300)])) as writer,
     ):
         writer.write(label_map.astype(np.uint8), 0)
 

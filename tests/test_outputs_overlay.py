@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mpvss.errors import OutputError
-from mpvss.outputs import LabelWriter, OverlayWriter
-from mpvss.outputs.overlay import _Sound
+from mpvss.outputs import LabelWriter, Mp4Writer
+from mpvss.outputs.audio import Audio, Sound
 from mpvss.video import read
 
 SIZE = (48, 64)
@@ -24,10 +24,11 @@ def grey(level, size=SIZE):
     return np.full((*size, 3), level, np.uint8)
 
 
-def write(path, times, *, size=SIZE, time_base=TB, pictures=None, **options):
-    with OverlayWriter(path, size, time_base, **options) as writer:
+def write(path, times, *, size=SIZE, time_base=TB, images=None, sound=None, end=None, **options):
+    audio = None if sound is None else Audio(sound, end)
+    with Mp4Writer(path, size, time_base, audio=audio, **options) as writer:
         for i, time in enumerate(times):
-            writer.write(grey(8 * i % 256, size) if pictures is None else pictures[i], time)
+            writer.write(grey(8 * i % 256, size) if images is None else images[i], time)
     return writer
 
 
@@ -40,9 +41,9 @@ def source_with_sound(path, codec, frames=30, rate=48000):
         sound = container.add_stream(codec, rate=rate)
         sound.layout = "stereo"
         for i in range(frames):
-            picture = av.VideoFrame.from_ndarray(grey(i), "rgb24")
-            picture.pts, picture.time_base = i, TB
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(grey(i), "rgb24")
+            image.pts, image.time_base = i, TB
+            container.mux(video.encode(image))
         tone = np.sin(np.arange(rate * frames // 25) * 2 * np.pi * 440 / rate).astype(np.float32) / 2
         for start in range(0, len(tone), 1024):
             chunk = av.AudioFrame.from_ndarray(np.stack([tone[start : start + 1024]] * 2), "fltp", "stereo")
@@ -98,7 +99,7 @@ def test_origin_becomes_zero(tmp_path):
     assert [frame.pts for frame in read(tmp_path / "o.mp4")] == [0, TB, 3 * TB]
 
 
-def test_the_last_picture_stays_as_long_as_the_one_before(tmp_path):
+def test_the_last_image_stays_as_long_as_the_one_before(tmp_path):
     write(tmp_path / "o.mp4", [0 * TB, 5 * TB, 10 * TB])
     with av.open(str(tmp_path / "o.mp4")) as container:
         assert container.duration == 600_000
@@ -111,11 +112,11 @@ def test_times_that_differ_by_less_than_can_be_written_stay_in_order(tmp_path):
 
 
 def test_times_must_increase(tmp_path):
-    with pytest.raises(ValueError, match="expected a time after the picture before"):
+    with pytest.raises(ValueError, match="expected a time after the image before"):
         write(tmp_path / "o.mp4", [Fraction(1), Fraction(1)])
 
 
-# --- pictures
+# --- images
 
 
 def test_format(tmp_path):
@@ -129,38 +130,38 @@ def test_format(tmp_path):
 
 @pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (30, 80, 200), (128, 64, 128)])
 def test_colours_survive(tmp_path, colour):
-    picture = np.empty((*SIZE, 3), np.uint8)
-    picture[:] = colour
-    write(tmp_path / "o.mp4", [0 * TB, TB], pictures=[picture] * 2, crf=5)
+    image = np.empty((*SIZE, 3), np.uint8)
+    image[:] = colour
+    write(tmp_path / "o.mp4", [0 * TB, TB], images=[image] * 2, crf=5)
     for frame in read(tmp_path / "o.mp4"):
         assert np.abs(frame.rgb.astype(int) - colour).max() <= 4
 
 
 @pytest.mark.parametrize("size", [(47, 63), (48, 63), (47, 64), (1, 1)])
 def test_odd_sizes_are_padded_by_repeating_the_border(tmp_path, size):
-    write(tmp_path / "o.mp4", [0 * TB, TB], size=size, pictures=[grey(200, size)] * 2, crf=5)
+    write(tmp_path / "o.mp4", [0 * TB, TB], size=size, images=[grey(200, size)] * 2, crf=5)
     for frame in read(tmp_path / "o.mp4"):
         assert frame.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
         assert np.abs(frame.rgb.astype(int) - 200).max() <= 3
 
 
-def test_views_of_a_picture(tmp_path):
-    write(tmp_path / "o.mp4", [0 * TB], pictures=[grey(90)[:, ::-1]])
+def test_views_of_a_image(tmp_path):
+    write(tmp_path / "o.mp4", [0 * TB], images=[grey(90)[:, ::-1]])
 
 
 @pytest.mark.parametrize(
     ("size", "options", "message"),
-    [((0, 64), {}, "expected a size of at least 1x1"), (SIZE, {"crf": 52}, "expected a crf of 0 to 51, found 52")],
+    [((0, 64), {}, "expected a size of at least 1x1"), (SIZE, {"crf": 52}, "expected a crf of 0 to 51, got 52")],
 )
 def test_options_out_of_range(tmp_path, size, options, message):
     with pytest.raises(ValueError, match=message):
-        OverlayWriter(tmp_path / "o.mp4", size, TB, **options)
+        Mp4Writer(tmp_path / "o.mp4", size, TB, **options)
     assert names(tmp_path) == []
 
 
-def test_pictures_of_another_size(tmp_path):
-    with pytest.raises(ValueError, match="expected a picture of 48x64, found 40x60"):
-        write(tmp_path / "o.mp4", [0 * TB], pictures=[grey(0, (40, 60))])
+def test_images_of_another_size(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a size of 64x48 \(width x height\), got 60x40"):
+        write(tmp_path / "o.mp4", [0 * TB], images=[grey(0, (40, 60))])
     assert names(tmp_path) == []
 
 
@@ -172,7 +173,7 @@ def test_pictures_of_another_size(tmp_path):
 )
 def test_sound_is_copied(tmp_path, name, codec):
     source = source_with_sound(tmp_path / name, codec)
-    writer = write(tmp_path / "o.mp4", [k * TB for k in range(30)], audio_from=source)
+    writer = write(tmp_path / "o.mp4", [k * TB for k in range(30)], sound=source)
     assert writer.warnings == []
     codec_in, packets_in = sound_of(source)
     codec_out, packets_out = sound_of(tmp_path / "o.mp4")
@@ -185,7 +186,7 @@ def test_sound_is_copied(tmp_path, name, codec):
 @pytest.mark.parametrize(("name", "codec"), [("s.avi", "pcm_s16le"), ("s.mkv", "pcm_s16le")])
 def test_sound_that_mp4_cannot_hold_becomes_aac(tmp_path, name, codec):
     source = source_with_sound(tmp_path / name, codec)
-    writer = write(tmp_path / "o.mp4", [k * TB for k in range(30)], audio_from=source)
+    writer = write(tmp_path / "o.mp4", [k * TB for k in range(30)], sound=source)
     assert writer.warnings == []
     codec_out, packets = sound_of(tmp_path / "o.mp4")
     assert codec_out == "aac"
@@ -194,7 +195,7 @@ def test_sound_that_mp4_cannot_hold_becomes_aac(tmp_path, name, codec):
 
 def test_sound_of_a_transport_stream(tmp_path):
     source = source_with_sound(tmp_path / "s.ts", "aac")
-    write(tmp_path / "o.mp4", [frame.pts for frame in read(source)], audio_from=source)
+    write(tmp_path / "o.mp4", [frame.pts for frame in read(source)], sound=source)
     assert sound_of(tmp_path / "o.mp4")[0] == "aac"
     assert len(sound_of(tmp_path / "o.mp4")[1]) == len(sound_of(source)[1])
 
@@ -203,7 +204,7 @@ def test_sound_of_a_transport_stream(tmp_path):
 def test_sound_follows_the_selected_range(tmp_path, name, codec):
     source = source_with_sound(tmp_path / name, codec)
     start, end = Fraction(10, 25), Fraction(20, 25)
-    write(tmp_path / "o.mp4", [k * TB for k in range(10, 20)], audio_from=source, origin=start, end=end)
+    write(tmp_path / "o.mp4", [k * TB for k in range(10, 20)], sound=source, origin=start, end=end)
     times = [time for time, _ in sound_of(tmp_path / "o.mp4")[1]]
     assert -0.05 < times[0] <= 0.001
     assert times[-1] == pytest.approx(10 / 25, abs=0.05)
@@ -212,14 +213,14 @@ def test_sound_follows_the_selected_range(tmp_path, name, codec):
 
 def test_a_source_without_sound(tmp_path):
     write(tmp_path / "silent.mp4", [k * TB for k in range(3)])
-    writer = write(tmp_path / "o.mp4", [k * TB for k in range(3)], audio_from=tmp_path / "silent.mp4")
-    assert writer.warnings == ["the sound of silent.mp4 is left out: no sound is found in it"]
+    writer = write(tmp_path / "o.mp4", [k * TB for k in range(3)], sound=tmp_path / "silent.mp4")
+    assert writer.warnings == ["the sound of silent.mp4 is left out: it has no sound"]
     with av.open(str(tmp_path / "o.mp4")) as container:
         assert not container.streams.audio
 
 
 def test_sound_that_cannot_be_read_is_left_out_with_a_warning(tmp_path):
-    writer = write(tmp_path / "o.mp4", [0 * TB], audio_from=tmp_path / "nope.mp4")
+    writer = write(tmp_path / "o.mp4", [0 * TB], sound=tmp_path / "nope.mp4")
     assert writer.warnings == ["the sound of nope.mp4 is left out: No such file or directory"]
 
 
@@ -227,19 +228,19 @@ def test_sound_of_a_source_that_was_cut_off(tmp_path):
     source = source_with_sound(tmp_path / "s.mkv", "flac")
     whole = source.read_bytes()
     source.write_bytes(whole[: len(whole) // 2])
-    write(tmp_path / "o.mp4", [frame.pts for frame in read(source)], audio_from=source)
+    write(tmp_path / "o.mp4", [frame.pts for frame in read(source)], sound=source)
     assert sound_of(tmp_path / "o.mp4")[0] == "flac"
 
 
 def test_damaged_sound_is_not_blamed_on_the_output(tmp_path, monkeypatch):
-    """Where a packet of sound cannot be written the sound ends, with a warning; the pictures go on."""
+    """Where a packet of sound cannot be written the sound ends, with a warning; the images go on."""
     source = source_with_sound(tmp_path / "s.mkv", "flac")
 
     def damaged(*_):
         yield Fraction(0), [None]
 
-    monkeypatch.setattr(_Sound, "_copied", damaged)
-    writer = write(tmp_path / "o.mp4", [k * TB for k in range(5)], audio_from=source)
+    monkeypatch.setattr(Sound, "_copied", damaged)
+    writer = write(tmp_path / "o.mp4", [k * TB for k in range(5)], sound=source)
     assert [warning.partition(":")[0] for warning in writer.warnings] == ["the sound ends early"]
     assert len(list(read(tmp_path / "o.mp4"))) == 5
 
@@ -249,7 +250,7 @@ def test_damaged_sound_is_not_blamed_on_the_output(tmp_path, monkeypatch):
 
 def test_nothing_has_the_final_name_before_the_end(tmp_path):
     path = tmp_path / "o.mp4"
-    with OverlayWriter(path, SIZE, TB) as writer:
+    with Mp4Writer(path, SIZE, TB) as writer:
         writer.write(grey(0), 0 * TB)
         assert not path.exists()
         assert all(name.startswith(".") for name in names(tmp_path))
@@ -262,7 +263,7 @@ def test_nothing_has_the_final_name_before_the_end(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("written", [0, 1, 100])
 def test_an_exception_leaves_nothing_behind(tmp_path, error, written):
-    with pytest.raises(error), OverlayWriter(tmp_path / "o.mp4", SIZE, TB) as writer:
+    with pytest.raises(error), Mp4Writer(tmp_path / "o.mp4", SIZE, TB) as writer:
         for k in range(written):
             writer.write(grey(k), k * TB)
         raise error
@@ -272,7 +273,7 @@ def test_an_exception_leaves_nothing_behind(tmp_path, error, written):
 def test_an_exception_leaves_the_former_file_as_it_was(tmp_path):
     path = tmp_path / "o.mp4"
     path.write_text("former")
-    with pytest.raises(RuntimeError), OverlayWriter(path, SIZE, TB) as writer:
+    with pytest.raises(RuntimeError), Mp4Writer(path, SIZE, TB) as writer:
         writer.write(grey(0), 0 * TB)
         raise RuntimeError
     assert path.read_text() == "former"
@@ -281,7 +282,7 @@ def test_an_exception_leaves_the_former_file_as_it_was(tmp_path):
 
 
 def test_nothing_written(tmp_path):
-    with pytest.raises(ValueError, match="expected at least one picture"):
+    with pytest.raises(ValueError, match="expected at least one image"):
         write(tmp_path / "o.mp4", [])
     assert names(tmp_path) == []
 
@@ -290,7 +291,7 @@ def test_nothing_written(tmp_path):
 def test_folder_that_cannot_be_written(tmp_path, folder):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"expected to be able to write .*o\.mp4, got: .*; choose a writable folder"):
-        OverlayWriter(tmp_path / folder / "o.mp4", SIZE, TB)
+        Mp4Writer(tmp_path / folder / "o.mp4", SIZE, TB)
 
 
 def test_full_disk(tmp_path):
@@ -301,7 +302,7 @@ def test_full_disk(tmp_path):
     try:
         with (
             pytest.raises(OutputError, match="expected to be able to write"),
-            OverlayWriter(tmp_path / "o.mp4", SIZE, TB, crf=1) as writer,
+            Mp4Writer(tmp_path / "o.mp4", SIZE, TB, crf=1) as writer,
         ):
             for k in range(300):
                 writer.write(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8), k * TB)
@@ -322,10 +323,8 @@ def overlay_of(path, out):
     with read(path) as reader:
         frame = next(reader)
         info = reader.info
-        sound = path if info.has_audio else None
-        with OverlayWriter(
-            out, info.size, info.time_base, audio_from=sound, origin=reader.origin, clock=reader.clock
-        ) as writer:
+        audio = Audio(path, clock=reader.clock) if info.has_audio else None
+        with Mp4Writer(out, info.size, info.time_base, audio=audio, origin=reader.origin) as writer:
             writer.write(frame.rgb, frame.pts)
             for frame in reader:
                 writer.write(frame.rgb, frame.pts)
@@ -370,18 +369,18 @@ def test_whatever_the_sound_raises_ends_in_a_warning_but_not_what_the_disk_does(
         def fail(*_, error=error):
             raise error
 
-        monkeypatch.setattr(_Sound, "_encoded", fail)
+        monkeypatch.setattr(Sound, "_encoded", fail)
         assert len(overlay_of(path, tmp_path / "o.mp4")) == 1
-    sound = _Sound.__new__(_Sound)
+    sound = Sound.__new__(Sound)
     with pytest.raises(OSError, match="full"), sound.forgiven():
         raise OSError(28, "full")
 
 
 @pytest.mark.parametrize("copying", ["fails", "succeeds"])
 def test_a_file_that_the_sound_spoils_at_its_end_is_written_without(tmp_path, monkeypatch, copying):
-    """MP4 may find only in its trailer that it cannot hold the sound; the pictures are whole by then."""
+    """MP4 may find only in its trailer that it cannot hold the sound; the images are whole by then."""
     path = source_with_sound(tmp_path / "v.mkv", "flac", frames=8)
-    finish, tries = _Sound.finish, []
+    finish, tries = Sound.finish, []
 
     def spoil(sound):
         finish(sound)
@@ -389,7 +388,7 @@ def test_a_file_that_the_sound_spoils_at_its_end_is_written_without(tmp_path, mo
         if copying == "fails" or len(tries) == 1:
             raise av.error.InvalidDataError(1, "no trailer")
 
-    monkeypatch.setattr(_Sound, "finish", spoil)
+    monkeypatch.setattr(Sound, "finish", spoil)
     warnings = overlay_of(path, tmp_path / "o.mp4")
     assert len(list(read(tmp_path / "o.mp4"))) == 8
     assert names(tmp_path) == ["o.mp4", "v.mkv"]
@@ -407,12 +406,12 @@ def test_no_sound_is_left_out_without_a_word(tmp_path):
     with av.open(str(tmp_path / "o.mp4")) as container:
         assert said or container.streams.audio
     path.write_bytes(whole)
-    writer = write(tmp_path / "late.mp4", [Fraction(9)], audio_from=path, origin=Fraction(9))
-    assert writer.warnings == ["the sound of v.mkv is left out: none of it that decodes belongs to these pictures"]
+    writer = write(tmp_path / "late.mp4", [Fraction(9)], sound=path, origin=Fraction(9))
+    assert writer.warnings == ["the sound of v.mkv is left out: none of it that decodes belongs to these frames"]
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_sound_that_begins_before_or_after_the_pictures_keeps_its_time(tmp_path, shift):
+def test_sound_that_begins_before_or_after_the_images_keeps_its_time(tmp_path, shift):
     path = tmp_path / "v.mkv"
     with av.open(str(source_with_sound(tmp_path / "s.mp4", "aac"))) as source, av.open(str(path), "w") as target:
         copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
@@ -474,7 +473,7 @@ def test_a_full_disk_leaves_nothing_open(tmp_path, kind, size):
         if kind == "labels":
             writer = LabelWriter(out / "v.labels.mkv", SIZE, 250, TB)
         else:
-            writer = OverlayWriter(out / "v.mp4", SIZE, TB, audio_from=source)
+            writer = Mp4Writer(out / "v.mp4", SIZE, TB, audio=source and Audio(source))
         with writer:
             for i in range(30):
                 shape = SIZE if kind == "labels" else (*SIZE, 3)
@@ -506,7 +505,7 @@ def test_whatever_a_container_raises_nothing_stays_open(tmp_path, monkeypatch, c
     real = av.open
     monkeypatch.setattr("mpvss.outputs.container.av.open", lambda *a, **k: Failing(real(*a, **k)))
 
-    with pytest.raises((OutputError, KeyboardInterrupt)), OverlayWriter(tmp_path / "v.mp4", SIZE, TB) as writer:
+    with pytest.raises((OutputError, KeyboardInterrupt)), Mp4Writer(tmp_path / "v.mp4", SIZE, TB) as writer:
         writer.write(grey(0), 0 * TB)
     assert open_below(tmp_path) == []
     assert names(tmp_path) == []

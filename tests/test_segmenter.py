@@ -17,7 +17,7 @@ from mpvss._process import _WAITING
 from mpvss.errors import ConfigError, DataError, MpvssError, OutputError, SourceError
 from mpvss.motion.dis import Dis, Hold
 from mpvss.options import OutputOptions, SegmentOptions
-from mpvss.outputs import LabelReader, LabelWriter, OverlayWriter
+from mpvss.outputs import LabelReader, LabelWriter, Mp4Writer
 from mpvss.segmenter import VideoSegmenter
 from mpvss.types import Frame
 from mpvss.video import read
@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_nothing_and_is_named(clip, tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("writer", [OverlayWriter, LabelWriter])
+@pytest.mark.parametrize("writer", [Mp4Writer, LabelWriter])
 def test_a_disk_that_is_full_at_the_end_leaves_nothing(clip, tmp_path, monkeypatch, writer):
     monkeypatch.setattr(writer, "_finish", full_disk)
     with pytest.raises(OutputError, match="No space left on device"):
@@ -268,7 +268,7 @@ def test_damage_is_counted_and_what_decodes_is_written(tmp_path, caplog):
 def test_what_is_wrong_is_said_before_any_output_is_begun(clip, tmp_path):
     out = tmp_path / "out"
     segmenter = colour_segmenter()
-    with pytest.raises(ConfigError, match='found "gren"; did you mean "green"'):
+    with pytest.raises(ConfigError, match='got "gren"; did you mean "green"'):
         segmenter.process(clip, out, classes=("gren",))
     with pytest.raises(SourceError, match="got nothing at"):
         segmenter.process(tmp_path / "none.mp4", out)

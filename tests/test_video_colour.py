@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpvss.batch.listed import FrameList, fingerprint, read_listed
-from mpvss.outputs import OverlayWriter
+from mpvss.outputs import Mp4Writer
 from mpvss.video import probe, read
 from mpvss.video.colour import to_rgb
 from mpvss.video.deinterlace import deinterlaced
@@ -201,7 +201,7 @@ def test_the_shape_of_pixels_goes_from_source_to_overlay(tmp_path, stored, expec
     info = probe(path)
     assert info.sample_aspect_ratio == expected
     assert info.to_dict()["sample_aspect_ratio"] == [expected.numerator, expected.denominator]
-    with OverlayWriter(
+    with Mp4Writer(
         tmp_path / "o.mp4", info.size, info.time_base, sample_aspect_ratio=info.sample_aspect_ratio
     ) as writer:
         writer.write(flat(PATCH), Fraction(0))

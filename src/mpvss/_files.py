@@ -56,7 +56,7 @@ def _shown(path: Path) -> str:
 def owned(path: Path) -> Iterator[None]:
     """Keep an output for this writer: others of this process, of this machine and of a shared disk are refused.
 
-    The system lets go of the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
 
     Raises:
         OutputError: Another writer has it, or its folder cannot be written.
@@ -65,7 +65,7 @@ def owned(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _let_go(lock)
+        _unlock(lock)
 
 
 def _lock(path: Path) -> "BaseFileLock":
@@ -94,7 +94,7 @@ def _lock(path: Path) -> "BaseFileLock":
     return lock
 
 
-def _let_go(lock: "BaseFileLock") -> None:
+def _unlock(lock: "BaseFileLock") -> None:
     if os.name != "nt":  # there the library does it
         Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for this file sees that it is gone, and makes one
     lock.release()
@@ -183,7 +183,7 @@ class Pending:
 
     def _release(self) -> None:
         if self._lock is not None:
-            _let_go(self._lock)
+            _unlock(self._lock)
             self._lock = None
 
 

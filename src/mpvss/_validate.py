@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
 
 MAX_PIXELS = 2**26
-"""Pixels of the largest picture that is decoded, 8192x8192; ``MPVSS_MAX_PIXELS`` in the environment replaces it."""
+"""Pixels of the largest image that is decoded, 8192x8192; ``MPVSS_MAX_PIXELS`` in the environment replaces it."""
 
 _LONGEST_SHOWN = 200
 _LONGEST_YAML = 2**20
@@ -25,14 +25,14 @@ _Any = TypeVar("_Any")
 
 
 def max_pixels() -> int:
-    """Pixels of the largest picture that is decoded.
+    """Pixels of the largest image that is decoded.
 
     Raises:
         ValueError: The environment names something else than a whole number above 0.
     """
     text = os.environ.get("MPVSS_MAX_PIXELS", str(MAX_PIXELS))
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 2**31):
-        raise ValueError(f"MPVSS_MAX_PIXELS must be a whole number from 1 to {2**31 - 1}, found {shown(text)}")
+        raise ValueError(f"MPVSS_MAX_PIXELS must be a whole number from 1 to {2**31 - 1}, got {shown(text)}")
     return int(text)
 
 
@@ -173,7 +173,7 @@ def printable(text: str) -> str:
     Names of files and classes come from others and may hold anything. A line break is kept only before two blanks,
     where messages list things, so that no name begins a line of its own.
     """
-    return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _HARMFUL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 _HARMFUL = re.compile(

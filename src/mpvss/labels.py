@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 
 from mpvss.errors import ConfigError
 
@@ -17,6 +17,7 @@ IGNORE = 255
 MAX_CLASSES = 65535
 
 Colour = tuple[int, int, int]
+LabelMap = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 
 # Cityscapes' colours where it has the class, CamVid's and a few natural ones elsewhere. Several names may share a
 # colour here; within one palette the first of them takes it.
@@ -83,20 +84,6 @@ def ignore_id(num_classes: int) -> int:
     return int(np.iinfo(label_dtype(num_classes)).max)
 
 
-def default_palette(num_classes: int) -> UInt8[np.ndarray, "K 3"]:
-    """Distinct, bright colours, the same on every run; a longer palette begins with the shorter one.
-
-    Args:
-        num_classes: Number of colours, 1 to 65535.
-
-    Raises:
-        ValueError: The number is out of range.
-    """
-    label_dtype(num_classes)
-    colours = _bright_colours()
-    return np.array([next(colours) for _ in range(num_classes)], dtype=np.uint8)
-
-
 def palette_for(class_names: Sequence[str]) -> UInt8[np.ndarray, "K 3"]:
     """One distinct colour per class, the well-known one for classes of street scenes.
 
@@ -112,28 +99,28 @@ def palette_for(class_names: Sequence[str]) -> UInt8[np.ndarray, "K 3"]:
     """
     label_dtype(len(class_names))
     taken: set[Colour] = set()
-    chosen: list[Colour | None] = []
+    colours: list[Colour | None] = []
     for name in class_names:
         known = next((_KNOWN[synonym] for synonym in _synonyms(name) if synonym in _KNOWN), None)
-        chosen.append(None if known in taken else known)
+        colours.append(None if known in taken else known)
         if known is not None:
             taken.add(known)
     free = (colour for colour in _bright_colours() if colour not in taken)
-    return np.array([next(free) if colour is None else colour for colour in chosen], dtype=np.uint8)
+    return np.array([next(free) if colour is None else colour for colour in colours], dtype=np.uint8)
 
 
-def resolve_classes(names_wanted: Sequence[str], class_names: Sequence[str]) -> list[int]:
+def resolve_classes(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
     """Class ids of the names that a person typed.
 
     A whole name goes before the first of several synonyms, and that before the other synonyms. Upper and lower case,
     blanks and underscores do not matter.
 
     Args:
-        names_wanted: Names, or one of the synonyms of a name that lists several.
+        names: Names, or one of the synonyms of a name that lists several.
         class_names: The names a model knows, in id order.
 
     Returns:
-        Ids in the order of ``names_wanted``, each once; all the ids of a name that several classes have.
+        Ids in the order of ``names``, each once; all the ids of a name that several classes have.
 
     Raises:
         ConfigError: A name is unknown, and the message suggests the nearest known one; or it is a synonym of several
@@ -141,21 +128,21 @@ def resolve_classes(names_wanted: Sequence[str], class_names: Sequence[str]) -> 
     """
     index = ClassIndex(class_names)
     ids: list[int] = []
-    for wanted in names_wanted:
-        tier, matches = index.find(wanted)
+    for name in names:
+        tier, matches = index.find(name)
         if not matches:
-            near = difflib.get_close_matches(normal_name(wanted), index.known(), n=1, cutoff=0.0)
+            near = difflib.get_close_matches(normal_name(name), index.known(), n=1, cutoff=0.0)
             suggestion = f'; did you mean "{short(near[0])}"?' if near else ""
             known = short_list(class_names)
-            raise ConfigError(f'expected a class of the model ({known}), found "{short(wanted.strip())}"{suggestion}')
+            raise ConfigError(f'expected a class of the model ({known}), got "{short(name.strip())}"{suggestion}')
         if tier > _WHOLE and len(matches) > 1:
             several = short_list([f'"{class_names[match]}"' for match in matches])
-            raise ConfigError(f'"{short(wanted)}" is a synonym of {len(matches)} classes: {several}; use another name')
+            raise ConfigError(f'"{short(name)}" is a synonym of {len(matches)} classes: {several}; use another name')
         ids += [match for match in matches if match not in ids]
     return ids
 
 
-def map_classes(names: Sequence[str], wanted: Sequence[str]) -> tuple[list[int | None], list[int]]:
+def map_classes(names: Sequence[str], targets: Sequence[str]) -> tuple[list[int | None], list[int]]:
     """Pair the classes of a model with those of a data set by name.
 
     The better match of two takes a class, as in ``resolve_classes``; no two classes of the data set take the same one.
@@ -163,21 +150,21 @@ def map_classes(names: Sequence[str], wanted: Sequence[str]) -> tuple[list[int |
 
     Args:
         names: The model's names, in id order.
-        wanted: The data set's names, in id order.
+        targets: The data set's names, in id order.
 
     Returns:
         For each class of the model the id in the data set or ``None``, and the data set's ids that no class matches.
     """
     index = ClassIndex(names)
     table: list[int | None] = [None] * len(names)
-    repeats = Counter(normal_name(name) for name in wanted)
-    left = list(range(len(wanted)))
+    repeats = Counter(normal_name(name) for name in targets)
+    left = list(range(len(targets)))
     for tier in range(_NONE):
         for id_ in left.copy():
-            free = [match for match in index.at(tier, wanted[id_]) if table[match] is None]
+            free = [match for match in index.at(tier, targets[id_]) if table[match] is None]
             if not free or (tier > _WHOLE and len(free) > 1):
                 continue
-            for match in free[:1] if repeats[normal_name(wanted[id_])] > 1 else free:
+            for match in free[:1] if repeats[normal_name(targets[id_])] > 1 else free:
                 table[match] = id_
             left.remove(id_)
     return table, left

@@ -30,8 +30,8 @@ from mpvss.engine.schedule import KeyFrameFinder, ListedCuts, ListedKeyFrames
 from mpvss.errors import DataError, SourceError
 from mpvss.options import DirectionName, OutputOptions
 from mpvss.outputs import LabelReader, LabelWriter, MetaWriter
-from mpvss.outputs.labels import content_crc
 from mpvss.outputs.sinks import Sinks, output_paths
+from mpvss.outputs.summary import content_crc
 from mpvss.segmenter import VideoSegmenter
 from mpvss.types import RunSummary, Segmentation
 from mpvss.video import parse_rate, read

@@ -15,7 +15,7 @@ import torch
 
 import mpvss
 from mpvss._threads import cores
-from mpvss.outputs import OverlayWriter
+from mpvss.outputs import Mp4Writer
 from mpvss.types import IMAGE_RATE
 
 
@@ -93,7 +93,7 @@ def synthetic_video(path: Path, size: tuple[int, int], frames: int) -> None:
         noise = random.standard_normal((cells * height // width + 2, cells, 3)).astype(np.float32)
         texture += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) / (2 if cells == 64 else 1)
     image = np.clip(128 + 40 * texture, 0, 255).astype(np.uint8)
-    with OverlayWriter(path, size, 1 / IMAGE_RATE) as writer:
+    with Mp4Writer(path, size, 1 / IMAGE_RATE) as writer:
         for index in range(frames):
             turn = cv2.getRotationMatrix2D((width / 2, height / 2), 3 * float(np.sin(index / 12)), 1.0)
             turn[:, 2] += (0.004 * width * index, 0.02 * height * float(np.sin(index / 9)))

@@ -1,6 +1,8 @@
 """What is written: overlay, labels, PNG, NAME.json. The only code that writes media."""
 
-from mpvss.outputs.labels import LabelReader, LabelWriter, MetaWriter, PngWriter
-from mpvss.outputs.overlay import OverlayWriter
+from mpvss.outputs.labels import LabelReader, LabelWriter
+from mpvss.outputs.mp4 import Mp4Writer
+from mpvss.outputs.png import PngWriter
+from mpvss.outputs.summary import MetaWriter
 
-__all__ = ["LabelReader", "LabelWriter", "MetaWriter", "OverlayWriter", "PngWriter"]
+__all__ = ["LabelReader", "LabelWriter", "MetaWriter", "Mp4Writer", "PngWriter"]

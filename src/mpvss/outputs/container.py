@@ -9,6 +9,8 @@ from typing import Any
 import av
 from av.container import OutputContainer
 
+from mpvss.types import shown_size
+
 
 class _File(io.FileIO):
     """A file that writes everything it is given, or raises: the muxer takes a short write for a whole one."""
@@ -40,3 +42,13 @@ def open_output(path: Path, container_format: str, options: Mapping[str, str]) -
         av.open(file, "w", format=container_format, container_options=dict(options)) as container,
     ):
         yield container
+
+
+def check_size(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Refuse an array of another height and width than the file's.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if tuple(shape[:2]) != size:
+        raise ValueError(f"expected a size of {shown_size(size)}, got {shown_size(shape)}")

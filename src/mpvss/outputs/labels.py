@@ -1,41 +1,30 @@
-"""Label maps on disk: FFV1 in Matroska beside a JSON file that says what the ids mean and when each frame is shown.
+"""Label maps on disk: FFV1 in Matroska beside NAME.json, which says what the ids mean and when each frame is shown.
 
 Matroska rounds times to milliseconds. The exact ones are in the JSON file, and frames are paired with them by order.
-
-The JSON file holds a checksum of each frame's labels and one of itself, by which damage and files of different runs are
-noticed.
 """
 
-import json
 import logging
-import sys
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import av
 import numpy as np
-from jaxtyping import UInt8, UInt16
-from PIL import Image
 
 from mpvss._files import output_errors
 from mpvss._validate import convert, read_json, shown
 from mpvss.errors import DataError
-from mpvss.labels import label_dtype
-from mpvss.outputs.container import open_output
-from mpvss.outputs.overlay import Output, check_picture
+from mpvss.labels import LabelMap, label_dtype
+from mpvss.outputs.container import check_size, open_output
+from mpvss.outputs.sink import FileSink, Output, RunInfo
+from mpvss.outputs.summary import SCHEMA, content_crc, labels_crc, whole_ticks
+from mpvss.types import Segmentation
 from mpvss.video.file import bound, open_file
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
-
 _MICROSECOND = Fraction(1, 1_000_000)
-
-Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 
 
 class LabelWriter(Output):
@@ -54,33 +43,29 @@ class LabelWriter(Output):
 
     def __init__(self, path: str | Path, size: tuple[int, int], num_classes: int, time_base: Fraction) -> None:
         if min(size) < 1:
-            raise ValueError(f"expected a size of at least 1x1, found {size[0]}x{size[1]}")
+            raise ValueError(f"expected a size of at least 1x1, got {size[0]}x{size[1]}")
         self._dtype = label_dtype(num_classes)
         self._format = "gray" if self._dtype is np.uint8 else "gray16le"
         self._size = size
         self._time_base = time_base
         # Matroska has whole milliseconds, and FFmpeg counts in 31 bits.
-        fits = max(time_base.numerator, time_base.denominator) < 2**31
-        self._written_base = time_base if fits else _MICROSECOND
+        is_exact = max(time_base.numerator, time_base.denominator) < 2**31
+        self._written_base = time_base if is_exact else _MICROSECOND
         self._written = 0
-        self._files = ExitStack()
         super().__init__(path)
-        try:
-            with output_errors(self._pending.path):
-                # Without random ids: equal labels are equal files.
-                opened = open_output(self._pending.temporary, "matroska", {"fflags": "+bitexact"})
-                self._container = self._files.enter_context(opened)
-                # Range coder and large context: 7.8 kB instead of 10.8 kB a frame at 480x853, for 0.5 ms more.
-                options = {"level": "3", "coder": "1", "context": "1", "g": "1", "slicecrc": "1"}
-                self._stream = self._container.add_stream("ffv1", rate=25, options=options)  # the rate is a hint
-                self._stream.height, self._stream.width = size
-                self._stream.pix_fmt = self._format
-                self._stream.codec_context.time_base = self._written_base
-        except BaseException:
-            self.abort()
-            raise
 
-    def write(self, labels: Labels, pts: Fraction) -> None:
+    def _begin(self, temporary: Path) -> None:
+        # Without random ids: equal labels are equal files.
+        opened = open_output(temporary, "matroska", {"fflags": "+bitexact"})
+        self._container = self._files.enter_context(opened)
+        # Range coder and large context: 7.8 kB instead of 10.8 kB a frame at 480x853, for 0.5 ms more.
+        options = {"level": "3", "coder": "1", "context": "1", "g": "1", "slicecrc": "1"}
+        self._stream = self._container.add_stream("ffv1", rate=25, options=options)  # the rate is a hint
+        self._stream.height, self._stream.width = self._size
+        self._stream.pix_fmt = self._format
+        self._stream.codec_context.time_base = self._written_base
+
+    def write(self, labels: LabelMap, pts: Fraction) -> None:
         """Append a label map.
 
         Args:
@@ -91,11 +76,11 @@ class LabelWriter(Output):
             OutputError: The file cannot be written.
             ValueError: Size, type or time do not fit.
         """
-        check_picture(labels.shape, self._size)
+        check_size(labels.shape, self._size)
         if labels.dtype != self._dtype:
-            raise ValueError(f"expected labels of type {np.dtype(self._dtype)}, found {labels.dtype}")
+            raise ValueError(f"expected labels of type {np.dtype(self._dtype)}, got {labels.dtype}")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(labels), self._format)
-        ticks = _ticks(pts, self._time_base)
+        ticks = whole_ticks(pts, self._time_base)
         frame.pts = ticks if self._written_base == self._time_base else round(pts / self._written_base)
         frame.time_base = self._written_base
         with output_errors(self._pending.path):
@@ -106,113 +91,21 @@ class LabelWriter(Output):
         if not self._written:
             raise ValueError("expected at least one label map before the file is closed")
         self._container.mux(self._stream.encode(None))
-        self._files.close()
-
-    def _release(self) -> None:
-        self._files.close()
+        super()._finish()
 
 
-class MetaWriter(Output):
-    """Writes NAME.json as the frames come, one line each, so that a long video takes no memory.
+class LabelSink(FileSink[LabelWriter]):
+    """NAME.labels.mkv."""
 
-    Args:
-        path: File to write; replaced if it exists.
-        header: What stands before the frames: source, size, classes, palette, ignore, model, options.
-        time_base: Every timestamp is a whole multiple of this, in seconds.
+    ending = ".labels.mkv"
 
-    Raises:
-        OutputError: The file cannot be written.
-        ValueError: The header names something that the writer adds itself.
-    """
+    def make(self, info: RunInfo) -> LabelWriter:
+        """Open a video of the source's size."""
+        return LabelWriter(self.path, info.reader.info.size, len(info.class_names), info.reader.info.time_base)
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any], time_base: Fraction) -> None:
-        own = {"schema", "time_base", "frames", "crc32"} & header.keys()
-        if own:
-            raise ValueError(f"expected a header without {', '.join(sorted(own))}, which the writer adds")
-        self._time_base = time_base
-        self._separator = "\n"
-        whole = {"schema": SCHEMA, **header, "time_base": [time_base.numerator, time_base.denominator]}
-        text = json.dumps(whole)
-        self._crc = content_crc(json.loads(text))
-        super().__init__(path)
-        with output_errors(self._pending.path):
-            self._file = self._pending.temporary.open("w", encoding="utf-8")
-        self._write(f'{text[:-1]}, "frames": [')
-
-    def add(self, index: int, pts: Fraction, key: bool, name: str | None = None, labels: Labels | None = None) -> None:
-        """Append a frame.
-
-        Args:
-            index: Position in the source.
-            pts: Time in seconds, a whole multiple of the time base.
-            key: Whether the segmentor ran on it.
-            name: What the outputs of an image of a folder are called.
-            labels: Its labels, of which the checksum is kept; without them they cannot be verified.
-
-        Raises:
-            OutputError: The file cannot be written.
-            ValueError: The time is no multiple of the time base.
-        """
-        entry: dict[str, Any] = {"index": index, "pts": _ticks(pts, self._time_base), "key": key}
-        if name is not None:
-            entry["name"] = name
-        if labels is not None:
-            entry["crc32"] = labels_crc(labels)
-        self._crc = content_crc(entry, self._crc)
-        self._write(f"{self._separator}{json.dumps(entry)}")
-        self._separator = ",\n"
-
-    def _write(self, text: str) -> None:
-        with output_errors(self._pending.path):
-            self._file.write(text)
-
-    def _finish(self) -> None:
-        self._file.write(f'\n], "crc32": {self._crc}}}\n')
-        self._file.close()
-
-    def _release(self) -> None:
-        self._file.close()
-
-
-class PngWriter(Output):
-    """Writes one PNG per label map into a new folder, called as its image was, or by frame index.
-
-    Up to 255 classes a PNG holds ids and palette (8 bits); above, ids as 16-bit grey.
-
-    Args:
-        folder: Folder to write; replaced if it exists.
-        palette: Colours in id order, RGB.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-
-    def __init__(self, folder: str | Path, palette: UInt8[np.ndarray, "K 3"]) -> None:
-        self._dtype = label_dtype(len(palette))
-        # All 256 colours: with fewer, Pillow writes fewer bits a pixel, and the ignore id does not fit.
-        self._palette = palette.tobytes().ljust(3 * 256, b"\0")
-        super().__init__(folder, folder=True)
-
-    def write(self, labels: Labels, index: int, name: str | None = None) -> None:
-        """Write the label map of the frame at ``index``, or of the image of this name.
-
-        Raises:
-            OutputError: The file cannot be written.
-            ValueError: The type of the labels does not fit the number of classes.
-        """
-        if labels.dtype != self._dtype:
-            raise ValueError(f"expected labels of type {np.dtype(self._dtype)}, found {labels.dtype}")
-        image = Image.fromarray(labels)
-        if self._dtype is np.uint8:
-            image.putpalette(self._palette)
-        with output_errors(self._pending.path):
-            image.save(self._pending.temporary / f"{f'{index:06d}' if name is None else name}.png")
-
-    def _finish(self) -> None:
-        pass
-
-    def _release(self) -> None:
-        pass
+    def write(self, result: Segmentation) -> None:
+        """Append the frame's label map."""
+        self.output.write(result.labels, result.pts)
 
 
 class _Frame(TypedDict):
@@ -255,7 +148,7 @@ class LabelReader:
         self._json = given if given.suffix == ".json" else given.with_name(f"{name}.json")
         for file, what in ((self._video, "label video"), (self._json, "description of the labels")):
             if not file.is_file():
-                raise DataError(f"expected the {what} {file}, found no such file: keep both files in one folder")
+                raise DataError(f"expected the {what} {file}, got no such file: keep both files in one folder")
         self.meta = _read_meta(self._json)
         try:
             about = convert(self.meta, _Description, what="the description")
@@ -287,7 +180,7 @@ class LabelReader:
             computed = content_crc(frame, computed)
         if stated != computed:
             raise DataError(
-                f"expected the checksum {computed} in {self._json}, found {shown(stated)}: the file is damaged or was "
+                f"expected the checksum {computed} in {self._json}, got {shown(stated)}: the file is damaged or was "
                 "edited; segment the video again"
             )
         return None not in self._crc
@@ -295,26 +188,26 @@ class LabelReader:
     def __len__(self) -> int:
         return len(self._index)
 
-    def __iter__(self) -> Iterator[tuple[int, Fraction, Labels, bool]]:
+    def __iter__(self) -> Iterator[tuple[int, Fraction, LabelMap, bool]]:
         count = 0
         try:
             with open_file(self._video, formats="matroska") as container:
                 stream = container.streams.video[0]
                 bound(stream)
                 if stream.codec_context.name != "ffv1":
-                    raise DataError(f"expected labels as FFV1 in {self._video}, found {stream.codec_context.name}")
+                    raise DataError(f"expected labels as FFV1 in {self._video}, got {stream.codec_context.name}")
                 for frame in container.decode(stream):
                     labels = frame.to_ndarray()
                     if labels.dtype != self._dtype or labels.shape != self._size:
                         raise DataError(
-                            f"expected labels of {self._size} and type {np.dtype(self._dtype)} in {self._video}, found "
+                            f"expected labels of {self._size} and type {np.dtype(self._dtype)} in {self._video}, got "
                             f"{labels.shape} and {labels.dtype}: the two files belong to different runs"
                         )
                     if count < len(self):
                         if self._crc[count] not in (None, labels_crc(labels)):
                             raise DataError(
                                 f"expected the labels of frame {self._index[count]} in {self._video} to have the "
-                                f"checksum of {self._json.name}, found another: the file is damaged, or the two are "
+                                f"checksum of {self._json.name}, got another: the file is damaged, or the two are "
                                 "of different runs; segment the video again"
                             )
                         pts = int(self._pts[count]) * self._time_base
@@ -323,39 +216,21 @@ class LabelReader:
         except (av.FFmpegError, IndexError, ValueError, OverflowError, MemoryError, NotImplementedError) as error:
             where = f" at frame {self._index[count]}" if 0 < count < len(self) else ""
             raise DataError(
-                f"expected a label video in {self._video}, found data that is none{where} ({error})"
+                f"expected a label video in {self._video}, got data that is none{where} ({error})"
             ) from error
         if count != len(self):
             raise DataError(
-                f"expected {len(self)} frames in {self._video}, as {self._json.name} lists, found {count}: "
+                f"expected {len(self)} frames in {self._video}, as {self._json.name} lists, got {count}: "
                 "the two files belong to different runs, or one was cut off"
             )
-
-
-def labels_crc(labels: Labels) -> int:
-    """CRC-32 of the bytes of a label map, in rows from the top, 16 bits with the lower byte first."""
-    ordered = labels if sys.byteorder == "little" else labels.astype(f"<u{labels.itemsize}")
-    return zlib.crc32(np.ascontiguousarray(ordered).data)
-
-
-def content_crc(value: Any, before: int = 0) -> int:
-    """CRC-32 of a JSON value, however it is laid out, after what came before."""
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode(), before)
-
-
-def _ticks(pts: Fraction, time_base: Fraction) -> int:
-    ticks = pts / time_base
-    if ticks.denominator != 1:
-        raise ValueError(f"expected a time in whole multiples of {time_base} s, found {pts} s")
-    return ticks.numerator
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = read_json(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"expected JSON in {path}, found text that is none ({error})") from error
-    found = meta.get("schema") if isinstance(meta, dict) else None
-    if not isinstance(meta, dict) or found != SCHEMA:
-        raise DataError(f"expected schema {SCHEMA} of label descriptions in {path}, found {shown(found)}")
+        raise DataError(f"expected JSON in {path}, got text that is none ({error})") from error
+    schema = meta.get("schema") if isinstance(meta, dict) else None
+    if not isinstance(meta, dict) or schema != SCHEMA:
+        raise DataError(f"expected schema {SCHEMA} of label descriptions in {path}, got {shown(schema)}")
     return meta

@@ -1,0 +1,59 @@
+"""The comparison: the segmentor's own result on every frame beside the propagated one."""
+
+import math
+from pathlib import Path
+
+from mpvss.metrics import SMALLEST_FLOW, Flicker
+from mpvss.outputs import draw
+from mpvss.outputs.mp4 import Mp4Writer
+from mpvss.outputs.overlay import VideoSink
+from mpvss.outputs.sink import RunInfo
+from mpvss.types import Segmentation
+
+
+class CompareSink(VideoSink):
+    """NAME.compare.mp4; ``beside`` says what each result is compared with."""
+
+    ending = ".compare.mp4"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._flicker = (Flicker(), Flicker())
+        self._per_frame: Segmentation | None = None
+        self._seconds = (0.0, 0.0)
+
+    @property
+    def flicker(self) -> tuple[float, float]:
+        """Flicker so far, per frame and propagated, 0 to 1; NaN before the second frame."""
+        return self._flicker[0].value, self._flicker[1].value
+
+    def make(self, info: RunInfo) -> Mp4Writer:
+        """Open a video that holds two images side by side."""
+        self._drawers = (draw.ResultDrawer(info), draw.ResultDrawer(info))
+        return self.video(info, draw.side_by_side_size(info.reader.info.size))
+
+    def beside(self, per_frame: Segmentation, seconds: tuple[float, float]) -> None:
+        """Say what the next result is compared with.
+
+        Args:
+            per_frame: The segmentor's own result on that frame.
+            seconds: Mean seconds a frame so far, per frame and propagated.
+        """
+        self._per_frame, self._seconds = per_frame, seconds
+
+    def write(self, result: Segmentation) -> None:
+        """Append both results, each under its name, time and flicker."""
+        if self._per_frame is None:
+            raise ValueError("expected the segmentor's own result to compare with, got none")
+        results, self._per_frame = (self._per_frame, result), None
+        captions, images = [], []
+        for name, flicker, drawer, shown, seconds in zip(
+            ("per frame", "propagated"), self._flicker, self._drawers, results, self._seconds, strict=True
+        ):
+            if min(shown.frame.size) >= SMALLEST_FLOW:
+                flicker.update(shown.frame.rgb, shown.labels)
+            share = "" if math.isnan(flicker.value) else f"   flicker {100 * flicker.value:.2f} %"
+            captions.append(f"{name}   {1000 * seconds:.0f} ms{share}")
+            images.append(drawer.draw(shown))
+        keys = (results[0].is_key, result.is_key)
+        self.output.write(draw.side_by_side(images[0], images[1], (captions[0], captions[1]), keys), result.pts)

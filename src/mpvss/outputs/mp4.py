@@ -1,0 +1,155 @@
+"""H.264 video with the source's timestamps and sound."""
+
+from contextlib import AbstractContextManager
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.packet import Packet
+from av.stream import Stream
+from av.video.reformatter import VideoReformatter
+from jaxtyping import UInt8
+
+from mpvss._files import output_errors
+from mpvss.outputs.audio import Audio, add_sound
+from mpvss.outputs.container import check_size, open_output
+from mpvss.outputs.sink import Output
+
+if TYPE_CHECKING:  # generic only in its type stubs
+    _AnyPacket = Packet[Stream]
+else:
+    _AnyPacket = Packet
+
+_FINEST_TICKS = 1_000_000
+_FINEST_ASPECT = 255  # of the two 16-bit numbers that H.264 has, far below a pixel
+_BT709 = 1  # colour matrix, primaries and transfer have the same number in FFmpeg
+_LIMITED_RANGE = 1
+
+
+class Mp4Writer(Output):
+    """Writes H.264 mp4 (yuv420p, BT.709, fast start) with the source's timestamps and sound.
+
+    Timestamps are exact for time bases down to a microsecond; finer ones are rounded to that, and those that would
+    become one are a microsecond apart. H.264 with 4:2:0 chroma holds only even sizes: the last row or column of an odd
+    one is repeated once. There are no B-frames: without them, decoding order is display order and no player needs an
+    edit list to get the times right.
+
+    Args:
+        path: File to write; replaced if it exists.
+        size: Height and width of the images in pixels.
+        time_base: Every timestamp is a whole multiple of this, in seconds.
+        audio: The sound that goes with the images.
+        origin: The source's time that becomes zero here, for images and sound; ``Reader.origin``.
+        crf: Quality of x264, 0 to 51, less is better.
+        sample_aspect_ratio: Width of a pixel by its height on a display.
+
+    Attributes:
+        until: When the last image ends; ``None`` to show it for as long as the one before. To be set before the end.
+        warnings: What happened to the sound, one line each.
+
+    Raises:
+        OutputError: The file cannot be written.
+        ValueError: Size or quality are out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: tuple[int, int],
+        time_base: Fraction,
+        *,
+        audio: Audio | None = None,
+        origin: Fraction = Fraction(0),
+        crf: int = 20,
+        sample_aspect_ratio: Fraction = Fraction(1),
+    ) -> None:
+        if min(size) < 1:
+            raise ValueError(f"expected a size of at least 1x1, got {size[0]}x{size[1]}")
+        if not 0 <= crf <= 51:
+            raise ValueError(f"expected a crf of 0 to 51, got {crf}")
+        self.warnings: list[str] = []
+        self._size = size
+        self._origin = origin
+        self._audio = audio
+        self._crf = crf
+        self._aspect = sample_aspect_ratio
+        # mp4 counts in whole parts of a second, and places the start of a track in parts that are its own setting.
+        self._ticks = min(time_base.denominator, _FINEST_TICKS)
+        if self._ticks < 1000:
+            self._ticks = lcm(self._ticks, 1000)
+        self._last: int | None = None
+        self._last_pts: Fraction | None = None
+        self._last_duration = 0
+        self.until: Fraction | None = None
+        self._reformatter = VideoReformatter()
+        super().__init__(path)
+
+    def _begin(self, temporary: Path) -> None:
+        self._container = self._files.enter_context(self._mp4(temporary))
+        options = {"crf": str(self._crf), "preset": "veryfast", "bf": "0"}
+        self._stream = self._container.add_stream("libx264", rate=25, options=options)  # the rate is a hint
+        self._stream.height, self._stream.width = (side + side % 2 for side in self._size)
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.time_base = Fraction(1, self._ticks)
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        if self._aspect != 1:  # an output of square pixels says nothing of them
+            context.sample_aspect_ratio = self._aspect.limit_denominator(_FINEST_ASPECT)
+
+    def write(self, rgb: UInt8[np.ndarray, "H W 3"], pts: Fraction) -> None:
+        """Append an image.
+
+        Args:
+            rgb: Image of the writer's size.
+            pts: The source's time of the image in seconds, later than the one before.
+
+        Raises:
+            OutputError: The file cannot be written.
+            ValueError: Size or time is out of range.
+        """
+        check_size(rgb.shape, self._size)
+        ticks = round((pts - self._origin) * self._ticks)
+        if self._last is not None and self._last_pts is not None:
+            if pts <= self._last_pts:
+                raise ValueError(f"expected a time after the image before, got {float(pts):g} s")
+            ticks = max(ticks, self._last + 1)  # times that differ by less than can be written stay apart
+            self._last_duration = ticks - self._last
+        self._last, self._last_pts = ticks, pts
+        bottom, right = rgb.shape[0] % 2, rgb.shape[1] % 2
+        if bottom or right:
+            rgb = np.pad(rgb, ((0, bottom), (0, right), (0, 0)), mode="edge")
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24"),
+            format="yuv420p",
+            dst_colorspace=_BT709,
+            dst_color_range=_LIMITED_RANGE,
+        )
+        frame.pts = ticks
+        frame.time_base = Fraction(1, self._ticks)
+        with output_errors(self._pending.path):
+            self._mux(self._stream.encode(frame))
+
+    def _mp4(self, path: Path) -> AbstractContextManager[OutputContainer]:
+        return open_output(path, "mp4", {"movflags": "+faststart", "movie_timescale": str(self._ticks)})
+
+    def _finish(self) -> None:
+        if self._last is None:
+            raise ValueError("expected at least one image before the video is closed")
+        if self.until is not None:
+            self._last_duration = max(1, round((self.until - self._origin) * self._ticks) - self._last)
+        self._mux(self._stream.encode(None))
+        self._files.close()
+        if self._audio is not None:
+            temporary = self._pending.temporary
+            self.warnings += add_sound(temporary, self._audio, self._origin, self._pending.path, self._mp4)
+
+    def _mux(self, packets: list[_AnyPacket]) -> None:
+        for packet in packets:
+            if packet.pts == self._last and self._last_duration:
+                packet.duration = self._last_duration
+            self._container.mux(packet)
