@@ -19,7 +19,7 @@ from mpvss.engine.spill import Spill
 from mpvss.errors import SourceError
 from mpvss.options import OutputOptions
 from mpvss.outputs.sinks import Sinks, output_paths
-from mpvss.outputs.writer_thread import Behind
+from mpvss.outputs.writer_thread import WriterThread
 from mpvss.types import IMAGE_RATE, Comparison, Frame, RunSummary, Segmentation
 from mpvss.video import Reader, read
 
@@ -73,7 +73,7 @@ class Process:
                 sinks = stack.enter_context(Sinks(reader, paths, output, segmenter.class_names, about, classes))
                 self._write: Callable[..., None] = sinks.write
                 if not output.compare:  # which times the two sides, and is not to be disturbed
-                    self._write = partial(stack.enter_context(Behind(_WAITING)).call, sinks.write)
+                    self._write = partial(stack.enter_context(WriterThread(_WAITING)).call, sinks.write)
                 self._segment(chain([first], self._until_lost(reader)))
                 if self._stopped:  # sound goes on no longer than the frames
                     sinks.end = self._last_pts + 1 / (reader.info.frame_rate or IMAGE_RATE)

@@ -1,7 +1,7 @@
-"""A thread that writes behind the one that segments, as the reader's reads ahead of it.
+"""A thread that writes while another segments, as the reader's thread reads ahead.
 
-FFmpeg, OpenCV and torch let go of the interpreter while they work, so the three overlap. Results are handed over, not
-copied, and few of them wait.
+FFmpeg, OpenCV and torch release the GIL while they work, so the three overlap. Results are handed over, not copied, and
+few of them wait.
 """
 
 import threading
@@ -11,7 +11,7 @@ from queue import Empty, Queue
 from typing import Any
 
 
-class Behind:
+class WriterThread:
     """Calls that are made in order in a thread, while the caller goes on; a context manager.
 
     The first error ends it: later calls are not made, and the next ``call``, or the end of the block, raises it.
@@ -41,7 +41,7 @@ class Behind:
             raise self._error
         self._queue.put((function, arguments))
 
-    def __enter__(self) -> "Behind":
+    def __enter__(self) -> "WriterThread":
         self._thread.start()
         return self
 

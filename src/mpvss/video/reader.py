@@ -157,7 +157,6 @@ class Reader:
         read_ahead: int,
     ) -> None:
         self.info: VideoInfo = media.info
-        self.selected_end = end
         self._media = media
         self.selected_end = end
         self._moved = start is not None
