@@ -125,7 +125,7 @@ def make_worlds(root: Path) -> dict[str, Path]:
         ):
             for frame in frames:
                 meta.add(frame.index, frame.index * tick, frame.index % 5 == 0)
-                video.write((frame.rgb[..., 0] // 90).astype(dtype), frame.index * tick)
+                video.append((frame.rgb[..., 0] // 90).astype(dtype), frame.index * tick)
 
     plain = make_folder(place("folder"))
     (plain / "val.txt").write_text("clip0\nclip1\n")
@@ -219,7 +219,7 @@ def _write_mp4(path: Path, count: int) -> None:
         container.mux(stream.encode(None))
     with Mp4Writer(path, (48, 64), Fraction(1, 25), audio=Audio(sound)) as writer:
         for frame in moving_frames(count, (48, 64)):
-            writer.write(frame.rgb, Fraction(frame.index, 25))
+            writer.append(frame.rgb, Fraction(frame.index, 25))
 
 
 def _hold(data: str, **options: Any) -> EvalOptions:

@@ -283,13 +283,13 @@ def test_a_video_that_changes_size_is_scaled_with_a_warning(segment, tmp_path):
 
 
 def test_sound_that_is_left_out_is_said_once(segment, clip, monkeypatch):
-    write = Mp4Writer.write
+    write = Mp4Writer.append
 
     def silent(self, *arguments):
         self.warnings[:] = ["the sound of clip.mp4 is left out"]
         write(self, *arguments)
 
-    monkeypatch.setattr(Mp4Writer, "write", silent)
+    monkeypatch.setattr(Mp4Writer, "append", silent)
     code, _, err = segment(clip, "--compare")
     assert code == 0
     assert err.count("the sound of clip.mp4 is left out") == 1

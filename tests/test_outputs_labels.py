@@ -44,7 +44,7 @@ def store(folder, maps, num_classes, *, listed=None, summed=False):
         MetaWriter(folder / "a.json", header(size, num_classes), TB) as meta,
     ):
         for i, label_map in enumerate(maps):
-            labels.write(label_map, 7 * i * TB)
+            labels.append(label_map, 7 * i * TB)
         for i in range(len(maps) if listed is None else listed):
             meta.add(3 * i, 7 * i * TB, i % 5 == 0, labels=maps[i] if summed else None)
     return folder / "a.json"
@@ -101,7 +101,7 @@ def test_times_closer_than_a_millisecond(tmp_path):
     times = [Fraction(k, 90000) for k in (0, 1, 2, 3003)]
     with LabelWriter(tmp_path / "a.labels.mkv", (4, 6), 3, Fraction(1, 90000)) as labels:
         for time in times:
-            labels.write(np.zeros((4, 6), np.uint8), time)
+            labels.append(np.zeros((4, 6), np.uint8), time)
     with MetaWriter(tmp_path / "a.json", header((4, 6), 3), Fraction(1, 90000)) as meta:
         for i, time in enumerate(times):
             meta.add(i, time, False)
@@ -151,7 +151,7 @@ def test_a_damaged_frame_is_named(tmp_path):
     maps[1, 4, 4] ^= 1
     with LabelWriter(tmp_path / "a.labels.mkv", (8, 8), 3, TB) as labels:
         for i, label_map in enumerate(maps):
-            labels.write(label_map, 7 * i * TB)
+            labels.append(label_map, 7 * i * TB)
     with pytest.raises(
         DataError, match=r"expected the labels of frame 3 in .*a.labels.mkv to have the checksum of a.json"
     ):
@@ -186,7 +186,7 @@ def test_labels_of_times_finer_than_a_microsecond(tmp_path, time_base):
         MetaWriter(tmp_path / "a.json", header((8, 8), 3), time_base) as meta,
     ):
         for i, label_map in enumerate(maps):
-            labels.write(label_map, i * time_base)
+            labels.append(label_map, i * time_base)
             meta.add(i, i * time_base, True, labels=label_map)
     assert [pts for _, pts, _, _ in LabelReader(tmp_path / "a.json")] == [i * time_base for i in range(3)]
 
@@ -249,7 +249,7 @@ def test_label_video_that_is_none(tmp_path):
 )
 def test_labels_that_do_not_fit(tmp_path, labels, message):
     with pytest.raises(ValueError, match=message), LabelWriter(tmp_path / "a.labels.mkv", (8, 8), 3, TB) as writer:
-        writer.write(labels, 0 * TB)
+        writer.append(labels, 0 * TB)
     assert names(tmp_path) == []
 
 
@@ -260,7 +260,7 @@ def test_times_must_be_multiples_of_the_time_base(tmp_path):
         pytest.raises(ValueError, match="expected a time in whole multiples"),
         LabelWriter(tmp_path / "a.labels.mkv", (8, 8), 3, TB) as writer,
     ):
-        writer.write(np.zeros((8, 8), np.uint8), Fraction(1, 7))
+        writer.append(np.zeros((8, 8), np.uint8), Fraction(1, 7))
 
 
 def test_header_must_leave_the_writers_own_entries(tmp_path):
@@ -292,9 +292,9 @@ WRITERS = [
 def test_an_exception_leaves_nothing_behind(tmp_path, make, error):
     with pytest.raises(error), make(tmp_path) as writer:
         if isinstance(writer, LabelWriter):
-            writer.write(np.zeros((8, 8), np.uint8), 0 * TB)
+            writer.append(np.zeros((8, 8), np.uint8), 0 * TB)
         elif isinstance(writer, PngWriter):
-            writer.write(np.zeros((8, 8), np.uint8), 0)
+            writer.append(np.zeros((8, 8), np.uint8), 0)
         raise error
     assert names(tmp_path) == []
 
@@ -313,7 +313,7 @@ def test_palette_pngs(tmp_path):
     for _ in range(2):  # a second run replaces the first
         with PngWriter(tmp_path / "a.png", palette) as writer:
             for i, label_map in enumerate(maps):
-                writer.write(label_map, 10 * i)
+                writer.append(label_map, 10 * i)
             assert names(tmp_path)[0].startswith(".a.png")
     assert names(tmp_path) == ["a.png"]
     assert names(tmp_path / "a.png") == ["000000.png", "000010.png", "000020.png"]
@@ -328,19 +328,19 @@ def test_palette_pngs(tmp_path):
 def test_pngs_of_many_classes(tmp_path):
     (label_map,) = label_maps(1, (8, 8), 300)
     with PngWriter(tmp_path / "a.png", palette_for([str(i) for i in range(300)])) as writer:
-        writer.write(label_map, 0)
+        writer.append(label_map, 0)
     with Image.open(tmp_path / "a.png" / "000000.png") as image:
         np.testing.assert_array_equal(np.asarray(image), label_map)
     with (
         pytest.raises(ValueError, match="expected labels of type uint16, got uint8"),
         PngWriter(tmp_path / "b.png", palette_for([str(i) for i in range(300)])) as writer,
     ):
-        writer.write(label_map.astype(np.uint8), 0)
+        writer.append(label_map.astype(np.uint8), 0)
 
 
 def test_equal_labels_are_equal_files(tmp_path):
     for name in ("a", "b"):
         with LabelWriter(tmp_path / f"{name}.mkv", (16, 24), 5, Fraction(1, 25)) as writer:
             for i in range(4):
-                writer.write(np.full((16, 24), i, np.uint8), Fraction(i, 25))
+                writer.append(np.full((16, 24), i, np.uint8), Fraction(i, 25))
     assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()

@@ -28,7 +28,7 @@ def write(path, times, *, size=SIZE, time_base=TB, images=None, sound=None, end=
     audio = None if sound is None else Audio(sound, end)
     with Mp4Writer(path, size, time_base, audio=audio, **options) as writer:
         for i, time in enumerate(times):
-            writer.write(grey(8 * i % 256, size) if images is None else images[i], time)
+            writer.append(grey(8 * i % 256, size) if images is None else images[i], time)
     return writer
 
 
@@ -251,7 +251,7 @@ def test_damaged_sound_is_not_blamed_on_the_output(tmp_path, monkeypatch):
 def test_nothing_has_the_final_name_before_the_end(tmp_path):
     path = tmp_path / "o.mp4"
     with Mp4Writer(path, SIZE, TB) as writer:
-        writer.write(grey(0), 0 * TB)
+        writer.append(grey(0), 0 * TB)
         assert not path.exists()
         assert all(name.startswith(".") for name in names(tmp_path))
     assert names(tmp_path) == ["o.mp4"]
@@ -265,7 +265,7 @@ def test_nothing_has_the_final_name_before_the_end(tmp_path):
 def test_an_exception_leaves_nothing_behind(tmp_path, error, written):
     with pytest.raises(error), Mp4Writer(tmp_path / "o.mp4", SIZE, TB) as writer:
         for k in range(written):
-            writer.write(grey(k), k * TB)
+            writer.append(grey(k), k * TB)
         raise error
     assert names(tmp_path) == []
 
@@ -274,7 +274,7 @@ def test_an_exception_leaves_the_former_file_as_it_was(tmp_path):
     path = tmp_path / "o.mp4"
     path.write_text("former")
     with pytest.raises(RuntimeError), Mp4Writer(path, SIZE, TB) as writer:
-        writer.write(grey(0), 0 * TB)
+        writer.append(grey(0), 0 * TB)
         raise RuntimeError
     assert path.read_text() == "former"
     write(path, [0 * TB])
@@ -305,7 +305,7 @@ def test_full_disk(tmp_path):
             Mp4Writer(tmp_path / "o.mp4", SIZE, TB, crf=1) as writer,
         ):
             for k in range(300):
-                writer.write(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8), k * TB)
+                writer.append(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8), k * TB)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []
@@ -325,9 +325,9 @@ def overlay_of(path, out):
         info = reader.info
         audio = Audio(path, clock=reader.clock) if info.has_audio else None
         with Mp4Writer(out, info.size, info.time_base, audio=audio, origin=reader.origin) as writer:
-            writer.write(frame.rgb, frame.pts)
+            writer.append(frame.rgb, frame.pts)
             for frame in reader:
-                writer.write(frame.rgb, frame.pts)
+                writer.append(frame.rgb, frame.pts)
     return writer.warnings
 
 
@@ -477,7 +477,7 @@ def test_a_full_disk_leaves_nothing_open(tmp_path, kind, size):
         with writer:
             for i in range(30):
                 shape = SIZE if kind == "labels" else (*SIZE, 3)
-                writer.write(random.integers(0, 250, shape, dtype=np.uint8), i * TB)
+                writer.append(random.integers(0, 250, shape, dtype=np.uint8), i * TB)
     assert writer is not None  # which is still held, as by a traceback
     assert open_below(out) == []
     assert names(out) == []
@@ -506,6 +506,6 @@ def test_whatever_a_container_raises_nothing_stays_open(tmp_path, monkeypatch, c
     monkeypatch.setattr("mpvss.outputs.container.av.open", lambda *a, **k: Failing(real(*a, **k)))
 
     with pytest.raises((OutputError, KeyboardInterrupt)), Mp4Writer(tmp_path / "v.mp4", SIZE, TB) as writer:
-        writer.write(grey(0), 0 * TB)
+        writer.append(grey(0), 0 * TB)
     assert open_below(tmp_path) == []
     assert names(tmp_path) == []

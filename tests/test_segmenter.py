@@ -224,7 +224,7 @@ def full_disk(*_):
 
 
 def test_a_full_disk_leaves_nothing_and_is_named(clip, tmp_path, monkeypatch):
-    write, written = LabelWriter.write, []
+    write, written = LabelWriter.append, []
 
     def fill_up(self, labels, pts):
         written.append(pts)
@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_nothing_and_is_named(clip, tmp_path, monkeypatch):
             self._container = type("Full", (), {"mux": full_disk, "close": lambda _: None})()
         write(self, labels, pts)
 
-    monkeypatch.setattr(LabelWriter, "write", fill_up)
+    monkeypatch.setattr(LabelWriter, "append", fill_up)
     with pytest.raises(OutputError, match=r"clip\.labels\.mkv, got: No space left on device"):
         colour_segmenter().process(clip, tmp_path, save=("overlay", "labels", "png"))
     assert len(written) == 5

@@ -204,7 +204,7 @@ def test_the_shape_of_pixels_goes_from_source_to_overlay(tmp_path, stored, expec
     with Mp4Writer(
         tmp_path / "o.mp4", info.size, info.time_base, sample_aspect_ratio=info.sample_aspect_ratio
     ) as writer:
-        writer.write(flat(PATCH), Fraction(0))
+        writer.append(flat(PATCH), Fraction(0))
     assert probe(tmp_path / "o.mp4").sample_aspect_ratio == expected
 
 

@@ -261,7 +261,7 @@ def segment_part(
         def keep(results: list[Segmentation]) -> None:
             for result in results:
                 if after is None or result.index < after:
-                    labels.write(result.labels, result.pts)
+                    labels.append(result.labels, result.pts)
                     meta.add(result.index, result.pts, result.is_key, labels=result.labels)
                     beat()
 

@@ -98,4 +98,4 @@ def synthetic_video(path: Path, size: tuple[int, int], frames: int) -> None:
             turn = cv2.getRotationMatrix2D((width / 2, height / 2), 3 * float(np.sin(index / 12)), 1.0)
             turn[:, 2] += (0.004 * width * index, 0.02 * height * float(np.sin(index / 9)))
             seen = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-            writer.write(seen, Fraction(index) / IMAGE_RATE)
+            writer.append(seen, Fraction(index) / IMAGE_RATE)

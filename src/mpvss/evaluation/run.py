@@ -661,7 +661,7 @@ class _Predictor:
                     video = stack.enter_context(LabelWriter(path, size, clip.num_classes, 1 / clip.fps))
                 pts = Fraction(item.index) / clip.fps
                 meta.add(item.index, pts, bool(item.is_key), labels=item.labels)
-                video.write(item.labels, pts)
+                video.append(item.labels, pts)
                 yield item
 
     def _work(self, clip: Clip, keys: list[bool]) -> tuple[float, int]:

@@ -5,19 +5,19 @@ from pathlib import Path
 
 from mpvss.metrics import SMALLEST_FLOW, Flicker
 from mpvss.outputs import draw
-from mpvss.outputs.mp4 import Mp4Writer
-from mpvss.outputs.overlay import VideoSink
+from mpvss.outputs.overlay import SourceVideo
 from mpvss.outputs.sink import RunInfo
 from mpvss.types import Segmentation
 
 
-class CompareSink(VideoSink):
+class CompareSink(SourceVideo):
     """NAME.compare.mp4; ``beside`` says what each result is compared with."""
 
     ending = ".compare.mp4"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, info: RunInfo) -> None:
+        super().__init__(path, info, draw.side_by_side_size(info.reader.info.size))
+        self._drawers = (draw.ResultDrawer(info), draw.ResultDrawer(info))
         self._flicker = (Flicker(), Flicker())
         self._per_frame: Segmentation | None = None
         self._seconds = (0.0, 0.0)
@@ -26,11 +26,6 @@ class CompareSink(VideoSink):
     def flicker(self) -> tuple[float, float]:
         """Flicker so far, per frame and propagated, 0 to 1; NaN before the second frame."""
         return self._flicker[0].value, self._flicker[1].value
-
-    def make(self, info: RunInfo) -> Mp4Writer:
-        """Open a video that holds two images side by side."""
-        self._drawers = (draw.ResultDrawer(info), draw.ResultDrawer(info))
-        return self.video(info, draw.side_by_side_size(info.reader.info.size))
 
     def beside(self, per_frame: Segmentation, seconds: tuple[float, float]) -> None:
         """Say what the next result is compared with.
@@ -56,4 +51,4 @@ class CompareSink(VideoSink):
             captions.append(f"{name}   {1000 * seconds:.0f} ms{share}")
             images.append(drawer.draw(shown))
         keys = (results[0].is_key, result.is_key)
-        self.output.write(draw.side_by_side(images[0], images[1], (captions[0], captions[1]), keys), result.pts)
+        self.append(draw.side_by_side(images[0], images[1], (captions[0], captions[1]), keys), result.pts)

@@ -17,7 +17,7 @@ from mpvss._validate import convert, read_json, shown
 from mpvss.errors import DataError
 from mpvss.labels import LabelMap, label_dtype
 from mpvss.outputs.container import check_size, open_output
-from mpvss.outputs.sink import FileSink, Output, RunInfo
+from mpvss.outputs.sink import Output, RunInfo
 from mpvss.outputs.summary import SCHEMA, content_crc, labels_crc, whole_ticks
 from mpvss.types import Segmentation
 from mpvss.video.file import bound, open_file
@@ -65,7 +65,7 @@ class LabelWriter(Output):
         self._stream.pix_fmt = self._format
         self._stream.codec_context.time_base = self._written_base
 
-    def write(self, labels: LabelMap, pts: Fraction) -> None:
+    def append(self, labels: LabelMap, pts: Fraction) -> None:
         """Append a label map.
 
         Args:
@@ -94,18 +94,18 @@ class LabelWriter(Output):
         super()._finish()
 
 
-class LabelSink(FileSink[LabelWriter]):
+class LabelSink(LabelWriter):
     """NAME.labels.mkv."""
 
     ending = ".labels.mkv"
 
-    def make(self, info: RunInfo) -> LabelWriter:
-        """Open a video of the source's size."""
-        return LabelWriter(self.path, info.reader.info.size, len(info.class_names), info.reader.info.time_base)
+    def __init__(self, path: Path, info: RunInfo) -> None:
+        source = info.reader.info
+        super().__init__(path, source.size, len(info.class_names), source.time_base)
 
     def write(self, result: Segmentation) -> None:
         """Append the frame's label map."""
-        self.output.write(result.labels, result.pts)
+        self.append(result.labels, result.pts)
 
 
 class _Frame(TypedDict):

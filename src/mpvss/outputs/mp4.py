@@ -47,9 +47,8 @@ class Mp4Writer(Output):
         crf: Quality of x264, 0 to 51, less is better.
         sample_aspect_ratio: Width of a pixel by its height on a display.
 
-    Attributes:
-        until: When the last image ends; ``None`` to show it for as long as the one before. To be set before the end.
-        warnings: What happened to the sound, one line each.
+    The last image is shown until ``until``, or for as long as the one before. ``warnings`` say what happened to the
+    sound.
 
     Raises:
         OutputError: The file cannot be written.
@@ -71,7 +70,6 @@ class Mp4Writer(Output):
             raise ValueError(f"expected a size of at least 1x1, got {size[0]}x{size[1]}")
         if not 0 <= crf <= 51:
             raise ValueError(f"expected a crf of 0 to 51, got {crf}")
-        self.warnings: list[str] = []
         self._size = size
         self._origin = origin
         self._audio = audio
@@ -84,7 +82,6 @@ class Mp4Writer(Output):
         self._last: int | None = None
         self._last_pts: Fraction | None = None
         self._last_duration = 0
-        self.until: Fraction | None = None
         self._reformatter = VideoReformatter()
         super().__init__(path)
 
@@ -101,7 +98,7 @@ class Mp4Writer(Output):
         if self._aspect != 1:  # an output of square pixels says nothing of them
             context.sample_aspect_ratio = self._aspect.limit_denominator(_FINEST_ASPECT)
 
-    def write(self, rgb: UInt8[np.ndarray, "H W 3"], pts: Fraction) -> None:
+    def append(self, rgb: UInt8[np.ndarray, "H W 3"], pts: Fraction) -> None:
         """Append an image.
 
         Args:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mpvss._files import output_errors
 from mpvss.labels import LabelMap, label_dtype
-from mpvss.outputs.sink import FileSink, Output, RunInfo
+from mpvss.outputs.sink import Output, RunInfo
 from mpvss.types import Segmentation
 
 
@@ -25,13 +25,15 @@ class PngWriter(Output):
         OutputError: The folder cannot be written.
     """
 
+    is_folder = True
+
     def __init__(self, folder: str | Path, palette: UInt8[np.ndarray, "K 3"]) -> None:
         self._dtype = label_dtype(len(palette))
         # All 256 colours: with fewer, Pillow writes fewer bits a pixel, and the ignore id does not fit.
         self._palette = palette.tobytes().ljust(3 * 256, b"\0")
-        super().__init__(folder, folder=True)
+        super().__init__(folder)
 
-    def write(self, labels: LabelMap, index: int, name: str | None = None) -> None:
+    def append(self, labels: LabelMap, index: int, name: str | None = None) -> None:
         """Write the label map of the frame at ``index``, or of the image of this name.
 
         Raises:
@@ -47,17 +49,15 @@ class PngWriter(Output):
             image.save(self._pending.temporary / f"{f'{index:06d}' if name is None else name}.png")
 
 
-class PngSink(FileSink[PngWriter]):
+class PngSink(PngWriter):
     """NAME.png, a folder."""
 
     ending = ".png"
-    is_folder = True
 
-    def make(self, info: RunInfo) -> PngWriter:
-        """Open a folder."""
+    def __init__(self, path: Path, info: RunInfo) -> None:
         self._names = info.reader.names
-        return PngWriter(self.path, info.palette)
+        super().__init__(path, info.palette)
 
     def write(self, result: Segmentation) -> None:
         """Write the frame's label map."""
-        self.output.write(result.labels, result.index, self._names[result.index] if self._names else None)
+        self.append(result.labels, result.index, self._names[result.index] if self._names else None)

@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,7 +21,6 @@ from mpvss.types import Segmentation
 from mpvss.video import Reader
 
 _Any = TypeVar("_Any", bound="Output")
-_Output = TypeVar("_Output", bound="Output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,40 +50,34 @@ class RunInfo:
 
 
 class Sink(Protocol):
-    """One output of one run: opened, given each result in order, finished, and closed or aborted.
+    """One output of one run: given each result in order, finished, and closed or aborted. Most are an ``Output``.
 
     Attributes:
-        ending: What follows the run's name in the name of the file; of a folder it is the suffix of the files as well.
-        is_folder: Whether it is a folder of files.
+        ending: What follows the run's name in the name of the file or folder.
+        is_folder: Whether it is a folder.
+        until: When the last frame ends, in seconds; ``None`` where nobody knows. To be set before it is finished.
         warnings: What to say when it is finished, one line each.
     """
 
-    ending: ClassVar[str]
-    is_folder: ClassVar[bool]
+    ending: str
+    is_folder: bool
+    until: Fraction | None
+    warnings: list[str]
 
-    def __init__(self, path: Path) -> None: ...
-
-    @property
-    def warnings(self) -> Sequence[str]: ...  # noqa: D102
-
-    def open(self, info: RunInfo) -> None:
+    def __init__(self, path: Path, info: RunInfo) -> None:
         """Begin under a temporary name."""
 
     def write(self, result: Segmentation) -> None:
         """Append a result."""
 
-    def finish(self, end: Fraction | None) -> None:
-        """Write what is left, still under the temporary name, as the others of the run may fail.
-
-        Args:
-            end: When the last frame ends, in seconds; ``None`` where nobody knows.
-        """
+    def finish(self) -> None:
+        """Write what is left, still under the temporary name, as the others of the run may fail."""
 
     def close(self) -> None:
         """Give the output its name."""
 
     def abort(self) -> None:
-        """Remove what was written; harmless when closed already, or never opened."""
+        """Remove what was written; harmless when closed already."""
 
 
 class Output:
@@ -93,13 +86,17 @@ class Output:
     A context manager: closed when the block ends without an exception, aborted otherwise (Ctrl-C included).
     """
 
-    def __init__(self, path: str | Path, *, folder: bool = False) -> None:
+    is_folder = False
+
+    def __init__(self, path: str | Path) -> None:
         """Open it under a temporary name; a subclass sets what ``_begin`` needs before.
 
         Raises:
             OutputError: Another writer has it, or it cannot be written.
         """
-        self._pending = Pending(path, folder=folder)
+        self.until: Fraction | None = None
+        self.warnings: list[str] = []
+        self._pending = Pending(path, folder=self.is_folder)
         self._open = True
         self._whole = False
         self._files = ExitStack()  # what is open; closed at the end, whatever comes
@@ -174,50 +171,3 @@ class Output:
             self.close()
         else:
             self.abort()
-
-
-class FileSink(Generic[_Output]):
-    """A sink that writes to one ``Output``; a subclass opens it, and writes to it."""
-
-    ending: ClassVar[str]
-    is_folder: ClassVar[bool] = False
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._output: _Output | None = None
-
-    @property
-    def output(self) -> _Output:
-        """The open output."""
-        assert self._output is not None, "a sink is opened before it is written to"
-        return self._output
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """What happened while it was written, one line each."""
-        return ()
-
-    def open(self, info: RunInfo) -> None:
-        """Open the output."""
-        self._output = self.make(info)
-
-    def make(self, info: RunInfo) -> _Output:
-        """Return the open output."""
-        raise NotImplementedError
-
-    def write(self, result: Segmentation) -> None:
-        """Append a result."""
-        raise NotImplementedError
-
-    def finish(self, end: Fraction | None) -> None:  # noqa: ARG002 -- only a video shows its last image until then
-        """Write what is left, still under the temporary name."""
-        self.output.finish()
-
-    def close(self) -> None:
-        """Give the output its name."""
-        self.output.close()
-
-    def abort(self) -> None:
-        """Remove what was written."""
-        if self._output is not None:
-            self._output.abort()

@@ -18,7 +18,7 @@ from mpvss.options import OutputOptions
 from mpvss.outputs import draw
 from mpvss.outputs.compare import CompareSink
 from mpvss.outputs.labels import LabelSink
-from mpvss.outputs.overlay import OverlaySink, VideoSink
+from mpvss.outputs.overlay import OverlaySink, SourceVideo
 from mpvss.outputs.png import PngSink
 from mpvss.outputs.sink import RunInfo, Sink
 from mpvss.outputs.summary import SummarySink
@@ -108,12 +108,11 @@ class Sinks:
         with ExitStack() as stack:
             stack.callback(self._abort)
             for kind, path in self._paths.items():  # meta first, which keeps other runs out
-                self._sinks[kind] = SINKS[kind](path)
-                self._sinks[kind].open(self._info)
+                self._sinks[kind] = SINKS[kind](path, self._info)
                 if kind == "meta":
                     _check_existing(self._paths, self._options)  # again, now that no other run can begin
             stack.pop_all()
-        videos = any(isinstance(sink, VideoSink) for sink in self._sinks.values())
+        videos = any(isinstance(sink, SourceVideo) for sink in self._sinks.values())
         if videos and source.has_audio and source.kind != "video":
             log.warning("%s: its sound is left out of the video, as it is copied from files only", source.source)
         return self
@@ -132,7 +131,8 @@ class Sinks:
         began = time.perf_counter()
         sinks = [*reversed(self._sinks.values())]
         for sink in sinks:
-            sink.finish(self._info.reader.end if self.end is None else self.end)
+            sink.until = self._info.reader.end if self.end is None else self.end
+            sink.finish()
         # All of them are whole before the first gets its name.
         _check_existing(self._paths, self._options)
         remove_first(self._paths["meta"])  # which speaks for the others, old or new, and comes last

@@ -17,7 +17,7 @@ from mpvss import __version__
 from mpvss._files import output_errors
 from mpvss.cli.doctor import library_versions
 from mpvss.labels import LabelMap, ignore_id
-from mpvss.outputs.sink import FileSink, Output, RunInfo
+from mpvss.outputs.sink import Output, RunInfo
 from mpvss.types import Segmentation
 
 SCHEMA = 1
@@ -83,13 +83,12 @@ class MetaWriter(Output):
         super()._finish()
 
 
-class SummarySink(FileSink[MetaWriter]):
+class SummarySink(MetaWriter):
     """NAME.json."""
 
     ending = ".json"
 
-    def make(self, info: RunInfo) -> MetaWriter:
-        """Open the file, and write all but the frames."""
+    def __init__(self, path: Path, info: RunInfo) -> None:
         self._names = info.reader.names
         source = info.reader.info
         header = {
@@ -104,12 +103,12 @@ class SummarySink(FileSink[MetaWriter]):
             "ignore": ignore_id(len(info.class_names)),
             **info.about,
         }
-        return MetaWriter(self.path, header, source.time_base)
+        super().__init__(path, header, source.time_base)
 
     def write(self, result: Segmentation) -> None:
         """Append the frame's entry."""
         name = self._names[result.index] if self._names else None
-        self.output.add(result.index, result.pts, result.is_key, name, result.labels)
+        self.add(result.index, result.pts, result.is_key, name, result.labels)
 
 
 def labels_crc(labels: LabelMap) -> int:
