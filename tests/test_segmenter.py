@@ -285,7 +285,7 @@ def test_what_is_wrong_is_said_before_any_output_is_begun(clip, tmp_path):
         ({"alpha": 1.5}, "alpha must be from 0 to 1, got 1.5"),
         ({"stride": 0}, "stride must be at least 1, got 0"),
         ({"classes": ()}, "classes must name at least one class, got none"),
-        ({"start": "soon"}, "expected a time in seconds such as .* found 'soon'"),
+        ({"start": "soon"}, "expected a time in seconds such as .* got 'soon'"),
         ({"start": "0:02", "end": 2.0}, "end must be after start, got start 0:02 and end 2.0"),
         ({"end": 0.0}, "end must be after start, got start 0 and end 0.0"),
     ],
