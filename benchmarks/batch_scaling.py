@@ -13,9 +13,12 @@ import time
 from collections import deque
 from pathlib import Path
 
-from mpvss.batch import run as batch
-from mpvss.batch.chunks import Listing, join, list_frames, part_files, segment_part
-from mpvss.batch.worker import Outcome, Settings
+from mpvss.batch import driver as batch_driver
+from mpvss.batch.chunks import ChunkedVideo, chunk_files
+from mpvss.batch.listed import Listing
+from mpvss.batch.run import run_batch
+from mpvss.batch.settings import Settings
+from mpvss.batch.tasks import Outcome
 from mpvss.options import BatchOptions, OutputOptions
 from mpvss.video import read
 
@@ -36,31 +39,22 @@ def stages(video: str, seconds: float) -> dict[str, float]:
         frames = sum(1 for _ in read(video, end=seconds))
         measure("one run", lambda: segmenter.process(video, folder / "whole"), frames)
         measure("read", lambda: sum(1 for _ in read(video, end=seconds)), frames)
-        plan = measure(
-            "list",
-            lambda: list_frames(
-                segmenter, video, folder, direction=None, at_most=frames // 3, identity={}, beat=lambda: None
-            ),
-            frames,
-        )
+        chunked = ChunkedVideo(segmenter, video)
+        plan = measure("list", lambda: chunked.list_frames(folder, frames // 3, {}), frames)
         listing = Listing.read(folder / "frames.npz")
 
-        def parts() -> None:
-            for number in range(plan.segments):
-                segment_part(segmenter, video, plan, listing, number, folder, beat=lambda: None)
+        def chunks() -> None:
+            for number in range(plan.chunks):
+                chunked.segment(plan, listing, number, folder)
 
-        measure("segment", parts, frames)
-        files = (folder / part_files(number)[0] for number in range(plan.segments))
-        measure(
-            "join",
-            lambda: join(segmenter, video, OutputOptions(), plan, files, folder / "joined", on_frame=lambda _: None),
-            frames,
-        )
+        measure("segment", chunks, frames)
+        files = (folder / chunk_files(number)[0] for number in range(plan.chunks))
+        measure("join", lambda: chunked.join(OutputOptions(), plan, files, folder / "joined"), frames)
         size = Path(video).stat().st_size
         labels = (folder / "whole" / f"{Path(video).stem}.labels.mkv").stat().st_size
         found |= {
             "frames": frames,
-            "segments": plan.segments,
+            "chunks": plan.chunks,
             "source bytes": size,
             "label bytes a frame": labels / frames,
         }
@@ -92,14 +86,14 @@ class _Instant:
 
 def driver(videos: int) -> dict[str, float]:
     """Milliseconds of the driver for a video, with a hundred workers that take no time."""
-    batch.LocalEngine = _Instant
+    batch_driver.LocalEngine = _Instant
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
         for number in range(videos):
             (folder / "in" / f"{number}.mp4").touch()
         cpu, wall = time.process_time(), time.perf_counter()
-        batch.run_batch([str(folder / "in")], str(folder / "out"), Settings(split=0), BatchOptions(workers=100))
+        run_batch([str(folder / "in")], str(folder / "out"), Settings(split=0), BatchOptions(workers=100))
         return {
             "driver cpu": 1000 * (time.process_time() - cpu) / videos,
             "driver wall": 1000 * (time.perf_counter() - wall) / videos,

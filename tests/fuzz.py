@@ -42,10 +42,10 @@ import yaml
 from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
-from mpvss.batch.chunks import Listing, Plan
-from mpvss.batch.listed import FrameList
+from mpvss.batch.chunks import Plan
+from mpvss.batch.listed import FrameList, Listing
 from mpvss.batch.manifest import Manifest
-from mpvss.batch.storage import expand
+from mpvss.batch.sources import expand
 from mpvss.convert.checkpoint import convert_reference
 from mpvss.datasets import open_dataset
 from mpvss.errors import MpvssError, OutputError

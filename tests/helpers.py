@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mpvss.batch.worker import Settings
+from mpvss.batch.settings import Settings
 from mpvss.options import OutputOptions
 from mpvss.segmentors.protocol import InputRule, Prediction
 from mpvss.types import Frame

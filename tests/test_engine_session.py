@@ -167,6 +167,21 @@ def test_flows_inverted_for_the_other_direction_lead_to_the_key_frame_after():
     assert min((a.labels == b.labels).mean() for a, b in zip(wrong, two, strict=True)) < min(same)
 
 
+@pytest.mark.parametrize(("motion", "flows"), [("chain", 8), ("direct", 2 * 7)])
+def test_one_flow_between_neighbours_serves_both_directions(motion, flows):
+    """What a chain costs is a flow for each pair of neighbours; a direct flow has its own for each key frame."""
+    calls = []
+
+    class Counted(Dis):
+        def estimate_flow(self, *arguments):
+            calls.append(arguments)
+            return super().estimate_flow(*arguments)
+
+    segmenter = VideoSegmenter(ColourSegmentor(), Counted(), motion=motion, interval=8, cuts=False)
+    run(segmenter, moving_frames(9), "both")
+    assert len(calls) == flows
+
+
 @pytest.mark.parametrize("direction", ["forward", "both"])
 def test_no_mask_crosses_a_cut(direction):
     before, after = moving_frames(7, speed=1, seed=1), moving_frames(7, speed=1, seed=2)

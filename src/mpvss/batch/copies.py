@@ -3,13 +3,13 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
-from mpvss.batch.manifest import lock, unlock
-from mpvss.batch.storage import Job, fetch, stamp
+from mpvss.batch.locks import lock, unlock
+from mpvss.batch.sources import Job
+from mpvss.batch.storage import Beat, fetch, stamp
 from mpvss.errors import OutputError, SourceError
 
 _PREFIX = "mpvss-sources-"
@@ -32,7 +32,7 @@ class SourceCopies:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._in_use: FileLock | None = None
 
-    def get(self, job: Job, beat: Callable[[], None]) -> Path:
+    def get(self, job: Job, beat: Beat) -> Path:
         """Return the copy of a source, downloaded if no worker did; it stays at least until ``release``.
 
         Args:
@@ -74,7 +74,7 @@ class SourceCopies:
             if copy.is_dir():
                 shutil.rmtree(copy, ignore_errors=True)
 
-    def _download(self, job: Job, copy: Path, beat: Callable[[], None]) -> None:
+    def _download(self, job: Job, copy: Path, beat: Beat) -> None:
         unfinished = copy.with_suffix(f".{self._identity}.part")
         try:
             try:

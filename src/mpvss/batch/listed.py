@@ -9,9 +9,10 @@ from pathlib import Path
 
 import av
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt32
+from jaxtyping import Bool, Int64, UInt8, UInt32
 
-from mpvss.errors import SourceError
+from mpvss._files import atomic
+from mpvss.errors import DataError, SourceError
 from mpvss.types import Frame
 from mpvss.video.image_media import ImageMedia
 from mpvss.video.media import VideoMedia
@@ -19,6 +20,7 @@ from mpvss.video.sources import open_media
 
 # Where a file's index is by decoding time, the first jump can land a little late.
 _SECONDS_BEFORE = (0, 2)
+_COLUMNS = {"index": np.int64, "ticks": np.int64, "prints": np.uint32, "keys": np.bool_, "cuts": np.bool_}
 
 
 def fingerprint(rgb: UInt8[np.ndarray, "H W 3"]) -> int:
@@ -28,12 +30,12 @@ def fingerprint(rgb: UInt8[np.ndarray, "H W 3"]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class FrameList:
-    """What one reading of a source found: a row for each frame, in order.
+    """What one reading of a source gave: a row for each frame, in order.
 
     Attributes:
         index: Position in the source.
         ticks: Time in whole multiples of ``time_base``, increasing.
-        prints: ``fingerprint`` of the picture.
+        prints: ``fingerprint`` of the image.
         time_base: In seconds.
     """
 
@@ -53,6 +55,46 @@ class FrameList:
         return int(self.ticks[row]) * self.time_base
 
 
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The frames of a video, and which of them are key frames and begin another scene."""
+
+    frames: FrameList
+    keys: Bool[np.ndarray, " N"]
+    cuts: Bool[np.ndarray, " N"]
+
+    def write(self, path: Path) -> None:
+        """Write the listing; the file appears when it is whole."""
+        with atomic(path) as part, part.open("wb") as file:
+            np.savez(
+                file,
+                index=self.frames.index,
+                ticks=self.frames.ticks,
+                prints=self.frames.prints,
+                time_base=np.array([self.frames.time_base.numerator, self.frames.time_base.denominator]),
+                keys=self.keys,
+                cuts=self.cuts,
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> "Listing":
+        """Read a listing.
+
+        Raises:
+            DataError: The file holds none.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                time_base = Fraction(*file["time_base"].tolist())
+                columns: dict[str, np.ndarray] = {name: np.asarray(file[name], kind) for name, kind in _COLUMNS.items()}
+                if len({column.shape for column in columns.values()}) != 1 or columns["index"].ndim != 1:
+                    raise ValueError("columns of different lengths")
+                frames = FrameList(columns["index"], columns["ticks"], columns["prints"], time_base)
+                return cls(frames, columns["keys"], columns["cuts"])
+        except Exception as error:  # what zipfile, zlib and numpy raise at damaged bytes has no common base
+            raise DataError(f"expected a list of frames in {path}, got other data: remove {path.parent}") from error
+
+
 def read_listed(
     source: str | Path,
     frames: FrameList,
@@ -63,8 +105,8 @@ def read_listed(
 ) -> Iterator[Frame]:
     """Read these frames of a source, exactly as the reading that listed them did.
 
-    A file is entered at its last key frame before the first of them, and every picture's time and fingerprint is
-    compared with the list. Where they differ (an index that points elsewhere, a stream whose pictures depend on what
+    A file is entered at its last key frame before the first of them, and every image's time and fingerprint is
+    compared with the list. Where they differ (an index that points elsewhere, a stream whose images depend on what
     was decoded before), the source is decoded from its beginning instead, from the same frame on.
 
     Args:
@@ -86,7 +128,7 @@ def read_listed(
         if done == len(frames):
             return
     raise SourceError(
-        f"expected the frame at {float(frames.pts(done)):g} s of {source} as it was read before, found another or "
+        f"expected the frame at {float(frames.pts(done)):g} s of {source} as it was read before, got another or "
         "none: the source has changed meanwhile; start anew"
     )
 
@@ -102,13 +144,13 @@ def _try(
         if seconds is not None:
             media.seek(max(Fraction(0), frames.pts(0) - seconds))
         row = 0
-        for pts, make_picture in media.pictures():
+        for pts, make_image in media.pictures():
             if pts < frames.pts(row):
                 continue
-            picture = make_picture() if pts == frames.pts(row) else None
-            if picture is None or fingerprint(picture) != int(frames.prints[row]):
+            image = make_image() if pts == frames.pts(row) else None
+            if image is None or fingerprint(image) != int(frames.prints[row]):
                 return
-            yield Frame(int(frames.index[row]), pts, picture)
+            yield Frame(int(frames.index[row]), pts, image)
             row += 1
             if row == len(frames):
                 return

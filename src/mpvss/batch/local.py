@@ -12,11 +12,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpvss.batch.manifest import lock
+from mpvss.batch.locks import lock
 from mpvss.errors import MpvssError
 
 if TYPE_CHECKING:
-    from mpvss.batch.worker import Outcome, Setup, Task
+    from mpvss.batch.tasks import Outcome, Setup, Task
 
 _START_SECONDS = 3600  # a model may have to be downloaded
 
@@ -166,7 +166,7 @@ class LocalEngine:
         """Remove what a dead worker left; return what became of its task."""
         from shutil import rmtree
 
-        from mpvss.batch.worker import Outcome
+        from mpvss.batch.tasks import Outcome
 
         slot = self._slots[number]
         assert slot is not None

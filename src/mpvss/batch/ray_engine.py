@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mpvss.batch.local import ALIVE, Slot, overdue, prepare, silent_error
-from mpvss.batch.manifest import lock
-from mpvss.batch.worker import Outcome, Setup, Task, Worker
+from mpvss.batch.locks import lock
+from mpvss.batch.tasks import Outcome, Setup, Task
+from mpvss.batch.worker import Worker
 from mpvss.errors import ConfigError, MpvssError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class RayEngine:
         try:
             ray.init(address=address, include_dashboard=None if address else False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise MpvssError(f"expected a Ray cluster at {address or 'this machine'}, found none: {error}") from error
+            raise MpvssError(f"expected a Ray cluster at {address or 'this machine'}, got none: {error}") from error
         gpus = setup.settings.segment.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         # One thread works, the other one tells the driver about it.
         self._actor = ray.remote(
@@ -191,7 +192,7 @@ def _demand_cluster(address: str) -> None:
     except subprocess.TimeoutExpired:
         reason = f"no answer within {_CONNECT_SECONDS} s"
     raise MpvssError(
-        f"expected a Ray cluster at {address}, found none: {reason}; check the address and that the cluster runs"
+        f"expected a Ray cluster at {address}, got none: {reason}; check the address and that the cluster runs"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from mpvss.options import BatchOptions, ConsoleOptions, DrawOptions, OutputOptio
 from mpvss.progress import progress
 
 if TYPE_CHECKING:
-    from mpvss.batch.run import BatchSummary
+    from mpvss.batch.tasks import BatchItem, BatchSummary
     from mpvss.segmenter import VideoSegmenter
     from mpvss.types import RunSummary, Segmentation
     from mpvss.video import VideoInfo
@@ -82,8 +82,8 @@ def _run(
         return segmenter.process(source, out, output=output, on_frame=on_frame)
     import torch
 
+    from mpvss.batch.settings import Settings
     from mpvss.batch.single import process_in_chunks
-    from mpvss.batch.worker import Settings
 
     settings = Settings(options.replace(threads=torch.get_num_threads()), output)
     return process_in_chunks(segmenter, source, out, settings, on_frame=on_frame)
@@ -144,7 +144,7 @@ def _plan(sources: Sequence[str], out: Path, options: SegmentOptions, output: Ou
 
 def _probe_one(source: str, out: Path, options: SegmentOptions) -> "VideoInfo":
     """Describe a source; of a folder of videos say the command that takes it."""
-    from mpvss.batch.storage import VIDEO_SUFFIXES
+    from mpvss.batch.sources import VIDEO_SUFFIXES
     from mpvss.video import parse_rate, probe
 
     try:
@@ -192,7 +192,7 @@ def batch(
     """Segment many videos with several workers; what is broken is reported, and what was killed goes on."""
     set_up(console)
     from mpvss.batch.run import run_batch
-    from mpvss.batch.worker import Settings
+    from mpvss.batch.settings import Settings
 
     _check_classes(options)
     output = OutputOptions(**{each.name: getattr(draw, each.name) for each in fields(draw)})
@@ -201,8 +201,8 @@ def batch(
         # Videos, as only workers see frames; each that is finished has a line of its own.
         with progress("batch", None, unit="videos", quiet=console.quiet) as advance:
 
-            def tell(item: dict[str, Any], done: int, total: int) -> None:
-                log.info("%d/%d %s: %s", done, total, _printable(item["source"]), item["state"])
+            def tell(item: "BatchItem", done: int, total: int) -> None:
+                log.info("%d/%d %s: %s", done, total, _printable(item.source), item.state)
                 advance(total=total)
 
             summary = run_batch(sources, out, settings, run_options, on_item=tell)
@@ -220,9 +220,10 @@ def batch(
 def _print_batch(summary: "BatchSummary") -> None:
     rows = []
     for item in summary.items:
-        if item["state"] == "failed" or len(summary.items) <= _MOST_ROWS:
-            frames, seconds = str(item.get("frames", "")), f"{item['seconds']:.1f}" if "seconds" in item else ""
-            cells = (item["name"], item["state"], frames, str(item.get("attempts", "")), seconds, item.get("error", ""))
+        if item.state == "failed" or len(summary.items) <= _MOST_ROWS:
+            numbers = ["" if number is None else str(number) for number in (item.frames, item.attempts)]
+            seconds = "" if item.seconds is None else f"{item.seconds:.1f}"
+            cells = (item.name, item.state, *numbers, seconds, item.error or "")
             rows.append([_printable(cell) for cell in cells])
     if rows:
         print_table(("video", "state", "frames", "attempts", "seconds", "error"), rows)
