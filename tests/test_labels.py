@@ -72,7 +72,7 @@ def test_a_name_that_classes_repeat_is_all_of_them_and_a_shared_synonym_is_refus
 
 
 @pytest.mark.parametrize(
-    ("names", "wanted", "table", "left"),
+    ("names", "targets", "table", "left"),
     [
         (ADE, ADE, [0, 1, 2, 3, 4, 5, 6], []),
         (("toilet, pot",), ("toilet", "pot"), [0], [1]),  # no two classes land on one
@@ -85,8 +85,8 @@ def test_a_name_that_classes_repeat_is_all_of_them_and_a_shared_synonym_is_refus
         (("x, cup", "y, cup"), ("cup",), [None, None], [0]),
     ],
 )
-def test_classes_are_paired_by_name_and_what_is_left_is_said(names, wanted, table, left):
-    assert map_classes(names, wanted) == (table, left)
+def test_classes_are_paired_by_name_and_what_is_left_is_said(names, targets, table, left):
+    assert map_classes(names, targets) == (table, left)
 
 
 def test_unknown_class_suggests_the_nearest():

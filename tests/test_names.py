@@ -135,13 +135,13 @@ def test_letters_that_a_terminal_lacks_are_no_failure(clip, tmp_path):
     source = tmp_path / "漢\udcff.mp4"
     source.write_bytes(clip.read_bytes())
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "mpvss.cli", "inspect", os.fsencode(source)],
         env=environment,
         capture_output=True,
         check=True,
     )
-    assert rb"\u6f22\udcff.mp4" in found.stdout
+    assert rb"\u6f22\udcff.mp4" in result.stdout
 
 
 # --- places
@@ -192,28 +192,28 @@ def test_a_link_under_the_temporary_name_is_not_followed(segment, clip, tmp_path
 @pytest.fixture
 def mounted(tmp_path):
     """A function that mounts a small file system in memory; for the superuser of a machine that lets it."""
-    places = []
+    mounts = []
 
     def mount(options):
-        place = tmp_path / f"mount{len(places)}"
-        place.mkdir()
+        mount = tmp_path / f"mount{len(mounts)}"
+        mount.mkdir()
         if not sys.platform.startswith("linux") or os.geteuid() != 0:
             pytest.skip("only the superuser of a Linux system mounts file systems")
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True, check=False)
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", mount], capture_output=True, check=False)
         if made.returncode:
             pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
-        places.append(place)
-        return place
+        mounts.append(mount)
+        return mount
 
     yield mount
-    for place in places:
-        subprocess.run(["umount", place], check=True)
+    for mount in mounts:
+        subprocess.run(["umount", mount], check=True)
 
 
 def noise(path, count=6):
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (192, 256, 3), dtype=np.uint8) for _ in range(count)]
-    return write_video(path, pictures, codec="ffv1", pixels="bgr0")
+    images = [rng.integers(0, 256, (192, 256, 3), dtype=np.uint8) for _ in range(count)]
+    return write_video(path, images, codec="ffv1", pixels="bgr0")
 
 
 @pytest.mark.parametrize("save", ["overlay", "labels", "png", "overlay,labels,png"])

@@ -64,8 +64,8 @@ def forbidden(name, words):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
 def test_no_pickle_no_shell_and_no_code_from_files(path):
-    found = [f"line {line}: {name}" for name, words, line in calls(path) if forbidden(name, words)]
-    assert found == []
+    matches = [f"line {line}: {name}" for name, words, line in calls(path) if forbidden(name, words)]
+    assert matches == []
 
 
 @pytest.mark.parametrize(

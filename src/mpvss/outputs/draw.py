@@ -239,7 +239,7 @@ def _edges(labels: LabelMap) -> UInt8[np.ndarray, "H W"]:
 
 
 def _text_size(height: int) -> int:
-    """Height of letters in pixels that reads well on a image of this height."""
+    """Height of letters in pixels that reads well on an image of this height."""
     return min(max(round(height / 30), 11), 40)
 
 
