@@ -300,7 +300,7 @@ def test_a_checkpoint_that_was_cut_off(tmp_path, share):
 def test_clips_lead_nowhere(name):
     """Predictions and the worst frames are written under a clip's name."""
     clip = Clip(name, [], ("a",), Fraction(1), np.zeros(1, np.int32))
-    with pytest.raises(DataError, match="expected the name of a clip, found"):
+    with pytest.raises(DataError, match="expected the name of a clip, got"):
         Dataset("folder", ("a",), [clip])
 
 

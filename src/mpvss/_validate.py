@@ -126,7 +126,7 @@ def _described(failure: str, value: Any, kind: Any) -> str:
         choices = ", ".join(map(str, _choices(kind, path)))
         text = text.replace("Invalid enum value ", f"expected one of {choices}, got ", 1)
     expected, got, type_ = text.partition(", got ")
-    if got and type_ in _TYPES:
+    if type_ in _TYPES or (not got and text.startswith("expected ")):
         with suppress(LookupError, TypeError):
             for name, number in _STEP.findall(path):
                 value = value[name] if name else value[int(number) if number.isdecimal() else number]

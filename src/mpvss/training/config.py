@@ -1,23 +1,24 @@
 """What a training run is told: frozen dataclasses, read from YAML, every key and value checked."""
 
-import contextlib
 import dataclasses
-import difflib
-import math
-import types
-import typing
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal
 
-from mpvss._validate import parse_yaml, shown
+from msgspec import Meta
+
+from mpvss._validate import convert, parse_yaml, shown
 from mpvss.convert.architectures import ARCHS
 from mpvss.errors import ConfigError
 
-Size = tuple[int, int]
-Range = tuple[float, float]
-_Section = TypeVar("_Section")
+_LARGEST = 1e100  # no infinity
+Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Weight = Annotated[float, Meta(ge=0, le=_LARGEST)]
+Positive = Annotated[float, Meta(gt=0, le=_LARGEST)]
+Side = Annotated[int, Meta(ge=32)]
 
 # What may differ when a run goes on: where and how fast it runs, not what it computes.
 _FREE_ON_RESUME = ("run.device", "run.workers", "run.keep", "run.log_every", "run.save_every", "run.pictures_every")
@@ -54,7 +55,7 @@ class ModelConfig:
         if (self.segmentor is None) == (self.arch is None):
             raise ConfigError("model: give either segmentor or arch (and set the other one to null)")
         if self.arch is not None and self.arch not in ARCHS:
-            raise ConfigError(f"model.arch must be one of {', '.join(ARCHS)}, got {shown(self.arch)}")
+            raise ConfigError(f"model.arch: expected one of {', '.join(ARCHS)}, got {shown(self.arch)}")
         if self.backbone is not None and self.arch is None:
             raise ConfigError("model.backbone goes with model.arch; a segmentor brings its own backbone")
 
@@ -73,10 +74,7 @@ class SourceConfig:
     data: str
     split: str | None = None
     kind: Literal["video", "simulated"] = "video"
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _demand(self.weight > 0, "data.sources: weight", "above 0", self.weight)
+    weight: Positive = 1.0
 
 
 @dataclass(frozen=True)
@@ -101,25 +99,22 @@ class DataConfig:
     """
 
     sources: tuple[SourceConfig, ...] = ()
-    max_distance: int = 10
-    crop: Size = (480, 480)
-    scale: Range = (0.5, 2.0)
+    max_distance: Count = 10
+    crop: tuple[Side, Side] = (480, 480)
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
     flip: bool = True
-    colour: float = 0.3
-    pseudo_flow: int | None = None
+    colour: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    pseudo_flow: Natural | None = None
     validation: str | None = None
     validation_split: str | None = None
-    validation_clips: int = 10
-    validation_frames: int = 60
-    interval: int = 5
+    validation_clips: Count = 10
+    validation_frames: Count = 60
+    interval: Count = 5
     motion: Literal["chain", "direct"] = "direct"
 
     def __post_init__(self) -> None:
-        for name in ("max_distance", "validation_clips", "validation_frames", "interval"):
-            _demand(getattr(self, name) >= 1, f"data.{name}", "at least 1", getattr(self, name))
-        _demand(min(self.crop) >= 32, "data.crop", "at least 32 pixels a side", self.crop)
-        _demand(0 < self.scale[0] <= self.scale[1], "data.scale", "a range above 0", self.scale)
-        _demand(0 <= self.colour <= 1, "data.colour", "0 to 1", self.colour)
+        if self.scale[0] > self.scale[1]:
+            raise ConfigError(f"data.scale: expected a lowest and a highest factor, got {shown(self.scale)}")
 
 
 @dataclass(frozen=True)
@@ -142,28 +137,22 @@ class LossConfig:
         photometric: Difference between the image and the warped key frame.
     """
 
-    sets: float = 1.0
-    classification: float = 2.0
-    mask: float = 5.0
-    dice: float = 5.0
-    no_object: float = 0.1
-    points: int = 12544
+    sets: Weight = 1.0
+    classification: Weight = 2.0
+    mask: Weight = 5.0
+    dice: Weight = 5.0
+    no_object: Weight = 0.1
+    points: Natural = 12544
     every_layer: bool = True
-    scores: float = 0.0
-    labels: float = 0.0
-    flow: float = 0.0
-    coarse: float = 0.0
-    photometric: float = 0.0
+    scores: Weight = 0.0
+    labels: Weight = 0.0
+    flow: Weight = 0.0
+    coarse: Weight = 0.0
+    photometric: Weight = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            _demand(value >= 0, f"loss.{name}", "at least 0", value)
-        _demand(
-            self.sets + self.scores + self.labels + self.flow + self.photometric > 0,
-            "loss",
-            "a weight above 0",
-            "all 0",
-        )
+        if self.sets + self.scores + self.labels + self.flow + self.photometric == 0:
+            raise ConfigError("loss: expected a weight above 0, got all 0")
 
 
 @dataclass(frozen=True)
@@ -185,26 +174,17 @@ class OptimConfig:
         frozen: Parts of the segmentor that are not trained, by the beginnings of their parameters' names.
     """
 
-    steps: int = 90_000
-    batch: int = 16
-    accumulate: int = 1
-    lr: float = 5e-5
-    backbone_lr: float = 0.1
-    weight_decay: float = 0.05
-    warmup: int = 0
-    power: float = 0.9
-    clip_norm: float = 0.01
-    ema: float = 0.0
+    steps: Count = 90_000
+    batch: Count = 16
+    accumulate: Count = 1
+    lr: Positive = 5e-5
+    backbone_lr: Weight = 0.1
+    weight_decay: Weight = 0.05
+    warmup: Natural = 0
+    power: Positive = 0.9
+    clip_norm: Positive = 0.01
+    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     frozen: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate"):
-            _demand(getattr(self, name) >= 1, f"optim.{name}", "at least 1", getattr(self, name))
-        for name in ("lr", "clip_norm", "power"):
-            _demand(getattr(self, name) > 0, f"optim.{name}", "above 0", getattr(self, name))
-        for name in ("backbone_lr", "weight_decay", "warmup"):
-            _demand(getattr(self, name) >= 0, f"optim.{name}", "at least 0", getattr(self, name))
-        _demand(0 <= self.ema < 1, "optim.ema", "at least 0 and below 1", self.ema)
 
 
 @dataclass(frozen=True)
@@ -226,18 +206,12 @@ class RunConfig:
     out: str = "runs/train"
     device: str = "auto"
     precision: Literal["no", "bf16", "fp16"] = "no"
-    workers: int = 2
-    validate_every: int = 1000
-    save_every: int = 500
-    keep: int = 2
-    log_every: int = 20
-    pictures_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name in ("validate_every", "save_every", "keep", "log_every"):
-            _demand(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
-        for name in ("workers", "pictures_every"):
-            _demand(getattr(self, name) >= 0, f"run.{name}", "at least 0", getattr(self, name))
+    workers: Natural = 2
+    validate_every: Count = 1000
+    save_every: Count = 500
+    keep: Count = 2
+    log_every: Count = 20
+    pictures_every: Natural = 500
 
 
 @dataclass(frozen=True)
@@ -255,7 +229,7 @@ class TrainConfig:
     """
 
     stage: Literal["segmentor", "motion"]
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -265,14 +239,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.data.sources:
             raise ConfigError("data.sources: name at least one data set to train on")
-        _demand(0 <= self.seed < 2**32, "seed", "from 0 to 2^32 - 1", self.seed)
         if self.stage == "motion" and self.model.arch is not None:
             raise ConfigError("stage motion needs a trained segmentor: set model.segmentor instead of model.arch")
-
-
-def _demand(good: bool, name: str, expected: str, found: object) -> None:
-    if not good:
-        raise ConfigError(f"{name} must be {expected}, got {shown(found)}")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -296,44 +264,48 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
     """Make a configuration from parsed values; see ``load_config``."""
-    tree = _copied(values)
+    tree = _plain(values)
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set expects key=value such as optim.lr=1e-4, got {override!r}")
-        try:
-            value = parse_yaml(text)
-        except ValueError as error:
-            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
-        *sections, last = key.strip().split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {override}: {section} is not a section")
-        place[last] = value
-    config: TrainConfig = _build(TrainConfig, tree, "")
-    return config
+        _override(tree, override)
+    run = tree.get("run")
+    if isinstance(run, dict) and run.get("precision") is False:  # YAML reads a bare no as false
+        run["precision"] = "no"
+    return convert(tree, TrainConfig, what="the configuration", error=ConfigError)
 
 
-def _copied(values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {key: _copied(value) for key, value in values.items()}
-    return values
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Put one ``key=value`` into parsed values."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set expects key=value such as optim.lr=1e-4, got {override!r}")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section")
+    tree[last] = _plain(value)
+
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def _plain(value: Any) -> Any:
+    """A copy in dictionaries and lists; numbers such as 1e-4, which YAML reads as text, become numbers."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def as_values(config: TrainConfig) -> dict[str, Any]:
     """Return the configuration as plain values that ``make_config`` takes."""
     values: dict[str, Any] = _plain(dataclasses.asdict(config))
     return values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -354,58 +326,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _build(cls: type[_Section], values: Any, place: str) -> _Section:
-    """Fill a dataclass, and the dataclasses inside it, from parsed values."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{place.rstrip('.') or 'the configuration'}: expected keys and values, got {shown(values)}")
-    hints = typing.get_type_hints(cls)
-    names = [item.name for item in dataclasses.fields(typing.cast(Any, cls))]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1, 0.5)
-            hint = f"did you mean {place}{near[0]}?" if near else f"known: {', '.join(names)}"
-            raise ConfigError(f"unknown key {place}{str(key)[:200]}; {hint}")
-    required = [
-        item.name
-        for item in dataclasses.fields(typing.cast(Any, cls))
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    ]
-    for name in required:
-        if name not in values:
-            raise ConfigError(f"{place}{name} is missing")
-    return cls(**{key: _value(hints[key], value, f"{place}{key}") for key, value in values.items()})
-
-
-def _value(kind: Any, value: Any, place: str) -> Any:
-    """Check a value against the type of its field; numbers such as 1e-4, which YAML reads as text, become numbers."""
-    origin, inside = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _build(typing.cast(Any, kind), value, f"{place}.")
-    if origin in (Union, types.UnionType):
-        return None if value is None else _value(next(item for item in inside if item is not type(None)), value, place)
-    if origin is Literal:
-        if value is False and "no" in inside:  # YAML reads a bare no as false
-            value = "no"
-        if value not in inside:
-            raise ConfigError(f"{place} must be one of {', '.join(map(str, inside))}, got {shown(value)}")
-        return value
-    if origin is tuple:
-        repeated = len(inside) == 2 and inside[1] is Ellipsis
-        if not isinstance(value, list | tuple) or (not repeated and len(value) != len(inside)):
-            raise ConfigError(f"{place} must be a list{'' if repeated else f' of {len(inside)}'}, got {shown(value)}")
-        kinds = [inside[0]] * len(value) if repeated else inside
-        return tuple(_value(one, item, f"{place}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{place} must be keys and values, got {shown(value)}")
-        return dict(value)
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, OverflowError):
-            if math.isfinite(number := float(value)):
-                return number
-    elif type(value) is kind:
-        return value
-    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    raise ConfigError(f"{place} must be {words[kind]}, got {shown(value)}")
