@@ -38,7 +38,7 @@ def test_values_survive_a_round_trip() -> None:
         ("data.scale=[2,1]", r"data\.scale: expected a lowest and a highest factor, got \(2\.0, 1\.0\)"),
         ("data.flip=1", r"expected bool, got 1 \(at data\.flip\)"),
         ("data.sources=[]", r"at least one data set"),
-        ("data.sources=[{data: x, kind: still}]", r"one of video, simulated, got 'still' \(at data\.sources\[0\]\.kind\)"),
+        ("data.sources=[{data: x, kind: still}]", r"simulated, got 'still' \(at data\.sources\[0\]\.kind\)"),
         ("stage=both", r"expected one of segmentor, motion, got 'both' \(at stage\)"),
         ("optim=3", r"expected object, got 3 \(at optim\)"),
         ("steps", r"--set expects key=value"),
