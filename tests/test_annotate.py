@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
-from mpvss.annotate import Filler, find_masks, propagate
+from mpvss.annotate import Filler, propagate
 from mpvss.cli import run
+from mpvss.datasets.masks import find_masks
 from mpvss.engine.carriers.true_labels import oracle_rule, true_state
 from mpvss.engine.decode import decode
 from mpvss.engine.spill import Spill
@@ -359,11 +360,11 @@ def test_colours_are_read_by_a_labelmap(still, tmp_path, place, form):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a:0,0,0::", r"found 9,0,0 \(red,green,blue\); add a line name:red,green,blue:: for it"),
-        ("a:0,0,0::\nb 9,0,0", "line 2: expected name:red,green,blue::, found 'b 9,0,0'"),
+        ("a:0,0,0::", r"got 9,0,0 \(red,green,blue\); add a line name:red,green,blue:: for it"),
+        ("a:0,0,0::\nb 9,0,0", "line 2: expected name:red,green,blue::, got 'b 9,0,0'"),
         ("a:0,0,300::", "line 1: expected name:red,green,blue::"),
         ("a:9,0,0::\nb:9,0,0::", "line 2: the colour of 'b' is that of an earlier line"),
-        ("# nothing", "expected a line name:red,green,blue:: for each class, found none"),
+        ("# nothing", "expected a line name:red,green,blue:: for each class, got none"),
     ],
 )
 def test_a_labelmap_that_does_not_fit(still, tmp_path, text, message):
@@ -380,7 +381,7 @@ def test_masks_are_checked_before_anything_is_written(video, tmp_path):
     colour = np.full((*SIZE, 3), (9, 0, 0), np.uint8)
     wrong = {
         "no masks": {},
-        "found 8x8": {"1": np.zeros((8, 8), np.uint8)},
+        "got 8x8": {"1": np.zeros((8, 8), np.uint8)},
         "colours are not class ids": {"1": colour},
         "second mask for frame 1": {"1": flat(0), "01": flat(0)},
         "by its frame number": {"first": flat(0)},
