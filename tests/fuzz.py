@@ -51,7 +51,8 @@ from mpvss.datasets import open_dataset
 from mpvss.errors import MpvssError, OutputError
 from mpvss.evaluation.compare import compare
 from mpvss.evaluation.report import write_report
-from mpvss.evaluation.run import RunDirectory, evaluate
+from mpvss.evaluation.run import evaluate
+from mpvss.evaluation.run_directory import RunDirectory
 from mpvss.motion.dis import Dis, Hold
 from mpvss.motion.network.config import QueryFlowConfig
 from mpvss.motion.network.query_flow import QueryFlow

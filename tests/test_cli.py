@@ -940,7 +940,7 @@ def stopped(monkeypatch, tmp_path):
         raise MpvssError("stopped here")
 
     names = (
-        "segmenter.VideoSegmenter.from_pretrained", "evaluation.run._Predictor", "evaluation.benchmark.bench",
+        "segmenter.VideoSegmenter.from_pretrained", "evaluation.run._Scorer", "evaluation.benchmark.bench",
         "convert.cost.cost",
         "training.loop.train", "training.distill.distill", "batch.run.LocalEngine",
     )  # fmt: skip

@@ -19,7 +19,8 @@ from mpvss.evaluation import charts
 from mpvss.evaluation.compare import LEAST_UNITS, _video_units, _window_units
 from mpvss.evaluation.compare import compare as compare_runs
 from mpvss.evaluation.report import write_report
-from mpvss.evaluation.run import RunDirectory, evaluate
+from mpvss.evaluation.run import evaluate
+from mpvss.evaluation.run_directory import RunDirectory
 from mpvss.metrics import ConfusionMatrix
 from mpvss.options import EvalOptions
 

@@ -16,7 +16,8 @@ from mpvss.cli import run as command
 from mpvss.datasets import Clip, Dataset, open_dataset
 from mpvss.errors import DataError, ModelError, OutputError
 from mpvss.evaluation import run as evaluation
-from mpvss.evaluation.run import RunDirectory, class_table
+from mpvss.evaluation.label_files import class_table
+from mpvss.evaluation.run_directory import RunDirectory
 from mpvss.metrics import (
     ConfusionMatrix,
     correct_video_consistency,
@@ -197,19 +198,17 @@ def test_a_model_is_scored_by_the_names_of_its_classes(colour_folder, colours, t
 
 
 def test_class_table():
-    segmentor = ColourSegmentor()
+    def table(*names):
+        return class_table("model", ("red", "green", "blue"), Dataset("data", names, []))
 
-    def data(*names):
-        return Dataset("data", names, [])
-
-    assert class_table(segmentor, data("Red", "green", "blue")) == [0, 1, 2]
-    assert class_table(segmentor, data("blue", "red")) == [1, 255, 0]
-    assert class_table(segmentor, data("class000", "class001", "class002")) == [0, 1, 2]
+    assert table("Red", "green", "blue") == [0, 1, 2]
+    assert table("blue", "red") == [1, 255, 0]
+    assert table("class000", "class001", "class002") == [0, 1, 2]
     with pytest.raises(ModelError, match=r"does not know the classes of data: no class .* 1 of 2 names \(purple\)"):
-        class_table(segmentor, data("red", "purple"))
+        table("red", "purple")
     for names in (("blue", "red", "greenish"), ("red", "green", "RED"), ("x", "y", "z")):  # as many, yet never in order
         with pytest.raises(ModelError, match="does not know the classes of data"):
-            class_table(segmentor, data(*names))
+            table(*names)
 
 
 def test_multiply_adds_follow_from_key_frames_and_sides(colour_folder, colours, tmp_path):
@@ -311,7 +310,7 @@ def test_cityscapes_scores_the_labelled_frame_at_every_distance(cityscapes, tmp_
 def test_cityscapes_errors(cityscapes, tmp_path):
     with pytest.raises(DataError, match="one labelled frame"):
         evaluate(EvalOptions(data=cityscapes, oracle=True), tmp_path / "oracle")
-    with pytest.raises(DataError, match="needs 24 frames before the labelled one, found 19"):
+    with pytest.raises(DataError, match="needs 24 frames before the labelled one, got 19"):
         evaluate(EvalOptions(data=cityscapes, interval=25), tmp_path / "long")
 
 
@@ -460,7 +459,7 @@ def test_label_files_that_do_not_fit_are_errors(folder, tmp_path):
         evaluate(EvalOptions(data=folder, predictions=str(tmp_path / "saved"), interval=4), tmp_path / "four")
     (tmp_path / "saved" / "c.labels.mkv").rename(tmp_path / "saved" / "a b.labels.mkv")
     (tmp_path / "saved" / "c.json").rename(tmp_path / "saved" / "a b.json")
-    with pytest.raises(DataError, match="each of 23 frames, found 9"):
+    with pytest.raises(DataError, match="each of 23 frames, got 9"):
         evaluate(EvalOptions(data=folder, predictions=str(tmp_path / "saved"), interval=6), tmp_path / "short")
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64
 
 from mpvss.errors import DataError
 from mpvss.evaluation.results import WINDOW, CompareResult, Difference
-from mpvss.evaluation.run import RunDirectory
+from mpvss.evaluation.run_directory import RunDirectory
 from mpvss.metrics import ConfusionMatrix, MiouByDistance, RegionSimilarity, VideoConsistency
 from mpvss.progress import progress
 
@@ -196,7 +196,7 @@ def _video_units(run: RunDirectory) -> _Units:
 def _window_units(run: RunDirectory) -> _Units:
     (line,) = run.lines()
     # The last part is what remains of the video, down to a single frame: units are of one length.
-    parts = line["parts"][: line["frames"] // WINDOW]
+    parts: list[Any] = line["parts"][: line["frames"] // WINDOW]
     counts = [_pixels(ConfusionMatrix.from_state(part["confusion"]))[None] for part in parts]
     return _units(counts, [{name: tuple(part[name]) for name in _COMPARED if name in part} for part in parts])
 

@@ -17,7 +17,8 @@ from mpvss.errors import DataError
 from mpvss.evaluation import charts
 from mpvss.evaluation.compare import compare
 from mpvss.evaluation.results import FIGURES, WINDOW, CompareResult, EvalResult
-from mpvss.evaluation.run import RunDirectory, read_worst, score_of
+from mpvss.evaluation.run_directory import RunDirectory
+from mpvss.evaluation.scores import Line, read_worst, score_of
 
 _WORST_SHOWN = 6
 _TIME_LINES_SHOWN = 24
@@ -71,15 +72,15 @@ def write_report(run: str | Path, out: str | Path, *, baseline: str | Path | Non
     return page
 
 
-def _lines_to_show(directory: RunDirectory) -> tuple[list[dict[str, Any]], list[_WorstFrame]]:
+def _lines_to_show(directory: RunDirectory) -> tuple[list[Line], list[_WorstFrame]]:
     """The videos with the lowest scores, in their order, and the worst frames of all."""
     order = {line["clip"]: (score_of(line), number) for number, line in enumerate(directory.lines())}
     lowest = set(sorted(order, key=lambda clip: (order[clip][0] is None, order[clip]))[:_TIME_LINES_SHOWN])
-    lines: list[dict[str, Any]] = []
+    lines: list[Line] = []
     worst: list[_WorstFrame] = []
     for line in directory.lines():
         if line["clip"] in lowest:
-            lines.append({name: line[name] for name in ("clip", "timeline", "metrics")})
+            lines.append({**line, "parts": [], "worst": []})
         frames = (_WorstFrame(frame["score"], line["clip"], frame["index"]) for frame in line["worst"])
         worst = sorted([*worst, *frames])[:_WORST_SHOWN]
     return lines, worst
@@ -135,7 +136,7 @@ def _scores_by_clip(run: Path) -> dict[str, list[float | None]]:
 
 
 def _time_lines(
-    lines: Sequence[Mapping[str, Any]],
+    lines: Sequence[Line],
     baseline: Mapping[str, Sequence[float | None]],
     measure: str,
     videos: int,
