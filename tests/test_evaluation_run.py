@@ -79,10 +79,10 @@ def colours(monkeypatch):
     """Every model is the segmentor that tells colours apart."""
     made = []
 
-    def load(model, *, propagator, motion, interval, cuts, device, dtype, fast, backend):
+    def load(model, *, options):
         made.append(ColourSegmentor())
         made[-1].class_names = ("Red", "blue", "green")  # in another order than the data set
-        return VideoSegmenter(made[-1], make_propagator(propagator), motion=motion, interval=interval, cuts=cuts)
+        return VideoSegmenter(made[-1], make_propagator(options.propagator), options=options)
 
     monkeypatch.setattr(VideoSegmenter, "from_pretrained", load)
     return made
@@ -273,9 +273,9 @@ def cityscapes(tmp_path, monkeypatch):
                 label = np.array([7, 8, 11], np.uint8)[labels_of(0) % 3]
                 save(root / "gtFine" / "val" / "aachen" / f"{name}_gtFine_labelIds.png", label)
 
-    def load(model, *, propagator, motion, interval, cuts, device, dtype, fast, backend):
+    def load(model, *, options):
         segmentor = NineteenSegmentor()
-        return VideoSegmenter(segmentor, make_propagator(propagator), motion=motion, interval=interval, cuts=cuts)
+        return VideoSegmenter(segmentor, make_propagator(options.propagator), options=options)
 
     monkeypatch.setattr(VideoSegmenter, "from_pretrained", load)
     return f"cityscapes:{root}"
@@ -584,7 +584,6 @@ def test_command_line(folder, tmp_path, capsys):
     [
         ["--data", "folder:nowhere"],
         ["--data", "x"],
-        ["--propagator", "magic"],
         ["--predictions", "y"],
         ["--baseline", "z"],
     ],
