@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import matplotlib.font_manager  # noqa: F401 - it makes its own folders at home when it is first imported
 import numpy as np
 import torch
 import yaml
