@@ -181,5 +181,5 @@ def test_sound_that_starts_anew_alone_goes_on_after_itself():
 def test_misuse():
     with pytest.raises(ValueError, match="time_base must be above 0 seconds, got 0"):
         Clock(Fraction(0))
-    with pytest.raises(ValueError, match="before the first picture"):
+    with pytest.raises(ValueError, match="before the first image"):
         Clock(MS).follower(MS)

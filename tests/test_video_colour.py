@@ -156,6 +156,24 @@ def test_interlaced_frames_are_deinterlaced_one_for_one_with_their_times(tmp_pat
     assert off.warnings == []
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("v.mkv", "libx264", {"x264-params": "interlaced=1"}),  # MBAFF
+        ("v.ts", "libx264", {"x264-params": "bff=1:bframes=2"}),
+        ("v.mp4", "libx264", {"flags": "+ildct+ilme"}),
+        ("v.ts", "mpeg2video", {"flags": "+ildct+ilme"}),
+    ],
+)
+def test_every_way_to_interlace_is_deinterlaced(tmp_path, name, codec, options):
+    path = write(tmp_path / name, moving(12), codec=codec, **options)
+    with read(path) as auto, read(path, deinterlace="off") as off:
+        pairs = list(zip(auto, off, strict=True))
+    assert len(pairs) == 12
+    assert all(combing(a.rgb) < combing(b.rgb) / 2 for a, b in pairs[1:-1])
+    assert auto.warnings == ["interlaced video is deinterlaced (bwdif); --deinterlace off leaves it as it is"]
+
+
 def test_progressive_frames_pass_untouched_also_between_interlaced_ones():
     frames = [av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p") for picture in moving(4)]
     assert list(map(id, deinterlaced(iter(frames), pytest.fail))) == list(map(id, frames))

@@ -886,7 +886,7 @@ def test_a_reader_that_was_never_used_ends_its_thread(ramp):
 def test_an_exception_in_the_thread_reaches_the_consumer_after_the_frames_before_it(ramp, monkeypatch):
     from mpvss.video.media import VideoMedia
 
-    original = VideoMedia.pictures
+    original = VideoMedia.images
 
     def failing(self):
         pictures = original(self)
@@ -894,7 +894,7 @@ def test_an_exception_in_the_thread_reaches_the_consumer_after_the_frames_before
             yield next(pictures)
         raise RuntimeError("theirs")
 
-    monkeypatch.setattr(VideoMedia, "pictures", failing)
+    monkeypatch.setattr(VideoMedia, "images", failing)
     reader = read(ramp)
     assert [next(reader).index for _ in range(3)] == [0, 1, 2]
     with pytest.raises(RuntimeError, match="theirs"):

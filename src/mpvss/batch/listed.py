@@ -144,7 +144,7 @@ def _try(
         if seconds is not None:
             media.seek(max(Fraction(0), frames.pts(0) - seconds))
         row = 0
-        for pts, make_image in media.pictures():
+        for pts, make_image in media.images():
             if pts < frames.pts(row):
                 continue
             image = make_image() if pts == frames.pts(row) else None

@@ -19,7 +19,7 @@ from mpvss.errors import DataError
 from mpvss.labels import ignore_id, label_dtype, palette_for
 from mpvss.types import shown_size
 from mpvss.video.images import (
-    BROKEN_PICTURE,
+    BROKEN_IMAGE,
     common_full_scale,
     image_size,
     open_image,
@@ -176,7 +176,7 @@ def read_image(path: Path, full_scale: Callable[[], float] | None = None) -> UIn
     """
     try:
         return read_rgb(path, full_scale)
-    except BROKEN_PICTURE as error:
+    except BROKEN_IMAGE as error:
         raise DataError(f"{path}: cannot read the image: {error}") from error
 
 
@@ -192,7 +192,7 @@ def read_label(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W
             # Pillow stretches grey of 2 and 4 bits to 0..255, which would change the ids.
             stretched = mode == "L" and image.tile and image.tile[0][3] in ("L;2", "L;4")
             values = np.array(image)
-    except BROKEN_PICTURE as error:
+    except BROKEN_IMAGE as error:
         raise DataError(f"{path}: cannot read the label file: {error}") from error
     if stretched:
         raise DataError(f"{path}: expected 8 or 16 bits a pixel, got fewer; save the ids as an 8 bit grey PNG")
@@ -212,7 +212,7 @@ def _image_size(path: Path) -> tuple[int, int]:
     """Height and width of the upright image, from the file's header alone."""
     try:
         return image_size(path)
-    except BROKEN_PICTURE as error:
+    except BROKEN_IMAGE as error:
         raise DataError(f"{path}: cannot read the image: {error}") from error
 
 

@@ -15,7 +15,7 @@ from mpvss.engine.decode import Labels
 from mpvss.errors import DataError
 from mpvss.labels import IGNORE, MAX_CLASSES
 from mpvss.types import shown_size
-from mpvss.video.images import BROKEN_PICTURE, open_image
+from mpvss.video.images import BROKEN_IMAGE, open_image
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _read_mask(path: Path, labelmap: Mapping[_Colour, int] | None) -> Labels:
         with open_image(path) as image:
             coloured = image.mode in ("RGB", "RGBA") or (image.mode == "P" and labelmap is not None)
             rgb = np.array(image.convert("RGB")) if coloured else np.zeros((0, 0, 3), np.uint8)
-    except BROKEN_PICTURE as error:
+    except BROKEN_IMAGE as error:
         raise DataError(f"{path}: cannot read the label file: {error}") from error
     if not coloured:
         return read_label(path)

@@ -37,7 +37,7 @@ class Clock(Generic[Item]):
         jumps: Whether a jump forward by more than ten seconds is a new start as well, as in broadcast recordings.
         live: Whether a jump forward is believed at once, for sources whose next frame may be long in coming.
         start: Where zero is, in ticks; ``None`` for the first frame.
-        leader: The clock of the pictures, for sound: zero and new starts are the leader's.
+        leader: The clock of the images, for sound: zero and new starts are the leader's.
 
     Attributes:
         start: The source's time of the first frame in seconds; ``None`` before it is known.
@@ -82,9 +82,9 @@ class Clock(Generic[Item]):
             self.epochs.append((start * time_base, -start * time_base))
 
     def follower(self, time_base: Fraction, rate: Fraction | None = None) -> "Clock[Any]":
-        """The clock of the sound that belongs to these pictures; ask after the first picture.
+        """The clock of the sound that belongs to these images; ask after the first image.
 
-        Sound that goes on for longer than its pictures overlaps what follows a new start: its times go back there, and
+        Sound that goes on for longer than its images overlaps what follows a new start: its times go back there, and
         what comes before the end of the sound so far is to be left out.
 
         Args:
@@ -92,7 +92,7 @@ class Clock(Generic[Item]):
             rate: Packets per second, where known.
         """
         if self.start is None:
-            raise ValueError("the sound's clock was asked for before the first picture")
+            raise ValueError("the sound's clock was asked for before the first image")
         return Clock(
             time_base, rate, jumps=self._jumps, start=round(self.start / time_base), leader=self
         )  # fmt: skip
@@ -216,7 +216,7 @@ class Clock(Generic[Item]):
         return anew if self._jumps and self._is_jump(before, after, following) else _GAP
 
     def _is_jump(self, before: int, after: int, following: list[tuple[int, int]]) -> bool:
-        """Whether a gap is too long for one: in a slide show the picture before or after it stays for long as well."""
+        """Whether a gap is too long for one: in a slide show the image before or after it stays for long as well."""
         slow = max(self._steps, default=0)
         if following:
             slow = max(slow, following[0][1] - after)

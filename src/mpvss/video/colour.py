@@ -61,10 +61,10 @@ def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, note: Note) -> U
     else:
         return reformatter.reformat(frame, format="rgb24").to_ndarray().astype(np.uint8, copy=False)
     wide = reformatter.reformat(frame, format="rgb48le").to_ndarray().astype(np.uint16, copy=False)
-    picture = np.empty(wide.shape, dtype=np.uint8)
+    image = np.empty(wide.shape, dtype=np.uint8)
     for top in range(0, len(wide), _ROWS):
-        picture[top : top + _ROWS] = _to_bt709(wide[top : top + _ROWS], frame.color_trc, primaries)
-    return picture
+        image[top : top + _ROWS] = _to_bt709(wide[top : top + _ROWS], frame.color_trc, primaries)
+    return image
 
 
 def _complete_tags(frame: av.VideoFrame, note: Note) -> None:

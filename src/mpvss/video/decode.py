@@ -16,9 +16,9 @@ _MOST_BEFORE_KEY = 300
 # H.264's own limit.
 _MOST_REORDERED = 16
 if TYPE_CHECKING:  # generic only in its type stubs
-    _PicturePacket = Packet[VideoStream]
+    _VideoPacket = Packet[VideoStream]
 else:
-    _PicturePacket = Packet
+    _VideoPacket = Packet
 
 
 def decode(
@@ -72,7 +72,7 @@ def decode(
         note_cut_off(container, stream, seen, trouble)
 
 
-def _demux(container: InputContainer, stream: VideoStream) -> Iterator[_PicturePacket]:
+def _demux(container: InputContainer, stream: VideoStream) -> Iterator[_VideoPacket]:
     return container.demux(stream)
 
 
@@ -86,7 +86,7 @@ class _BeforeKey:
         self._packets = 0
         self._any_key = self._any_frame = self._settled = False
 
-    def packet(self, packet: _PicturePacket) -> None:
+    def packet(self, packet: _VideoPacket) -> None:
         """Take a packet before it is decoded."""
         self._packets += 1
         if self._packets > _MOST_BEFORE_KEY and self._any_frame:
@@ -135,7 +135,7 @@ class _Slots:
         self._packets = 0
         self._newest = -1
 
-    def packet(self, packet: _PicturePacket) -> None:
+    def packet(self, packet: _VideoPacket) -> None:
         """Take a packet before it is decoded; its times become its number, by which its frame is known."""
         heappush(self._slots, self._packets if packet.dts is None else packet.dts)
         self._hidden.add(self._packets)

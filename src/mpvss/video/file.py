@@ -1,4 +1,4 @@
-"""Opening media that others made: one file and no other, a bounded number of streams, pictures of bounded size."""
+"""Opening media that others made: one file and no other, a bounded number of streams, images of bounded size."""
 
 import math
 import os
@@ -164,7 +164,7 @@ def limits() -> dict[str, str]:
 
 
 def bound(stream: VideoStream) -> None:
-    """Have the decoder of a stream refuse pictures that are too large, before it takes memory for them.
+    """Have the decoder of a stream refuse images that are too large, before it takes memory for them.
 
     Raises:
         ValueError: There is no decoder.

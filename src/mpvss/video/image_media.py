@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from mpvss.errors import ConfigError, SourceError
 from mpvss.types import IMAGE_RATE, shown_size
 from mpvss.video.images import (
-    BROKEN_PICTURE,
+    BROKEN_IMAGE,
     common_full_scale,
     evenly,
     image_size,
@@ -24,7 +24,7 @@ from mpvss.video.images import (
     read_page,
     read_rgb,
 )
-from mpvss.video.info import OWN_TIMES, Picture, Trouble, VideoInfo, output_name
+from mpvss.video.info import OWN_TIMES, Image, Trouble, VideoInfo, output_name
 
 _SIZES_LOOKED_AT = 32
 
@@ -75,32 +75,32 @@ class ImageMedia:
         """When the last image ends, in seconds."""
         return self.info.duration
 
-    def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
-        """All images, once: time in seconds, and a function that reads the picture, ``None`` where it is damaged."""
+    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None]]]:
+        """All images, once: time in seconds, and a function that reads the image, ``None`` where it is damaged."""
         for index, file in enumerate(self._files[self._begin :], self._begin):
-            yield index / self._rate, partial(self._picture, file)
+            yield index / self._rate, partial(self._image, file)
 
     def seek(self, pts: Fraction) -> None:
-        """Have ``pictures`` begin at this time, in seconds."""
+        """Have ``images`` begin at this time, in seconds."""
         self._begin = int(pts * self._rate)
 
-    def _picture(self, file: Path) -> Picture | None:
+    def _image(self, file: Path) -> Image | None:
         try:
             return self._of_size(read_rgb(file, self._full_scale, self._note), file)
-        except BROKEN_PICTURE as error:
+        except BROKEN_IMAGE as error:
             self.trouble.count("cannot be read and are left out", f"{file.name}: {error}", damaged=1)
             return None
 
-    def _of_size(self, picture: UInt8[np.ndarray, "_ _ 3"], file: Path) -> Picture:
-        size = (picture.shape[0], picture.shape[1])
+    def _of_size(self, image: UInt8[np.ndarray, "_ _ 3"], file: Path) -> Image:
+        size = (image.shape[0], image.shape[1])
         if size == self.info.size:
-            return picture
+            return image
         import cv2
 
         self.trouble.count(
             f"are scaled to {shown_size(self.info.size)}, the size of the others", f"{file.name}: {shown_size(size)}"
         )
-        return np.asarray(cv2.resize(picture, self.info.size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        return np.asarray(cv2.resize(image, self.info.size[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
     def _note(self, what: str, file: Path) -> None:
         self.trouble.count(what, file.name)
@@ -126,7 +126,7 @@ class AnimationMedia(ImageMedia):
             base = {"TIFF": 1 / self._rate, "WEBP": Fraction(1, 1000)}.get(image.format or "", Fraction(1, 90000))
             try:
                 _, delay = read_page(image, self._pages[0], file, self._full_scale, self._note)
-            except BROKEN_PICTURE as error:
+            except BROKEN_IMAGE as error:
                 raise SourceError(f"expected an image in {file}, got data that is none ({error})") from error
             tiff = image.format == "TIFF"
         if fps is not None and not tiff:
@@ -143,19 +143,19 @@ class AnimationMedia(ImageMedia):
             assumed_rate=tiff and fps is None,
         )
 
-    def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
-        """All images, once, in order: time in seconds, and a function that gives the picture."""
+    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None]]]:
+        """All images, once, in order: time in seconds, and a function that gives the image."""
         (file,) = self._files
         time, base = Fraction(0), self.info.time_base
         with open_image(file) as image:
             for done, page in enumerate(self._pages):
                 try:
-                    picture, delay = read_page(image, page, file, self._full_scale, self._note)
-                except BROKEN_PICTURE as error:
+                    rgb, delay = read_page(image, page, file, self._full_scale, self._note)
+                except BROKEN_IMAGE as error:
                     lost = len(self._pages) - done
                     self.trouble.note(f"the last {lost} images of {file.name} cannot be read ({error})", damaged=lost)
                     return
-                yield round(time / base) * base, partial(self._of_size, picture, file)
+                yield round(time / base) * base, partial(self._of_size, rgb, file)
                 time += base if self._tiff else delay
         self._last_end = round(time / base) * base
 
@@ -178,7 +178,7 @@ def _most_common_size(files: Sequence[Path]) -> tuple[Path, tuple[int, int]]:
             break
         try:
             sizes.setdefault(image_size(file), []).append(file)
-        except BROKEN_PICTURE as error:
+        except BROKEN_IMAGE as error:
             reason = reason or error
     if not sizes:
         raise SourceError(f"expected an image in {files[0]}, got data that is none ({reason})") from reason
@@ -190,7 +190,7 @@ def _format(file: Path) -> tuple[str, str]:
     try:
         with open_image(file) as image:
             return (image.format or "image").lower(), image.mode
-    except BROKEN_PICTURE:  # which FFmpeg knows
+    except BROKEN_IMAGE:  # which FFmpeg knows
         return file.suffix[1:].lower(), "float"
 
 

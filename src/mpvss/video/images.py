@@ -34,11 +34,11 @@ _Any = TypeVar("_Any")
 
 RGB = UInt8[np.ndarray, "H W 3"]
 
-BROKEN_PICTURE = (
+BROKEN_IMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, OverflowError),
     *(struct.error, zlib.error, MemoryError, RecursionError, Image.DecompressionBombError),
 )
-"""What Pillow raises on a file that is not the picture its name promises: its own errors, and its slips."""
+"""What Pillow raises on a file that is not the image its name promises: its own errors, and its slips."""
 
 SEVERAL = "hold several images, of which only the first is taken"
 CLIPPED = "exceed the full scale of the images around them and are clipped"
@@ -55,10 +55,10 @@ _RATE = Fraction(25)
 
 
 def open_image(path: Path) -> ImageFile:
-    """Open a picture file, not decoded yet, for a ``with`` block.
+    """Open an image file, not decoded yet, for a ``with`` block.
 
     Raises:
-        ValueError: It has more pixels than ``max_pixels()``; otherwise one of ``BROKEN_PICTURE``.
+        ValueError: It has more pixels than ``max_pixels()``; otherwise one of ``BROKEN_IMAGE``.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is ours
@@ -78,7 +78,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image file as ``read_rgb`` gives it; nothing is decoded but what only FFmpeg reads.
 
     Raises:
-        ValueError: Or another of ``BROKEN_PICTURE``: it cannot be read.
+        ValueError: Or another of ``BROKEN_IMAGE``: it cannot be read.
     """
     try:
         image = open_image(path)
@@ -115,7 +115,7 @@ def read_rgb(
         note: Told what is not as it seems (``SEVERAL``, ``CLIPPED``), with the path.
 
     Raises:
-        ValueError: Or another of ``BROKEN_PICTURE``: it cannot be read.
+        ValueError: Or another of ``BROKEN_IMAGE``: it cannot be read.
     """
     try:
         image = open_image(path)
@@ -243,9 +243,9 @@ def common_full_scale(paths: Sequence[Path]) -> float:
                     if samples is not None:
                         needed.append(_declared_full_scale(image) or _own_full_scale(samples))
         except UnidentifiedImageError:
-            with contextlib.suppress(*BROKEN_PICTURE):
+            with contextlib.suppress(*BROKEN_IMAGE):
                 needed.append(_own_full_scale(_ffmpeg_samples(path)))
-        except BROKEN_PICTURE:  # counted when its turn comes
+        except BROKEN_IMAGE:  # counted when its turn comes
             continue
     return max(needed)
 
@@ -311,7 +311,7 @@ def read_page(
     Quick where pages are read in their order.
 
     Raises:
-        ValueError: Or another of ``BROKEN_PICTURE``: it cannot be read.
+        ValueError: Or another of ``BROKEN_IMAGE``: it cannot be read.
     """
     image.seek(page)
     rgb = _page_rgb(image, path, full_scale, note)

@@ -13,7 +13,7 @@ _MOST_WARNINGS = 20
 _LONGEST_NAME = 200
 OWN_TIMES = "expected --fps for raw streams and images only, which have no times of their own: {} has; leave --fps out"
 Kind = Literal["video", "images", "camera", "stream"]
-Picture = UInt8[np.ndarray, "H W 3"]
+Image = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class VideoInfo:
         duration: Length in seconds, where known.
         codec: Name of the codec or image format.
         pixel_format: Name of the pixel format as stored.
-        rotation: Degrees counter-clockwise that the stored pictures are turned for display: 0, 90, 180 or 270.
+        rotation: Degrees counter-clockwise that the stored images are turned for display: 0, 90, 180 or 270.
         has_audio: Whether there is a sound track.
         start: The source's own time of the first frame, in seconds. All times count from there.
         assumed_rate: Whether nothing says how fast the frames follow each other, so that ``frame_rate`` is assumed.

@@ -26,7 +26,7 @@ from mpvss.video.decode import decode
 from mpvss.video.deinterlace import FRAMES_BEFORE, deinterlaced
 from mpvss.video.file import INDEX_AT_END, NETWORK_TIMEOUT_SECONDS, Address, Pipe, bound
 from mpvss.video.header import names_sound
-from mpvss.video.info import OWN_TIMES, Picture, Trouble, VideoInfo
+from mpvss.video.info import OWN_TIMES, Image, Trouble, VideoInfo
 
 _MOST_ANAMORPHIC = 10
 _SECONDS_BEFORE_TRIES = (0, 1, 4)
@@ -145,7 +145,7 @@ class VideoMedia:
 
     @property
     def _has_no_times(self) -> bool:
-        """Whether the container is a mere stream of pictures, whose times FFmpeg makes up at 25 a second."""
+        """Whether the container is a mere stream of images, whose times FFmpeg makes up at 25 a second."""
         return bool(self._container.format.flags & _NO_TIMESTAMPS)
 
     def _rate(self, fps: Fraction | None, source: str) -> tuple[Fraction | None, bool]:
@@ -213,14 +213,14 @@ class VideoMedia:
             sample_aspect_ratio=_sample_aspect_ratio(stream, transposed=transpose),
         )
 
-    def pictures(self) -> Iterator[tuple[Fraction, Callable[[], Picture | None]]]:
-        """All frames, once: time in seconds from the first frame, and a function that makes the picture.
+    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None]]]:
+        """All frames, once: time in seconds from the first frame, and a function that makes the image.
 
         Times are the source's own less that of its first frame, as ``Clock`` makes them strictly increasing.
         """
         time, last = Fraction(0), None
         for time, last in self._whole(self._timed) if self.deinterlace else self._timed:
-            yield time, partial(self._picture, last)
+            yield time, partial(self._image, last)
         if last is not None:
             self.end = self._end_of(time, last)
 
@@ -246,7 +246,7 @@ class VideoMedia:
         return declared if declared is not None and declared > time and not self.trouble.damaged else None
 
     def seek(self, pts: Fraction) -> None:
-        """Have ``pictures`` begin at a frame that decodes on its own, before this time or at it.
+        """Have ``images`` begin at a frame that decodes on its own, before this time or at it.
 
         A file's index may be wrong about that. Afterwards, the times of a clock that has started anew are others, and
         the count of damage means nothing.
@@ -265,17 +265,17 @@ class VideoMedia:
         self._frames = self._decoded()
         self._timed = self._times(self._new_clock(self.info.frame_rate, int(self.info.start / self._time_base)))
 
-    def _picture(self, frame: av.VideoFrame) -> Picture | None:
+    def _image(self, frame: av.VideoFrame) -> Image | None:
         try:
-            picture = to_rgb(frame, self._reformatter, self.trouble.note)
+            image = to_rgb(frame, self._reformatter, self.trouble.note)
         except (av.FFmpegError, ValueError, OSError) as error:
             self.trouble.note(f"some frames have no colours that can be shown: {error}", damaged=1)
             return None
         transpose, flip_rows, flip_columns = self._turn
         if transpose:
-            picture = picture.transpose(1, 0, 2)
-        picture = picture[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-        size = (picture.shape[0], picture.shape[1])
+            image = image.transpose(1, 0, 2)
+        image = image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        size = (image.shape[0], image.shape[1])
         if size != self.info.size:
             import cv2
 
@@ -283,8 +283,8 @@ class VideoMedia:
                 f"frames change size from {shown_size(self.info.size)} to {shown_size(size)}: "
                 "scaled to the size of the first"
             )
-            picture = cv2.resize(picture, self.info.size[::-1], interpolation=cv2.INTER_AREA)
-        return np.ascontiguousarray(picture, dtype=np.uint8)
+            image = cv2.resize(image, self.info.size[::-1], interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(image, dtype=np.uint8)
 
     def close(self) -> None:
         """Close the source; harmless when closed already."""
@@ -315,7 +315,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def _video_streams(container: InputContainer) -> list[VideoStream]:
-    """The video streams that are no cover picture."""
+    """The video streams that are no cover image."""
     return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
 
 

@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.1
 # When a live source is given up that its reading thread does not give up itself, as it does on a network's time limit.
 _CAMERA_SILENT_SECONDS, _STREAM_SILENT_SECONDS = 10, 60
 _LONGEST_CLOSE_SECONDS = 5
-_MOST_WAITING_BYTES = 2**28  # ten pictures of 4K
+_MOST_WAITING_BYTES = 2**28  # ten images of 4K
 
 
 # Seconds as a decimal or a ratio, after minutes and hours; with a bound on digits, as millions of them take hours.
@@ -162,7 +162,7 @@ class Reader:
         self._moved = start is not None
         self._origin: Fraction | None = None
         self._progress = _Progress()
-        # Fewer where they are large: a file says itself how much memory its pictures take.
+        # Fewer where they are large: a file says itself how much memory its images take.
         room = _MOST_WAITING_BYTES // (3 * media.info.height * media.info.width)
         self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(max(1, min(read_ahead, room)))
         self._stop = threading.Event()
@@ -282,7 +282,7 @@ def _select(
     in_range = 0
     any_selected = False
     latest = Fraction(0)
-    for index, (pts, make_picture) in enumerate(media.pictures()):
+    for index, (pts, make_image) in enumerate(media.images()):
         latest = pts
         if start is not None and pts < start:
             continue
@@ -290,10 +290,10 @@ def _select(
             progress.end = end
             break
         if in_range % stride == 0:
-            picture = make_picture()
-            if picture is not None:
+            image = make_image()
+            if image is not None:
                 any_selected = True
-                yield Frame(index, pts, picture)
+                yield Frame(index, pts, image)
         in_range += 1
     else:
         progress.end = media.end if end is None or media.end is None else min(end, media.end)

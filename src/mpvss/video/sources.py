@@ -19,7 +19,7 @@ from mpvss.errors import SourceError
 from mpvss.video.file import NETWORK_TIMEOUT_SECONDS, Address, Pipe, is_pipe
 from mpvss.video.image_media import AnimationMedia, ImageMedia
 from mpvss.video.images import (
-    BROKEN_PICTURE,
+    BROKEN_IMAGE,
     open_image,
     pages,
 )
@@ -28,8 +28,10 @@ from mpvss.video.media import VideoMedia
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _MOST_DOWNLOADED = 8 * 2**30
+_OpenVideo = Callable[[Address], VideoMedia]
+
 # What was described and can be opened only once, until it is read.
-_KEPT: dict[tuple[str, Fraction | None, int | None], "VideoMedia"] = {}
+_KEPT: dict[tuple[str, Fraction | None, int | None], VideoMedia] = {}
 
 
 def probe(source: str | Path, *, fps: Fraction | None = None, video_stream: int | None = None) -> VideoInfo:
@@ -54,7 +56,7 @@ def probe(source: str | Path, *, fps: Fraction | None = None, video_stream: int 
 
 def open_media(
     source: str | Path, *, fps: Fraction | None = None, video_stream: int | None = None
-) -> "VideoMedia | ImageMedia":
+) -> VideoMedia | ImageMedia:
     """Open a source and find out what it is.
 
     Args:
@@ -63,7 +65,7 @@ def open_media(
         video_stream: Which of several.
 
     Returns:
-        An open source with ``info``, ``trouble``, ``pictures()`` and ``close()``.
+        An open source with ``info``, ``trouble``, ``images()`` and ``close()``.
 
     Raises:
         SourceError: There is no such source, or no frame in it can be decoded.
@@ -81,33 +83,42 @@ def open_media(
     elif _URL.match(text):
         return _open_url(text, open_video)
     try:
-        if is_pipe(text):
-            name = "stdin" if text in {"-", "/dev/stdin"} else output_name(Path(text).stem)
-            return open_video(Address(Pipe(text), "stream", text, name))
-        path = Path(text)
-        if path.is_dir():
-            return ImageMedia(_images_in(path), text, output_name(path.resolve().name) or "images", fps)
-        if path.exists():
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                kind = AnimationMedia if is_animated(path) else ImageMedia
-                return kind([path], text, output_name(path.stem), fps)
-            try:
-                return open_video(Address(str(path), "video", text, output_name(path.stem)))
-            except SourceError:
-                if path.suffix.lower() != ".tga":  # which can be told by its name only
-                    raise
-                return ImageMedia([path], text, output_name(path.stem), fps)
-        if glob.has_magic(text):
-            folder = path.parent.name
-            name = folder if folder and not glob.has_magic(folder) else "images"
-            return ImageMedia(_images_like(text), text, name, fps)
+        media = _open_local(text, fps, open_video)
     except (OSError, ValueError) as error:  # a name too long or with a NUL, a folder that may not be read
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SourceError(f"expected a source that can be read, got {reason}: {text}") from error
-    raise SourceError(
-        f"expected a video file, a folder or pattern of images, camera:N or a URL, got nothing at {text}: "
-        "check the path"
-    )
+    if media is None:
+        raise SourceError(
+            f"expected a video file, a folder or pattern of images, camera:N or a URL, got nothing at {text}: "
+            "check the path"
+        )
+    return media
+
+
+def _open_local(text: str, fps: Fraction | None, open_video: _OpenVideo) -> VideoMedia | ImageMedia | None:
+    """Open what is on this machine: a pipe, a folder, a file or a pattern; ``None`` where there is nothing."""
+    path = Path(text)
+    if is_pipe(text):
+        name = "stdin" if text in {"-", "/dev/stdin"} else output_name(path.stem)
+        return open_video(Address(Pipe(text), "stream", text, name))
+    if path.is_dir():
+        return ImageMedia(_images_in(path), text, output_name(path.resolve().name) or "images", fps)
+    if path.exists():
+        name = output_name(path.stem)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            kind = AnimationMedia if is_animated(path) else ImageMedia
+            return kind([path], text, name, fps)
+        try:
+            return open_video(Address(str(path), "video", text, name))
+        except SourceError:
+            if path.suffix.lower() != ".tga":  # which can be told by its name only
+                raise
+            return ImageMedia([path], text, name, fps)
+    if glob.has_magic(text):
+        folder = path.parent.name
+        name = folder if folder and not glob.has_magic(folder) else "images"
+        return ImageMedia(_images_like(text), text, name, fps)
+    return None
 
 
 def safe_name(name: str) -> str:
@@ -115,7 +126,7 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
 
 
-def _open_camera(source: str, open_video: Callable[..., VideoMedia]) -> VideoMedia:
+def _open_camera(source: str, open_video: _OpenVideo) -> VideoMedia:
     which = source.removeprefix("camera:")
     name = safe_name(source.replace(":", ""))
     if sys.platform == "darwin":
@@ -128,7 +139,7 @@ def _open_camera(source: str, open_video: Callable[..., VideoMedia]) -> VideoMed
     return open_video(Address(f"/dev/video{which}", "camera", source, name, demuxer="v4l2"))
 
 
-def _open_url(url: str, open_video: Callable[..., VideoMedia]) -> VideoMedia:
+def _open_url(url: str, open_video: _OpenVideo) -> VideoMedia:
     try:
         parts = urlsplit(url)
     except ValueError as error:
@@ -225,5 +236,5 @@ def is_animated(path: Path) -> bool:
     try:
         with open_image(path) as image:
             return len(pages(image)) > 1
-    except BROKEN_PICTURE:  # said when it is opened as an image
+    except BROKEN_IMAGE:  # said when it is opened as an image
         return False
