@@ -195,15 +195,15 @@ def mounted(tmp_path):
     mounts = []
 
     def mount(options):
-        mount = tmp_path / f"mount{len(mounts)}"
-        mount.mkdir()
+        folder = tmp_path / f"mount{len(mounts)}"
+        folder.mkdir()
         if not sys.platform.startswith("linux") or os.geteuid() != 0:
             pytest.skip("only the superuser of a Linux system mounts file systems")
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", mount], capture_output=True, check=False)
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, check=False)
         if made.returncode:
             pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
-        mounts.append(mount)
-        return mount
+        mounts.append(folder)
+        return folder
 
     yield mount
     for mount in mounts:
