@@ -822,3 +822,76 @@ def test_where_both_key_frames_look_alike_the_nearer_one_counts_more(propagator)
     for near, far, frames in ((0, 5, (1, 2)), (5, 0, (3, 4))):
         for frame in frames:
             assert (labels[frame] == labels[near]).mean() > (labels[frame] == labels[far]).mean() + 0.1
+
+
+def test_images_of_opencv_are_pushed_as_they_are():
+    frames = [frame.rgb for frame in moving_frames(5)]
+    ours = VideoSegmenter(ColourSegmentor(), Hold(), interval=2)
+    rgb, bgr = ours.session(), ours.session()
+    for image in frames:
+        (one,), (other,) = rgb.push(image), bgr.push(image[..., ::-1], color="bgr")
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.frame.rgb, other.frame.rgb)
+    with pytest.raises(ValueError, match="color must be rgb or bgr, got 'hsv'"):
+        rgb.push(frames[0], color="hsv")
+
+
+def test_a_schedule_sees_the_confidence_of_what_was_propagated():
+    """Law: the last frame of a window is not propagated yet; those before it are, going forward."""
+    windows = []
+
+    class Watching:
+        def decide(self, window):
+            windows.append([frame.confidence for frame in window])
+            return len(window) - 1 if len(window) == 4 else None
+
+    segmenter = VideoSegmenter(ColourSegmentor(), Hold(), cuts=False)
+    with segmenter.session(confidence=True, key_frames=(Watching(), None)) as session:
+        results = [result for frame in moving_frames(9) for result in session.push(frame)]
+    assert [result.is_key for result in results] == [i % 4 == 0 for i in range(9)]
+    assert [len(window) for window in windows] == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert all(window[-1] is None for window in windows)
+    assert windows[3][:3] == pytest.approx([float(results[i].confidence.mean()) for i in (1, 2, 3)])
+    windows.clear()
+    with segmenter.session(direction="both", key_frames=(Watching(), None)) as session:
+        for frame in moving_frames(5):
+            session.push(frame)
+    assert all(value is None for window in windows for value in window)
+
+
+def test_a_stop_ends_a_stream_before_the_next_frame():
+    stop, frames = threading.Event(), moving_frames(20)
+    segmenter = VideoSegmenter(ColourSegmentor(), Hold(), interval=4)
+    taken = []
+    for result in segmenter.stream(iter(frames), stop=stop, direction="forward"):
+        taken.append(result.index)
+        if len(taken) == 7:
+            stop.set()
+    assert taken == list(range(7))
+
+
+def test_a_stream_of_frames_takes_the_same_selection_as_a_file():
+    frames = moving_frames(20)  # 15 a second
+    segmenter = VideoSegmenter(ColourSegmentor(), Hold(), interval=4)
+    results = list(segmenter.stream(frames, start="0.2", end=1, stride=3))
+    assert [result.index for result in results] == [3, 6, 9, 12]
+
+
+def test_options_of_a_call_replace_those_of_the_segmenter_and_of_nobody_else():
+    segmenter = VideoSegmenter(ColourSegmentor(), Hold(), interval=4)
+    keys = [result.index for result in segmenter.stream(moving_frames(9), interval=3) if result.is_key]
+    assert keys == [0, 3, 6]
+    assert segmenter.options.interval == 4
+    everything = list(segmenter.stream(moving_frames(3), propagator="none"))
+    assert all(result.is_key for result in everything)
+    (only,) = segmenter.session(classes=("Green",)).push(moving_frames(1)[0])
+    assert set(np.unique(only.labels)) <= {1, 255}
+    with pytest.raises(ValueError, match="classes must be names, or ids from 0 to 2, got 3"):
+        segmenter.session(classes=(3,))
+    with pytest.raises(ValueError, match="device is decided when the model is loaded"):
+        segmenter.with_options(device="cpu")
+    with pytest.raises(ModelError, match="propagator query needs a motion module"):
+        segmenter.with_options(propagator="query")
+    assert segmenter.per_frame().with_options(propagator="auto").propagator is segmenter.propagator
+    assert segmenter.class_names == ("red", "green", "blue")
+    assert segmenter.palette.shape == (3, 3)

@@ -52,6 +52,7 @@ class Declaration:
         switch: A truth value that is only ever switched on, without a ``--no-`` form.
         metavar: What stands for the value in the help.
         parse: Makes the value from text; the command line has text only.
+        python_only: Not on the command line.
         repeated: A tuple of which the command line takes one value each time the flag is given.
     """
 
@@ -63,6 +64,7 @@ class Declaration:
     metavar: str | None = None
     parse: Callable[[str], Any] | None = None
     repeated: bool = False
+    python_only: bool = False
 
 
 def option(default: _T, help_: str, **rest: Any) -> _T:
@@ -171,11 +173,25 @@ def _check(name: str, value: Any, annotation: Any, declared: "dataclasses.Field[
     elif bool in parts:
         if not isinstance(value, bool):
             raise OptionError(name, f"must be true or false, got {shown(value)}")
-    elif str in parts and not isinstance(value, int | float):
+    elif any(get_origin(part) is tuple for part in parts):
+        if isinstance(value, str) and str in _members(parts):
+            raise OptionError(name, f"must be a list of names such as ({value!r:.40},), got {shown(value)}")
+    elif str in parts and not (isinstance(value, int | float) and {int, float} & set(parts)):
         if not isinstance(value, tuple(part for part in parts if isinstance(part, type))):
             raise OptionError(name, f"must be text, got {shown(value)}")
     elif float in parts or int in parts:
         _check_number(name, value, known, whole=float not in parts)
+
+
+def _members(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the types that the tuples among these types hold."""
+    return tuple(
+        kind
+        for part in parts
+        if get_origin(part) is tuple
+        for member in get_args(part)
+        for kind in alternatives(member)
+    )
 
 
 def _check_number(name: str, value: Any, known: Declaration, *, whole: bool) -> None:
@@ -333,7 +349,7 @@ class SegmentOptions(SourceOptions, PropagationOptions, ModelOptions):
     """How video is segmented: the model, how its results are propagated, and what part of the video is read."""
 
     classes: tuple[str | int, ...] | None = option(None, "Only these classes, separated by commas.", parse=parse_list)
-    confidence: bool = option(False, "Results carry the winner's share of the scores.", switch=True)
+    confidence: bool = option(False, "Results carry the winner's share of the scores.", switch=True, python_only=True)
 
     def __post_init__(self) -> None:
         """See ``Options``; and ``classes`` must name at least one."""

@@ -25,18 +25,19 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isclass(each.annotation) and issubclass(each.annotation, Options)
     }
     parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, each in own.items() if name not in groups]
-    parameters += [_parameter(group, each) for group in groups.values() for each in fields(group)]
+    parameters += [_parameter(group, each) for group in groups.values() for each in _given(group)]
 
     def command(**given: Any) -> Any:
         arguments = {name: value for name, value in given.items() if name in own}
         with flags_named():
             for name, group in groups.items():
-                arguments[name] = group(**{each.name: _value(each, given[each.name]) for each in fields(group)})
+                arguments[name] = group(**{each.name: _value(each, given[each.name]) for each in _given(group)})
         return function(**arguments)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__wrapped__ = function  # type: ignore[attr-defined]
     return command
 
 
@@ -60,6 +61,10 @@ def shown_default(each: "Field[Any]") -> Any:
     """Return a default as it is typed, where it is a list of values."""
     default: Any = each.default
     return ",".join(default) if isinstance(default, tuple) and not declaration(each).repeated else default
+
+
+def _given(group: Any) -> list["Field[Any]"]:
+    return [each for each in fields(group) if not declaration(each).python_only]
 
 
 def _parameter(group: Any, each: "Field[Any]") -> inspect.Parameter:

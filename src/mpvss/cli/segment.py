@@ -62,30 +62,37 @@ def segment(
     summaries = []
     for source, info in zip(sources, infos, strict=True):
         with progress(info.name, _expected_frames(info, options), quiet=console.quiet) as advance:
-            summaries.append(_run(segmenter, source, out, options, output, resume, interruptible(advance)))
+            run = _in_chunks if resume else _whole
+            summaries.append(run(segmenter, source, out, output, interruptible(advance)))
         if not console.as_json:
             print_run(summaries[-1])
     if console.as_json:
         print_json({"videos": [summary.to_dict() for summary in summaries]})
 
 
-def _run(
+def _whole(
     segmenter: "VideoSegmenter",
     source: str,
     out: Path,
-    options: SegmentOptions,
     output: OutputOptions,
-    resume: bool,
     on_frame: "Callable[[Segmentation], None]",
 ) -> "RunSummary":
-    if not resume:
-        return segmenter.process(source, out, output=output, on_frame=on_frame)
+    return segmenter.process(source, out, output, on_frame=on_frame)
+
+
+def _in_chunks(
+    segmenter: "VideoSegmenter",
+    source: str,
+    out: Path,
+    output: OutputOptions,
+    on_frame: "Callable[[Segmentation], None]",
+) -> "RunSummary":
     import torch
 
     from mpvss.batch.settings import Settings
     from mpvss.batch.single import process_in_chunks
 
-    settings = Settings(options.replace(threads=torch.get_num_threads()), output)
+    settings = Settings(segmenter.options.replace(threads=torch.get_num_threads()), output)
     return process_in_chunks(segmenter, source, out, settings, on_frame=on_frame)
 
 

@@ -113,6 +113,19 @@ class Cuts(Protocol):
         ...
 
 
+DIRECTIONS = ("both", "forward")
+
+
+def check_direction(direction: str) -> None:
+    """Refuse a direction that there is not.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+
+
 @dataclass(frozen=True)
 class WindowFrame:
     """A frame after the last key frame, as a schedule sees it.
@@ -121,11 +134,14 @@ class WindowFrame:
         index: Position in the source.
         pts: Presentation time in seconds, exact.
         new_scene: Whether nothing can be propagated to it from the frame before: a cut, or another size.
+        confidence: Mean confidence, 0 to 1, of what was propagated to it; ``None`` where nothing was yet, as with both
+            directions and for the last frame of a window, or where the session was not asked for confidence.
     """
 
     index: int
     pts: Fraction
     new_scene: bool
+    confidence: float | None = None
 
 
 @runtime_checkable

@@ -3,27 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
 from mpvss.engine.carriers import Carrier
-from mpvss.engine.schedule import Cuts, Schedule, WindowFrame
+from mpvss.engine.schedule import Cuts, Schedule, WindowFrame, check_direction
 from mpvss.engine.spill import Spill
 from mpvss.types import IMAGE_RATE, Frame, Segmentation, check_image
-
-DIRECTIONS = ("both", "forward")
-
-
-def check_direction(direction: str) -> None:
-    """Refuse a direction that there is not.
-
-    Raises:
-        ValueError: It is so.
-    """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, found {direction!r}")
 
 
 class Session:
@@ -59,18 +47,21 @@ class Session:
         self._pushed, self._finished = 0, False
         self._last_pts: Fraction | None = None
 
-    def push(self, frame: Frame | UInt8[np.ndarray, "H W 3"], *, copy: bool = True) -> list[Segmentation]:
+    def push(
+        self, frame: Frame | UInt8[np.ndarray, "H W 3"], *, copy: bool = True, color: Literal["rgb", "bgr"] = "rgb"
+    ) -> list[Segmentation]:
         """Take the next frame; return the frames that are finished by it, in order: none, one or more.
 
         Args:
             frame: A frame, or a bare RGB image: those are counted from 0, at 25 a second as image files are.
             copy: Whether the image's memory may be written over when this returns; ``False`` saves a copy.
+            color: Order of the channels; ``bgr`` for images of OpenCV. Results carry RGB.
 
         Raises:
             ValueError: The image is not (H, W, 3) of uint8; its time is before that of the frame before; the session is
                 finished; or the networks answered NaN.
         """
-        frame = self._checked(frame, copy)
+        frame = self._checked(frame, copy, color)
         cut = self._cuts is not None and self._cuts.is_cut(frame.rgb)
         geometry, former = self.carrier.geometry(frame), self._geometry
         self._geometry = geometry
@@ -82,7 +73,10 @@ class Session:
             return self._advance()
         position = self._schedule.decide(self._window)
         if position is None:
-            return [self.carrier.next(self._kept, frame)]
+            result = self.carrier.next(self._kept, frame)
+            if result.confidence is not None:
+                self._window[-1] = replace(self._window[-1], confidence=float(result.confidence.mean()))
+            return [result]
         if position != len(self._window) - 1:
             raise ValueError(f"a schedule going forward can choose only the last frame, got {position} of the window")
         return self._take_key(frame, new_scene=self._window[-1].new_scene)
@@ -96,7 +90,7 @@ class Session:
         self.close()
         return done
 
-    def _checked(self, frame: Frame | UInt8[np.ndarray, "H W 3"], copy: bool) -> Frame:
+    def _checked(self, frame: Frame | UInt8[np.ndarray, "H W 3"], copy: bool, color: str) -> Frame:
         if self._finished:
             raise ValueError("this session is finished; begin another one for more frames")
         check_image(frame.rgb if isinstance(frame, Frame) else frame)
@@ -104,12 +98,15 @@ class Session:
             frame = Frame(self._pushed, self._pushed / IMAGE_RATE, frame)
         if self._last_pts is not None and not frame.pts >= self._last_pts:
             raise ValueError(
-                f"frames must come in the order of their times, found frame {frame.index} at {float(frame.pts):g} s "
+                f"frames must come in the order of their times, got frame {frame.index} at {float(frame.pts):g} s "
                 f"after one at {float(self._last_pts):g} s; begin another session for another video"
             )
         self._pushed += 1
         self._last_pts = frame.pts
-        return replace(frame, rgb=frame.rgb.copy()) if copy else frame
+        if color not in ("rgb", "bgr"):
+            raise ValueError(f"color must be rgb or bgr, got {color!r}")
+        rgb = np.ascontiguousarray(frame.rgb[..., ::-1]) if color == "bgr" else frame.rgb
+        return replace(frame, rgb=rgb.copy() if copy and rgb is frame.rgb else rgb)
 
     def _advance(self) -> list[Segmentation]:
         """Go on to the next key frames that the schedule has decided on; keep the last frame if it has to wait."""
