@@ -15,7 +15,7 @@ import torch
 
 from mpvss.convert.architectures import ARCHS, build
 from mpvss.engine.decode import decode
-from mpvss.engine.state import View
+from mpvss.engine.state import WarpedPrediction
 from mpvss.motion.warp import resize_flow, warp
 from mpvss.segmentors import InputRule
 
@@ -78,7 +78,7 @@ def main():
             moments.append(now())
             warped = warp(masks[:, None], resize_flow(flow, grid))[:, 0]
             moments.append(now())
-            decode([View(classes, warped)], geometry)
+            decode([WarpedPrediction(classes, warped)], geometry)
             moments.append(now())
             whole, moved, decoded = (b - a for a, b in pairwise(moments))
             rest = whole - sum(spent.values())

@@ -15,7 +15,7 @@ from mpvss.datasets.masks import find_masks
 from mpvss.engine.carriers.true_labels import oracle_rule, true_state
 from mpvss.engine.decode import decode
 from mpvss.engine.spill import Spill
-from mpvss.engine.state import View
+from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import DataError, OutputError
 from mpvss.motion.dis import Dis, Hold
 from mpvss.outputs import LabelReader
@@ -79,7 +79,7 @@ def test_a_true_state_decodes_to_its_labels(multiple):
     ids = np.array([0, 1, 3, 7, 255])
     state = true_state(labels, ids, frame, image, geometry)
     assert len(state.mask_logits) == 4  # one query for each id that is there
-    found, _ = decode([View(state.class_logits, state.mask_logits)], geometry)
+    found, _ = decode([WarpedPrediction(state.class_logits, state.mask_logits)], geometry)
     np.testing.assert_array_equal(ids[found], labels)
 
 

@@ -184,7 +184,7 @@ def audio_only(folder):
             ("expected images (png, jpg,", "got none among 1 entries: give the folder that holds the images"),
         ),
         (text_file, ("expected a video in", "notes.mp4, got data that is no known video format")),
-        (empty_file, ("empty.mp4, found",)),
+        (empty_file, ("empty.mp4, got",)),
         (no_frames, ("expected a video with frames", "none.mkv")),
         (no_index, ("lost.mp4, got data that is no known video format", "needs to be repaired or copied again")),
         (audio_only, ("expected a video stream with frames in", "sound.mp4, got audio: give a video")),

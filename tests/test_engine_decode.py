@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mpvss.engine.decode import averaged, class_scores, decode, label_map, possible_classes, score
-from mpvss.engine.state import View
+from mpvss.engine.state import WarpedPrediction
 from mpvss.types import Geometry
 
 # source, resized, padded; the mask grid is the padded size over 4
@@ -21,13 +21,13 @@ GEOMETRIES = {
 def random_views(geometry, count=1, queries=6, classes=4, seed=0, scale=4.0):
     generator = torch.Generator().manual_seed(seed)
     height, width = geometry.padded[0] // 4, geometry.padded[1] // 4
-    views = []
+    predictions = []
     for _ in range(count):
         logits = 2 * torch.randn(queries, classes + 1, generator=generator)
         masks = scale * torch.randn(queries, height, width, generator=generator)
         weight = torch.rand(height, width, generator=generator) if count > 1 else None
-        views.append(View(logits, masks, weight))
-    return views
+        predictions.append(WarpedPrediction(logits, masks, weight))
+    return predictions
 
 
 def bilinear(plane, size, whole=None):
@@ -49,27 +49,29 @@ def bilinear(plane, size, whole=None):
     return out
 
 
-def reference_scores(views, geometry):
+def reference_scores(predictions, geometry):
     size = min(geometry.resized, geometry.source)
     whole = [all_ * side / part for all_, side, part in zip(geometry.padded, size, geometry.resized, strict=True)]
-    classes = views[0].class_logits.shape[1] - 1
+    classes = predictions[0].class_logits.shape[1] - 1
     scores = np.zeros((classes, *size))
-    for view in views:
+    for prediction in predictions:
         weight = np.ones(size)
-        if view.weight is not None:
-            weight = bilinear(view.weight.double().numpy(), size, whole)
-        for logits, mask in zip(view.class_logits.double().numpy(), view.mask_logits.double().numpy(), strict=True):
+        if prediction.weight is not None:
+            weight = bilinear(prediction.weight.double().numpy(), size, whole)
+        for logits, mask in zip(
+            prediction.class_logits.double().numpy(), prediction.mask_logits.double().numpy(), strict=True
+        ):
             odds = np.exp(logits - logits.max())
-            chance = odds / odds.sum()
+            probability = odds / odds.sum()
             shown = (1 + np.tanh(bilinear(mask, size, whole) / 2)) / 2
             for number in range(classes):
-                scores[number] += chance[number] * weight * shown
+                scores[number] += probability[number] * weight * shown
     return scores
 
 
-def reference(views, geometry, allowed=None):
+def reference(predictions, geometry, allowed=None):
     """Labels, the winner's share, and where the winner is not a tie."""
-    scores = reference_scores(views, geometry)
+    scores = reference_scores(predictions, geometry)
     if geometry.source != scores.shape[1:]:
         scores = np.stack([bilinear(plane, geometry.source) for plane in scores])
     ranked = np.sort(scores, 0)
@@ -81,9 +83,9 @@ def reference(views, geometry, allowed=None):
     return labels, share, clear
 
 
-def equals_reference(views, geometry, allowed=None):
-    labels, share = decode(views, geometry, classes=allowed, confidence=True)
-    expected, expected_share, clear = reference(views, geometry, allowed)
+def equals_reference(predictions, geometry, allowed=None):
+    labels, share = decode(predictions, geometry, classes=allowed, confidence=True)
+    expected, expected_share, clear = reference(predictions, geometry, allowed)
     assert labels.shape == share.shape == geometry.source
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(labels[clear], expected[clear])
@@ -101,9 +103,9 @@ def test_equals_the_loop_written_reference(geometry, count):
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("count", [1, 2])
 def test_class_scores_equal_the_loop_written_reference(geometry, count):
-    views = random_views(geometry, count)
-    found = class_scores(views, geometry)
-    np.testing.assert_allclose(found, reference_scores(views, geometry), atol=1e-5)
+    predictions = random_views(geometry, count)
+    found = class_scores(predictions, geometry)
+    np.testing.assert_allclose(found, reference_scores(predictions, geometry), atol=1e-5)
 
 
 @pytest.mark.parametrize("allowed", [[0, 2], [3], [2, 1, 0], [0, 1, 2, 3]])
@@ -121,72 +123,76 @@ def test_views_with_their_own_queries_are_added_as_class_scores():
     """Another number and another order of queries on the other side: only the classes meet."""
     geometry = GEOMETRIES["padded"]
     (one,), (other,) = random_views(geometry, seed=1), random_views(geometry, queries=9, seed=2)
-    weights = [view.weight for view in random_views(geometry, 2, seed=3)]
-    views = [
-        View(view.class_logits, view.mask_logits, weight) for view, weight in zip((one, other), weights, strict=True)
+    weights = [prediction.weight for prediction in random_views(geometry, 2, seed=3)]
+    predictions = [
+        WarpedPrediction(prediction.class_logits, prediction.mask_logits, weight)
+        for prediction, weight in zip((one, other), weights, strict=True)
     ]
-    equals_reference(views, geometry)
+    equals_reference(predictions, geometry)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
-    shuffled = View(other.class_logits[order], other.mask_logits[order], weights[1])
-    before, after = class_scores(views, geometry), class_scores([views[0], shuffled], geometry)
+    shuffled = WarpedPrediction(other.class_logits[order], other.mask_logits[order], weights[1])
+    before, after = class_scores(predictions, geometry), class_scores([predictions[0], shuffled], geometry)
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
 
 
 def test_a_view_of_weight_zero_is_not_heard_and_equal_weights_change_nothing():
     geometry = GEOMETRIES["smaller than the source"]
     one, other = random_views(geometry, 2)
-    alone = View(one.class_logits, one.mask_logits)
-    silent = View(other.class_logits, other.mask_logits, torch.zeros_like(other.weight))
-    loud = View(one.class_logits, one.mask_logits, torch.full_like(one.weight, 0.3))
+    alone = WarpedPrediction(one.class_logits, one.mask_logits)
+    silent = WarpedPrediction(other.class_logits, other.mask_logits, torch.zeros_like(other.weight))
+    loud = WarpedPrediction(one.class_logits, one.mask_logits, torch.full_like(one.weight, 0.3))
     labels, share = decode([alone], geometry, confidence=True)
-    for views in ([loud, silent], [silent, loud], [loud, loud]):
-        found, found_share = decode(views, geometry, confidence=True)
+    for predictions in ([loud, silent], [silent, loud], [loud, loud]):
+        found, found_share = decode(predictions, geometry, confidence=True)
         np.testing.assert_array_equal(found, labels)
         np.testing.assert_allclose(found_share, share, atol=1e-5)
 
 
 def test_where_all_weights_are_zero_some_class_wins_and_its_share_is_zero():
     geometry = GEOMETRIES["plain"]
-    views = random_views(geometry, 2)
-    for view in views:
-        view.weight[:, 8:] = 0
-    labels, share = decode(views, geometry, confidence=True)
-    expected, expected_share, clear = reference(views, geometry)
+    predictions = random_views(geometry, 2)
+    for prediction in predictions:
+        prediction.weight[:, 8:] = 0
+    labels, share = decode(predictions, geometry, confidence=True)
+    expected, expected_share, clear = reference(predictions, geometry)
     np.testing.assert_array_equal(labels[clear], expected[clear])
     np.testing.assert_allclose(share, expected_share, atol=1e-5)
     assert not share[:, 36:].any()
-    restricted, _ = decode(views, geometry, classes=[1, 3])
+    restricted, _ = decode(predictions, geometry, classes=[1, 3])
     assert set(np.unique(restricted)) <= {1, 3, 255}
 
 
 def test_queries_that_say_no_object_have_no_voice():
     geometry = GEOMETRIES["padded"]
-    (view,) = random_views(geometry)
+    (prediction,) = random_views(geometry)
     silent = torch.full((5, 5), -200.0)
     silent[:, -1] = 200
-    more = View(torch.cat([view.class_logits, silent]), torch.cat([view.mask_logits, view.mask_logits[:5] + 9]))
-    np.testing.assert_array_equal(decode([more], geometry)[0], decode([view], geometry)[0])
+    more = WarpedPrediction(
+        torch.cat([prediction.class_logits, silent]),
+        torch.cat([prediction.mask_logits, prediction.mask_logits[:5] + 9]),
+    )
+    np.testing.assert_array_equal(decode([more], geometry)[0], decode([prediction], geometry)[0])
 
 
 @pytest.mark.parametrize("certain", [5.0, 50.0, 5000.0])
 def test_where_all_queries_say_no_object_the_best_of_the_rest_wins(certain):
     geometry = GEOMETRIES["smaller than the source"]
-    (view,) = random_views(geometry)
-    view.class_logits[:, -1] += certain
-    labels, share = decode([view], geometry, confidence=True)
+    (prediction,) = random_views(geometry)
+    prediction.class_logits[:, -1] += certain
+    labels, share = decode([prediction], geometry, confidence=True)
     assert labels.max() < 4
     assert ((share >= 0) & (share <= 1)).all()
     if certain < 10:
-        equals_reference([view], geometry)
-    np.testing.assert_array_equal(decode([view], geometry, classes=[2])[0], np.where(labels == 2, 2, 255))
+        equals_reference([prediction], geometry)
+    np.testing.assert_array_equal(decode([prediction], geometry, classes=[2])[0], np.where(labels == 2, 2, 255))
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(3, np.uint8), (255, np.uint8), (256, np.uint16), (300, np.uint16)])
 def test_labels_are_sixteen_bits_wide_only_above_255_classes(classes, dtype):
     geometry = GEOMETRIES["one pixel"]
-    (view,) = random_views(geometry, classes=classes)
-    view.class_logits[:, classes - 1] = 50
-    labels, share = decode([view], geometry)
+    (prediction,) = random_views(geometry, classes=classes)
+    prediction.class_logits[:, classes - 1] = 50
+    labels, share = decode([prediction], geometry)
     assert labels.dtype == dtype
     assert labels[0, 0] == classes - 1
     assert share is None
@@ -194,10 +200,10 @@ def test_labels_are_sixteen_bits_wide_only_above_255_classes(classes, dtype):
 
 def test_confidence_is_float32_and_changes_no_label():
     geometry = GEOMETRIES["padded"]
-    views = random_views(geometry, 2)
-    labels, share = decode(views, geometry, confidence=True)
+    predictions = random_views(geometry, 2)
+    labels, share = decode(predictions, geometry, confidence=True)
     assert share.dtype == np.float32
-    np.testing.assert_array_equal(labels, decode(views, geometry)[0])
+    np.testing.assert_array_equal(labels, decode(predictions, geometry)[0])
 
 
 def test_a_single_class_wins_everywhere_with_all_of_the_scores():
@@ -214,45 +220,45 @@ def test_extreme_logits_are_finite():
 
 def test_decoding_leaves_its_views_as_they_were():
     geometry = GEOMETRIES["plain"]
-    views = random_views(geometry, 2)
-    copies = [(v.class_logits.clone(), v.mask_logits.clone(), v.weight.clone()) for v in views]
-    decode(views, geometry, classes=[1], confidence=True)
-    for view, (logits, masks, weight) in zip(views, copies, strict=True):
-        assert torch.equal(view.class_logits, logits)
-        assert torch.equal(view.mask_logits, masks)
-        assert torch.equal(view.weight, weight)
+    predictions = random_views(geometry, 2)
+    copies = [(v.class_logits.clone(), v.mask_logits.clone(), v.weight.clone()) for v in predictions]
+    decode(predictions, geometry, classes=[1], confidence=True)
+    for prediction, (logits, masks, weight) in zip(predictions, copies, strict=True):
+        assert torch.equal(prediction.class_logits, logits)
+        assert torch.equal(prediction.mask_logits, masks)
+        assert torch.equal(prediction.weight, weight)
 
 
 @pytest.mark.parametrize("where", ["masks", "one mask pixel", "classes", "weight"])
 @pytest.mark.parametrize("classes", [None, [1]])
 def test_nan_is_refused(where, classes):
     geometry = GEOMETRIES["padded"]
-    views = random_views(geometry, 2)
+    predictions = random_views(geometry, 2)
     if where == "masks":
-        views[1].mask_logits[:] = torch.nan
+        predictions[1].mask_logits[:] = torch.nan
     elif where == "one mask pixel":
-        views[1].mask_logits[3, 2, 5] = torch.nan
+        predictions[1].mask_logits[3, 2, 5] = torch.nan
     elif where == "classes":
-        views[1].class_logits[3, 0] = torch.nan
+        predictions[1].class_logits[3, 0] = torch.nan
     else:
-        views[1].weight[2, 5] = torch.nan
+        predictions[1].weight[2, 5] = torch.nan
     with pytest.raises(ValueError, match="expects finite logits, found NaN"):
-        decode(views, geometry, classes=classes)
+        decode(predictions, geometry, classes=classes)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("count", [1, 2])
 def test_of_many_classes_only_those_that_may_win_are_scored_and_the_labels_are_the_same(geometry, count):
-    views = random_views(geometry, count, queries=9, classes=40, scale=8.0)
-    for view in views:
-        view.class_logits[:, 7:] -= 9  # seven classes are present, the others barely
-    kept = possible_classes(views)
+    predictions = random_views(geometry, count, queries=9, classes=40, scale=8.0)
+    for prediction in predictions:
+        prediction.class_logits[:, 7:] -= 9  # seven classes are present, the others barely
+    kept = possible_classes(predictions)
     assert 1 <= len(kept) < 30
-    equals_reference(views, geometry)
-    winners = decode(views, geometry)[0]
+    equals_reference(predictions, geometry)
+    winners = decode(predictions, geometry)[0]
     assert np.isin(winners, kept).all()
-    everything = class_scores(views, geometry)
-    torch.testing.assert_close(class_scores(views, geometry, kept), everything[kept], atol=1e-6, rtol=1e-5)
+    everything = class_scores(predictions, geometry)
+    torch.testing.assert_close(class_scores(predictions, geometry, kept), everything[kept], atol=1e-6, rtol=1e-5)
 
 
 def test_a_class_that_wins_in_one_place_only_is_kept():
@@ -263,14 +269,14 @@ def test_a_class_that_wins_in_one_place_only_is_kept():
     masks = torch.full((2, 8, 16), -8.0)
     masks[0] = 6.0
     masks[0, 5, 9], masks[1, 5, 9] = -8.0, 2.0
-    view = View(logits, masks)
-    assert possible_classes([view]).tolist() == [3, 20]
-    assert set(np.unique(decode([view], geometry)[0])) == {3, 20}
+    prediction = WarpedPrediction(logits, masks)
+    assert possible_classes([prediction]).tolist() == [3, 20]
+    assert set(np.unique(decode([prediction], geometry)[0])) == {3, 20}
 
 
 def test_no_view_is_refused():
     for call in (class_scores, decode):
-        with pytest.raises(ValueError, match="at least one view"):
+        with pytest.raises(ValueError, match="at least one prediction"):
             call([], GEOMETRIES["plain"])
 
 
@@ -279,36 +285,37 @@ def test_queries_of_which_none_says_anything_give_some_class_and_no_error(classe
     """Every class is a tie with every other, and below any threshold."""
     logits = torch.full((4, classes + 1), -60.0)
     logits[:, -1] = 60.0
-    view = View(logits, torch.randn(4, 8, 12))
+    prediction = WarpedPrediction(logits, torch.randn(4, 8, 12))
     geometry = Geometry((32, 48), (32, 48), (32, 48))
-    labels, share = decode([view], geometry, confidence=True)
+    labels, share = decode([prediction], geometry, confidence=True)
     assert labels.shape == (32, 48) and labels.max() < classes
     assert share.min() >= 0 and share.max() <= 1
-    labels, _ = decode([view], geometry)
+    labels, _ = decode([prediction], geometry)
     assert labels.max() < classes
-    weighted = [View(logits, view.mask_logits, torch.rand(8, 12)) for _ in range(2)]
+    weighted = [WarpedPrediction(logits, prediction.mask_logits, torch.rand(8, 12)) for _ in range(2)]
     assert decode(weighted, geometry)[0].max() < classes
-    assert set(np.unique(label_map(score([view], geometry), geometry, min_score=1e-3)[0])) == {255}
+    assert set(np.unique(label_map(score([prediction], geometry), geometry, min_score=1e-3)[0])) == {255}
 
 
 def test_the_mean_of_two_views_has_the_scale_of_one():
-    views = [
-        View(torch.tensor([[9.0, 0, 0]]), torch.full((1, 8, 8), 9.0), torch.full((8, 8), w)) for w in (1e-20, 3e-20)
+    predictions = [
+        WarpedPrediction(torch.tensor([[9.0, 0, 0]]), torch.full((1, 8, 8), 9.0), torch.full((8, 8), w))
+        for w in (1e-20, 3e-20)
     ]
     geometry = Geometry((32, 32), (32, 32), (32, 32))
-    one = score([View(views[0].class_logits, views[0].mask_logits)], geometry)
-    two = averaged(score(views, geometry), views, geometry)
+    one = score([WarpedPrediction(predictions[0].class_logits, predictions[0].mask_logits)], geometry)
+    two = averaged(score(predictions, geometry), predictions, geometry)
     torch.testing.assert_close(two.planes, one.planes)
-    assert averaged(one, [View(views[0].class_logits, views[0].mask_logits)], geometry) is one
+    assert averaged(one, [WarpedPrediction(predictions[0].class_logits, predictions[0].mask_logits)], geometry) is one
 
 
 def test_scoring_leaves_out_what_cannot_win_and_gives_no_share_unless_asked():
     geometry = GEOMETRIES["plain"]
-    views = random_views(geometry, 1, queries=9, classes=40, scale=8.0)
-    views[0].class_logits[:, 7:] -= 9
-    scores = score(views, geometry)
-    assert torch.equal(scores.ids, possible_classes(views))
-    assert score(views, geometry, every_class=True).ids.tolist() == list(range(40))
+    predictions = random_views(geometry, 1, queries=9, classes=40, scale=8.0)
+    predictions[0].class_logits[:, 7:] -= 9
+    scores = score(predictions, geometry)
+    assert torch.equal(scores.ids, possible_classes(predictions))
+    assert score(predictions, geometry, every_class=True).ids.tolist() == list(range(40))
     labels, share = label_map(scores, geometry)
     assert share is None
-    np.testing.assert_array_equal(labels, decode(views, geometry)[0])
+    np.testing.assert_array_equal(labels, decode(predictions, geometry)[0])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mpvss.engine.fusion import _blur, thumbnail, trust, visible_flow
+from mpvss.engine.fusion import _blur, blend_weight, thumbnail, visible_flow
 from mpvss.motion.warp import warp
 
 GRID, PADDED = (16, 24), (64, 96)
@@ -17,7 +17,7 @@ def colours(seed=0, grid=GRID):
 
 def judged(current, key, flow, distance, gap, padded):
     current, key = (picture.permute(1, 2, 0).contiguous().numpy() for picture in (current, key))
-    return trust(current, key, flow, distance, gap, padded)
+    return blend_weight(current, key, flow, distance, gap, padded)
 
 
 def weight(current, key, distance=2, gap=5, flow=None):

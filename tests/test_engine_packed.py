@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mpvss.engine.decode import ClassScores
-from mpvss.engine.packed import fetch, mix, pack, strongest, together, unpack
+from mpvss.engine.packed import blend, keep_classes, pack, union_of_classes, unpack, warp_packed
 from mpvss.motion.warp import resize_flow, warp
 
 
@@ -41,9 +41,9 @@ def test_bytes_are_the_scores_in_steps_of_a_255th_of_the_top(count):
     for top in (1.0, 4.0):
         packed = pack(given, top=top)
         assert packed.blocks[0].dtype == np.uint8
-        found = unpack(fetch(packed, flow)).planes
+        found = unpack(warp_packed(packed, flow)).planes
         assert found.dtype == torch.uint8
-        expected = unpack(fetch(pack(given), flow)).planes
+        expected = unpack(warp_packed(pack(given), flow)).planes
         torch.testing.assert_close(found.float() * top / 255, expected, atol=1.01 * top / 255, rtol=0)
 
 
@@ -53,7 +53,7 @@ def test_the_mix_of_bytes_is_the_weighted_mean_however_small_both_weights_are(fa
     left, right = scores([0, 1], seed=3).planes + 0.1
     expected = (one.planes * left + other.planes * right) / (left + right)
     for top in (None, 1.0):
-        found = unpack(mix((pack(one, top=top), pack(other, top=top)), (factor * left, factor * right))).planes
+        found = unpack(blend((pack(one, top=top), pack(other, top=top)), (factor * left, factor * right))).planes
         found = found if top is None else found.float() / 255
         torch.testing.assert_close(found, expected, atol=1e-4 if top is None else 1.5 / 255, rtol=0)
 
@@ -63,7 +63,7 @@ def test_a_flow_of_another_grid_is_brought_to_that_of_the_scores():
     whole = resize_flow(coarse[None], (18, 26))[0]
     for packed in (pack(given), on_another_device(given)):
         kind = torch.float64 if packed.planes is not None else torch.float32
-        fetched, expected = fetch(packed, coarse.to(kind)), fetch(packed, whole.to(kind))
+        fetched, expected = warp_packed(packed, coarse.to(kind)), warp_packed(packed, whole.to(kind))
         torch.testing.assert_close(unpack(fetched).planes, unpack(expected).planes, atol=1e-4, rtol=0)
 
 
@@ -71,20 +71,20 @@ def test_a_flow_of_another_grid_is_brought_to_that_of_the_scores():
 def test_fetching_is_the_warp_of_each_class(count):
     given, flow = scores(list(range(count))), a_flow()
     expected = warp(given.planes.double()[None], flow.double()[None])[0].float()
-    torch.testing.assert_close(unpack(fetch(pack(given), flow)).planes, expected, atol=1e-4, rtol=0)
-    planes = fetch(on_another_device(given), flow.double()).planes
+    torch.testing.assert_close(unpack(warp_packed(pack(given), flow)).planes, expected, atol=1e-4, rtol=0)
+    planes = warp_packed(on_another_device(given), flow.double()).planes
     torch.testing.assert_close(planes.float(), expected, atol=1e-6, rtol=0)
 
 
 def test_zero_flow_is_the_identity():
     given = scores([0, 1, 2, 5, 7])
-    found = unpack(fetch(pack(given), torch.zeros(2, 9, 13)))
+    found = unpack(warp_packed(pack(given), torch.zeros(2, 9, 13)))
     torch.testing.assert_close(found.planes, given.planes, atol=1e-6, rtol=0)
 
 
 def test_two_key_frames_meet_in_the_classes_of_either():
     one, other = scores([1, 4, 6], seed=1), scores([0, 4, 9], seed=2)
-    ids = together(one, other)
+    ids = union_of_classes(one, other)
     assert ids.tolist() == [0, 1, 4, 6, 9]
     spread = unpack(pack(one, ids)).planes
     assert torch.equal(spread[[1, 2, 3]], one.planes)
@@ -96,16 +96,16 @@ def test_the_mix_is_the_weighted_mean_and_only_the_ratio_of_the_weights_counts()
     left, right = scores([0, 1], seed=3).planes + 0.1
     expected = (one.planes * left + other.planes * right) / (left + right)
     for factor in (1.0, 7.0):
-        found = unpack(mix((pack(one), pack(other)), (factor * left, factor * right)))
+        found = unpack(blend((pack(one), pack(other)), (factor * left, factor * right)))
         torch.testing.assert_close(found.planes, expected, atol=1e-4, rtol=0)
-    found = mix((on_another_device(one), on_another_device(other)), (left.double(), right.double()))
+    found = blend((on_another_device(one), on_another_device(other)), (left.double(), right.double()))
     torch.testing.assert_close(found.planes.float(), expected, atol=1e-5, rtol=0)
 
 
 def test_where_no_side_has_weight_nothing_is_scored():
     one, other = scores([0, 1], seed=1), scores([0, 1], seed=2)
     nothing = torch.zeros(9, 13)
-    found = unpack(mix((pack(one), pack(other)), (nothing, nothing)))
+    found = unpack(blend((pack(one), pack(other)), (nothing, nothing)))
     assert not found.planes.any()
 
 
@@ -117,7 +117,7 @@ def test_what_wins_somewhere_is_carried_however_faint_and_what_is_faint_and_lose
     given.planes[1, 4, 4] = 0.01  # wins one pixel
     given.planes[2, 0, 0] = 0.04  # faint, loses
     given.planes[3, 0, 0] = 0.3  # loses, but not faint
-    kept = strongest(given)
+    kept = keep_classes(given)
     assert kept.ids.tolist() == [2, 3, 8]
     np.testing.assert_array_equal(kept.planes, given.planes[[0, 1, 3]])
 
@@ -125,4 +125,4 @@ def test_what_wins_somewhere_is_carried_however_faint_and_what_is_faint_and_lose
 def test_at_least_one_class_is_carried():
     given = scores([0, 1])
     given.planes[:] = 0
-    assert len(strongest(given).ids) >= 1
+    assert len(keep_classes(given).ids) >= 1

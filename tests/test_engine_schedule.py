@@ -177,8 +177,8 @@ def test_noise_is_no_cut():
 
 def test_one_picture_has_one_answer_whatever_its_layout_in_memory():
     pictures = [scene(0), scene(0), scene(1)]
-    views = [np.asfortranarray(picture) for picture in pictures]
-    assert cuts(pictures) == cuts(views) == [2]
+    predictions = [np.asfortranarray(picture) for picture in pictures]
+    assert cuts(pictures) == cuts(predictions) == [2]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (24, 32)])

@@ -112,14 +112,14 @@ def key_state(class_logits):
 @pytest.mark.parametrize("tolerance", [0.0, 0.001, 0.05, 0.5, 10.0])
 def test_leaving_queries_out_changes_no_score_by_more_than_the_tolerance(tolerance):
     from mpvss.engine.decode import class_scores
-    from mpvss.engine.state import View
+    from mpvss.engine.state import WarpedPrediction
 
     logits = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)) * 3
     logits[:, -1] += 6
     key = key_state(logits)
     kept = key.only_active(tolerance)
-    whole = class_scores([View(key.class_logits, key.mask_logits)], key.geometry)
-    some = class_scores([View(kept.class_logits, kept.mask_logits)], key.geometry)
+    whole = class_scores([WarpedPrediction(key.class_logits, key.mask_logits)], key.geometry)
+    some = class_scores([WarpedPrediction(kept.class_logits, kept.mask_logits)], key.geometry)
     assert (whole - some).abs().max() <= tolerance + 1e-6
     assert len(kept.queries) == 30
     assert 1 <= len(kept.class_logits) < 30 if tolerance >= 0.05 else len(kept.class_logits) <= 30

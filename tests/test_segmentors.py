@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from mpvss.engine.decode import class_scores, decode
-from mpvss.engine.state import View
+from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import ModelError
 from mpvss.segmentors import InputRule, Segmentor, load_segmentor, prepare
 from mpvss.segmentors.families import crop_starts
@@ -284,7 +284,7 @@ def test_decoded_crops_of_eomt_equal_the_average_of_the_crops_scores(longer, seg
         count[start : start + SIDE] += 1
     found = segmentor(images)
     geometry = Geometry((SIDE, longer), (SIDE, longer), segmentor.rule.fit((SIDE, longer)).padded)
-    view = View(found.class_logits[0], found.mask_logits[0])
+    view = WarpedPrediction(found.class_logits[0], found.mask_logits[0])
     scores = class_scores([view], geometry)
     # The repeated cell reaches two pixels further than a crop, and where it ends nothing is left after two more.
     edges = [edge for start in starts for edge in (start, start + SIDE) if 0 < edge < longer]
@@ -406,7 +406,7 @@ def test_masks_go_back_to_where_the_picture_had_them(short):
     rule = InputRule(short, mean=(127.5,) * 3, std=(12.75,) * 3)
     image, geometry = prepare(Frame(0, Fraction(0), rgb), rule)
     red = F.avg_pool2d(rule.normalise(image[None])[0, :1], 4)
-    labels, _ = decode([View(torch.eye(2, 3) * 20, torch.cat([-red, red]))], geometry)
+    labels, _ = decode([WarpedPrediction(torch.eye(2, 3) * 20, torch.cat([-red, red]))], geometry)
     assert labels.shape == size
     edge = np.flatnonzero(np.diff(labels[37]))
     assert len(edge) == 1

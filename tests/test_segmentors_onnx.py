@@ -189,18 +189,18 @@ def test_networks_that_differ_from_torch_are_not_kept(model, monkeypatch, tmp_pa
 
 def test_only_clear_pixels_must_be_equal():
     geometry = Geometry((32, 32), (32, 32), (32, 32))
-    from mpvss.engine.state import View
+    from mpvss.engine.state import WarpedPrediction
 
     classes = torch.tensor([[9.0, 0, 0], [0, 9.0, 0]])
     masks = torch.zeros(2, 8, 8)
     masks[0, :4] = 3.0
-    tied = View(classes, masks)
-    turned = View(classes, masks + torch.tensor([0.0, 1e-6])[:, None, None])
+    tied = WarpedPrediction(classes, masks)
+    turned = WarpedPrediction(classes, masks + torch.tensor([0.0, 1e-6])[:, None, None])
     assert onnx_export._demand_equal_labels(tied, turned, geometry, "x") > 0.3
     with pytest.raises(ModelError, match="other labels than torch"):
-        onnx_export._demand_equal_labels(tied, View(classes, masks.flip(0)), geometry, "x")
+        onnx_export._demand_equal_labels(tied, WarpedPrediction(classes, masks.flip(0)), geometry, "x")
     with pytest.raises(ModelError, match="other labels than torch"):
-        onnx_export._demand_equal_labels(tied, View(classes, masks + torch.nan), geometry, "x")
+        onnx_export._demand_equal_labels(tied, WarpedPrediction(classes, masks + torch.nan), geometry, "x")
 
 
 def test_a_network_that_torch_cannot_export(tmp_path):

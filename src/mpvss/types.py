@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 
 IMAGE_RATE = Fraction(25)
-"""Pictures without times of their own count as so many a second."""
+"""Images without times of their own count as so many a second."""
 
 
 def shown_size(size: tuple[int, ...]) -> str:
@@ -24,12 +24,12 @@ def shown_size(size: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a video.
+    """One image of a video.
 
     Attributes:
         index: Position in the source, counted from 0 over all of its frames, whatever start and stride selected.
         pts: Presentation time in seconds, exact.
-        rgb: Picture, RGB, uint8.
+        rgb: Image, RGB, uint8.
     """
 
     index: int
@@ -51,7 +51,7 @@ def check_image(rgb: object) -> None:
     if isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size:
         return
     got = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
-    raise ValueError(f"expected an RGB picture as a uint8 array of shape (H, W, 3), found {got}")
+    raise ValueError(f"expected an RGB image as a uint8 array of shape (H, W, 3), got {got}")
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,12 @@ def _extras() -> dict[str, str]:
             match = re.search(r"extra == ['\"]([^'\"]+)", marker)
             if match:
                 needs.setdefault(match[1], []).append(re.split(r"[\s<>=!~\[]", name.strip(), maxsplit=1)[0])
-    found = {}
+    report = {}
     for extra, packages in needs.items():
         missing = [package for package in packages if not _is_installed(package)]
         command = f"missing {', '.join(missing)}: pip install 'mpvss[{extra}]'"
-        found[extra] = command if missing else "installed"
-    return found
+        report[extra] = command if missing else "installed"
+    return report
 
 
 def _is_installed(package: str) -> bool:
@@ -70,13 +70,13 @@ def _is_installed(package: str) -> bool:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries whose sums, flows and codecs decide results to the last bit."""
-    found = {}
+    report = {}
     for name in ("torch", "transformers", "opencv-python-headless", "av", "onnxruntime"):
         try:
-            found[name] = importlib.metadata.version(name)
+            report[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return report
 
 
 def cores() -> int:
@@ -87,38 +87,38 @@ def cores() -> int:
 def _devices() -> dict[str, str]:
     import torch
 
-    found = {"cpu": f"{cores()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
-    found["cuda"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    found["mps"] = "available" if torch.backends.mps.is_available() else "none"
-    return found
+    report = {"cpu": f"{cores()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    report["cuda"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    report["mps"] = "available" if torch.backends.mps.is_available() else "none"
+    return report
 
 
 def _codecs(problems: list[str]) -> dict[str, str]:
     import av
 
-    found = {}
+    report = {}
     for name, mode in _CODECS:
         task = "write" if mode == "w" else "read"
         try:
             av.Codec(name, "w" if mode == "w" else "r")
-            found[f"{task} {name}"] = "yes"
+            report[f"{task} {name}"] = "yes"
         except av.FFmpegError:
-            found[f"{task} {name}"] = "no"
+            report[f"{task} {name}"] = "no"
             if mode == "w":
                 problems.append(f"this build of PyAV cannot write {name}: install av from its own wheel")
-    return found
+    return report
 
 
 def _models(problems: list[str]) -> dict[str, str]:
     from importlib.resources import files
 
-    found = {}
+    report = {}
     for name in (model["id"] for model in list_models() if "/" not in model["id"]):
         weights = files("mpvss") / "assets" / name / "model.safetensors"
-        found[name] = "yes" if weights.is_file() else "missing"
+        report[name] = "yes" if weights.is_file() else "missing"
         if not weights.is_file():
             problems.append(f"the weights of {name} are missing from the package: install it again")
-    return found
+    return report
 
 
 def _torchvision() -> list[str]:

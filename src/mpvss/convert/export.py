@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mpvss._files import atomic, output_errors
 from mpvss.engine.decode import class_scores
-from mpvss.engine.state import View
+from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import ModelError, OutputError
 from mpvss.motion import QueryFlow
 from mpvss.motion.learned import LearnedFlow
@@ -193,7 +193,10 @@ def _verify(
     }
     class_logits, mask_logits, queries = expected
     tied = _demand_equal_labels(
-        View(class_logits[0], mask_logits[0]), View(found.class_logits[0], found.mask_logits[0]), geometry, KEY_NAME
+        WarpedPrediction(class_logits[0], mask_logits[0]),
+        WarpedPrediction(found.class_logits[0], found.mask_logits[0]),
+        geometry,
+        KEY_NAME,
     )
     if flow is None:
         return difference, tied
@@ -207,11 +210,16 @@ def _verify(
         chosen = slice(None) if active is None else active
         masks, classes = mask_logits[0][chosen], class_logits[0][chosen]
         moved = [warp(masks[None], one)[0] if len(one) == 1 else warp(masks[:, None], one)[:, 0] for one in both]
-        tied = max(tied, _demand_equal_labels(View(classes, moved[0]), View(classes, moved[1]), geometry, MOTION_NAME))
+        tied = max(
+            tied,
+            _demand_equal_labels(
+                WarpedPrediction(classes, moved[0]), WarpedPrediction(classes, moved[1]), geometry, MOTION_NAME
+            ),
+        )
     return difference | {"flow": largest}, tied
 
 
-def _demand_equal_labels(expected: View, found: View, geometry: Geometry, name: str) -> float:
+def _demand_equal_labels(expected: WarpedPrediction, found: WarpedPrediction, geometry: Geometry, name: str) -> float:
     """Return the share of tied pixels; refuse labels that differ anywhere else."""
     scores = class_scores([expected], geometry)
     labels, others = (class_scores([view], geometry).argmax(0) for view in (expected, found))

@@ -1,10 +1,10 @@
 """Mask and class logits to a label map.
 
-The plain definition, which every shortcut has to equal, but for ties of the bytes that a frame between key frames may
-have its scores carried as: mask logits are interpolated at every pixel of the smaller of two pictures, the frame and
-what the network saw of it; the class scores are ``sum over queries of p(class) sigmoid(mask)`` (Mask2Former, section
-3.1; "no object" has no score); views are added with their weights; the sum is resized to the frame where that is the
-larger one; and the largest score wins.
+The plain definition, which every shortcut has to equal, but for quantisation ties of frames between key
+frames: mask logits are interpolated at every pixel of the smaller of two images, the frame and what the network saw of
+it; the class scores are ``sum over queries of p(class) sigmoid(mask)`` (Mask2Former, section 3.1; "no object" has no
+score); predictions are added with their weights; the sum is resized to the frame where that is the larger one; and the
+largest score wins.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64, UInt8, UInt16
 from torch import Tensor
 
-from mpvss.engine.state import View
+from mpvss.engine.state import WarpedPrediction
 from mpvss.labels import ignore_id, label_dtype
 from mpvss.motion.warp import resize, sample
 from mpvss.types import Geometry
@@ -39,7 +39,7 @@ class ClassScores:
 
     Attributes:
         ids: Classes, ascending.
-        planes: Their scores, 0 or more; or bytes in proportion to them.
+        planes: Their scores, 0 or more; or quantised to 8 bits.
         num_classes: Number of all classes.
     """
 
@@ -49,14 +49,14 @@ class ClassScores:
 
 
 def score_size(geometry: Geometry) -> tuple[int, int]:
-    """Height and width at which class scores are made: the smaller of the frame and of the network's picture."""
+    """Height and width at which class scores are made: the smaller of the frame and of the network's image."""
     return min(geometry.source, geometry.resized)
 
 
 def _at_scores(maps: Float[Tensor, "C h w"], geometry: Geometry) -> Float[Tensor, "C H W"]:
-    """Interpolate maps that cover the padded picture at the pixels where scores are made."""
+    """Interpolate maps that cover the padded image at the pixels where scores are made."""
     height, width = score_size(geometry)
-    # The padded picture in pixels of the scores: whole numbers, where one picture is the other or nothing was padded.
+    # The padded image in pixels of the scores: whole numbers, where one image is the other or nothing was padded.
     covered = [
         padded * side / resized
         for padded, side, resized in zip(geometry.padded, (height, width), geometry.resized, strict=True)
@@ -71,28 +71,31 @@ def _at_scores(maps: Float[Tensor, "C h w"], geometry: Geometry) -> Float[Tensor
     return sample(maps[None], grid[None], align_corners=False)[0]
 
 
-def possible_classes(views: Sequence[View]) -> Int64[Tensor, " P"]:
+def possible_classes(predictions: Sequence[WarpedPrediction]) -> Int64[Tensor, " P"]:
     """Return the classes that may win at some pixel, ascending; none of the others does, ties aside.
 
     Between the centres of neighbouring cells of the mask grid no interpolated logit is larger than the largest of the
     cells around, nor smaller than the smallest. So each class has bounds of its score in each such square, and one
     whose upper bound lies below another's lower bound in all of them cannot win.
     """
-    chances = [view.class_logits.softmax(1)[:, :-1] for view in views]
-    num_classes = chances[0].shape[1]
+    probabilities = [prediction.class_logits.softmax(1)[:, :-1] for prediction in predictions]
+    num_classes = probabilities[0].shape[1]
     if num_classes <= _FEW_CLASSES:
-        return torch.arange(num_classes, device=chances[0].device)
-    most_of = torch.stack([chance.sum(0) for chance in chances]).amax(0)
+        return torch.arange(num_classes, device=probabilities[0].device)
+    most_of = torch.stack([probability.sum(0) for probability in probabilities]).amax(0)
     some = (most_of > _TIE).nonzero()[:, 0]
     if len(some) == 0:  # all queries say "no object": every class is a tie with every other
         return most_of.argmax()[None]
     upper: Tensor | float = 0.0
     lower: Tensor | float = 0.0
-    for view, chance in zip(views, chances, strict=True):
-        highest, lowest = _around(view.mask_logits)
-        most, least = chance[:, some].T @ highest.sigmoid().flatten(1), chance[:, some].T @ lowest.sigmoid().flatten(1)
-        if view.weight is not None:
-            heaviest, lightest = _around(view.weight[None])
+    for prediction, probability in zip(predictions, probabilities, strict=True):
+        highest, lowest = _around(prediction.mask_logits)
+        most, least = (
+            probability[:, some].T @ highest.sigmoid().flatten(1),
+            probability[:, some].T @ lowest.sigmoid().flatten(1),
+        )
+        if prediction.weight is not None:
+            heaviest, lightest = _around(prediction.weight[None])
             most, least = most * heaviest.flatten(), least * lightest.flatten()
         upper, lower = upper + most, lower + least
     assert isinstance(upper, Tensor) and isinstance(lower, Tensor)
@@ -107,64 +110,72 @@ def _around(maps: Float[Tensor, "C h w"]) -> tuple[Float[Tensor, "C h1 w1"], Flo
 
 
 def class_scores(
-    views: Sequence[View], geometry: Geometry, classes: Int64[Tensor, " P"] | None = None
+    predictions: Sequence[WarpedPrediction], geometry: Geometry, classes: Int64[Tensor, " P"] | None = None
 ) -> Float[Tensor, "P H W"]:
     """Return the blended class scores at ``score_size``.
 
     Args:
-        views: One view, or several with weights; weights are relative, only their ratio at a pixel counts.
+        predictions: One prediction, or several with weights; weights are relative, only their ratio at a pixel counts.
         geometry: How the frame became the network's input.
-        classes: The classes wanted; ``None`` for all.
+        classes: Classes to score; ``None`` for all.
 
     Raises:
-        ValueError: No view.
+        ValueError: No prediction.
     """
-    if not views:
-        raise ValueError("decoding needs at least one view")
+    if not predictions:
+        raise ValueError("decoding needs at least one prediction")
     scores: Tensor | None = None
-    for view in views:
-        part = _scores_of(view, geometry, classes)
-        if view.weight is not None:
-            part *= _at_scores(view.weight[None], geometry)
+    for prediction in predictions:
+        part = _scores_of(prediction, geometry, classes)
+        if prediction.weight is not None:
+            part *= _at_scores(prediction.weight[None], geometry)
         scores = part if scores is None else scores.add_(part)
     assert scores is not None
     return scores
 
 
-def _scores_of(view: View, geometry: Geometry, classes: Int64[Tensor, " P"] | None) -> Float[Tensor, "P H W"]:
-    chance = view.class_logits.softmax(1)[:, :-1]
+def _scores_of(
+    prediction: WarpedPrediction, geometry: Geometry, classes: Int64[Tensor, " P"] | None
+) -> Float[Tensor, "P H W"]:
+    probability = prediction.class_logits.softmax(1)[:, :-1]
     if classes is not None:
-        chance = chance[:, classes]
+        probability = probability[:, classes]
     size = score_size(geometry)
-    scores = chance.new_zeros(chance.shape[1], size[0] * size[1])
-    at_once = _QUERIES if scores.device.type == "cpu" else len(chance)
-    for first in range(0, len(chance), at_once):
+    scores = probability.new_zeros(probability.shape[1], size[0] * size[1])
+    at_once = _QUERIES if scores.device.type == "cpu" else len(probability)
+    for first in range(0, len(probability), at_once):
         some = slice(first, first + at_once)
-        shown = _at_scores(view.mask_logits[some], geometry).sigmoid()
-        scores.addmm_(chance[some].T, shown.flatten(1))
+        shown = _at_scores(prediction.mask_logits[some], geometry).sigmoid()
+        scores.addmm_(probability[some].T, shown.flatten(1))
     return scores.reshape(-1, *size)
 
 
-def score(views: Sequence[View], geometry: Geometry, *, every_class: bool = False) -> ClassScores:
+def score(predictions: Sequence[WarpedPrediction], geometry: Geometry, *, every_class: bool = False) -> ClassScores:
     """Return the scores of the classes that may win somewhere, or of all, at ``score_size``.
 
     Raises:
-        ValueError: No view, or masks or classes that hold NaN.
+        ValueError: No prediction, or masks or classes that hold NaN.
     """
-    if not views:
-        raise ValueError("decoding needs at least one view")
-    for view in views:
-        if any(torch.isnan(x).any() for x in (view.mask_logits, view.class_logits, view.weight) if x is not None):
-            raise ValueError("decoding expects finite logits, found NaN in the masks, the classes or the weights")
-    logits = views[0].class_logits
+    if not predictions:
+        raise ValueError("decoding needs at least one prediction")
+    for prediction in predictions:
+        if any(
+            torch.isnan(x).any()
+            for x in (prediction.mask_logits, prediction.class_logits, prediction.weight)
+            if x is not None
+        ):
+            raise ValueError("decoding expects finite logits, got NaN in the masks, the classes or the weights")
+    logits = predictions[0].class_logits
     num_classes = logits.shape[1] - 1
-    classes = torch.arange(num_classes, device=logits.device) if every_class else possible_classes(views)
-    return ClassScores(classes, class_scores(views, geometry, classes), num_classes)
+    classes = torch.arange(num_classes, device=logits.device) if every_class else possible_classes(predictions)
+    return ClassScores(classes, class_scores(predictions, geometry, classes), num_classes)
 
 
-def averaged(scores: ClassScores, views: Sequence[View], geometry: Geometry) -> ClassScores:
-    """Return the scores of several views divided by the sum of their weights: on the scale that one view has."""
-    total = sum(_at_scores(view.weight[None], geometry) for view in views if view.weight is not None)
+def averaged(scores: ClassScores, predictions: Sequence[WarpedPrediction], geometry: Geometry) -> ClassScores:
+    """Return the scores of several predictions divided by the sum of their weights: on the scale of one."""
+    total = sum(
+        _at_scores(prediction.weight[None], geometry) for prediction in predictions if prediction.weight is not None
+    )
     if not isinstance(total, Tensor):
         return scores
     return replace(scores, planes=scores.planes / total.clamp(min=torch.finfo(total.dtype).tiny))
@@ -185,30 +196,30 @@ def label_map(
         geometry: How the frame became the network's input.
         classes: Only these are kept; pixels of other classes get the ignore id. ``None`` keeps all.
         confidence: Whether to compute the winner's share (0 to 1).
-        min_score: Pixels whose best score is lower get the ignore id; scores must not be bytes then.
+        min_score: Pixels whose best score is lower get the ignore id; scores must not be quantised then.
     """
     planes = scores.planes
     enlarged = tuple(planes.shape[1:]) != geometry.source
     # One class after the other: three maps of the source's size instead of one for every class.
     best = resize(planes[:1], geometry.source)[0] if enlarged else planes[0].clone()
-    found = torch.zeros_like(best, dtype=torch.uint8 if len(planes) <= 256 else torch.int32)
+    winner = torch.zeros_like(best, dtype=torch.uint8 if len(planes) <= 256 else torch.int32)
     # OpenCV takes a third of torch's time, and no threads of its own.
-    quick = best.device.type == "cpu" and best.dtype in (torch.float32, torch.uint8) and found.dtype == torch.uint8
+    quick = best.device.type == "cpu" and best.dtype in (torch.float32, torch.uint8) and winner.dtype == torch.uint8
     for number in range(1, len(planes)):
         plane = resize(planes[number : number + 1], geometry.source)[0] if enlarged else planes[number]
         # Numbers rise, so the last one that won is the largest of those that did.
         if quick:
             won = cv2.compare(plane.numpy(), best.numpy(), cv2.CMP_GT)
-            # An array of one: OpenCV takes a bare number for a picture where the pictures are as small.
-            cv2.max(found.numpy(), cv2.min(won, np.full(1, number, np.uint8)), dst=found.numpy())
+            # An array of one: OpenCV takes a bare number for a image where the images are as small.
+            cv2.max(winner.numpy(), cv2.min(won, np.full(1, number, np.uint8)), dst=winner.numpy())
             cv2.max(best.numpy(), plane.numpy(), dst=best.numpy())
         else:
-            torch.maximum(found, (plane > best).to(found.dtype).mul_(number), out=found)
+            torch.maximum(winner, (plane > best).to(winner.dtype).mul_(number), out=winner)
             torch.maximum(best, plane, out=best)
     ids = scores.ids.to("cpu").numpy().astype(label_dtype(scores.num_classes))
     if classes is not None:
         ids[~np.isin(ids, list(classes))] = ignore_id(scores.num_classes)
-    labels: Labels = _numbered(found.to("cpu").numpy(), ids)
+    labels: Labels = _numbered(winner.to("cpu").numpy(), ids)
     if min_score > 0:
         labels[(best < min_score).to("cpu").numpy()] = ignore_id(scores.num_classes)
     if not confidence:
@@ -218,17 +229,17 @@ def label_map(
     return labels, share.to("cpu", torch.float32).numpy()
 
 
-def _numbered(found: Any, ids: UInt8[np.ndarray, " P"] | UInt16[np.ndarray, " P"]) -> Labels:
-    """``ids[found]``; for bytes in a tenth of numpy's time."""
-    if found.dtype != np.uint8 or ids.dtype != np.uint8:
-        return np.asarray(ids[found])
+def _numbered(winner: Any, ids: UInt8[np.ndarray, " P"] | UInt16[np.ndarray, " P"]) -> Labels:
+    """``ids[winner]``; for bytes in a tenth of numpy's time."""
+    if winner.dtype != np.uint8 or ids.dtype != np.uint8:
+        return np.asarray(ids[winner])
     table = np.zeros(256, np.uint8)
     table[: len(ids)] = ids
-    return np.asarray(cv2.LUT(found, table))
+    return np.asarray(cv2.LUT(winner, table))
 
 
 def decode(
-    views: Sequence[View],
+    predictions: Sequence[WarpedPrediction],
     geometry: Geometry,
     *,
     classes: Sequence[int] | None = None,
@@ -237,13 +248,13 @@ def decode(
     """Return the label map of a frame at its own size, and the winning class's share of all scores if asked for.
 
     Args:
-        views: One view, or several with weights.
+        predictions: One prediction, or several with weights.
         geometry: How the frame became the network's input.
         classes: Only these are kept; pixels of other classes get the ignore id. ``None`` keeps all.
         confidence: Whether to compute the winner's share (0 to 1).
 
     Raises:
-        ValueError: No view, or masks or classes that hold NaN.
+        ValueError: No prediction, or masks or classes that hold NaN.
     """
-    scores = score(views, geometry, every_class=confidence)
+    scores = score(predictions, geometry, every_class=confidence)
     return label_map(scores, geometry, classes=classes, confidence=confidence)

@@ -36,7 +36,7 @@ def check_motion(motion: str) -> None:
         ValueError: It is so.
     """
     if motion not in MOTIONS:
-        raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, found {motion!r}")
+        raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, got {motion!r}")
 
 
 @dataclass(eq=False)

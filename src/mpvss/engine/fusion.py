@@ -1,4 +1,4 @@
-"""How far to trust a key frame's masks at each pixel of another frame: by distance, and by how well colours agree."""
+"""Weight of a key frame at each pixel of another frame: by distance, and by how well colours agree."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mpvss.motion.warp import sampling_maps
 
-# Grey levels of colour error at which trust falls to 1/e, the blur of that error in pixels of the picture, and the
+# Grey levels of colour error at which the weight falls to 1/e, the blur of that error in pixels of the image, and the
 # power of the distance. Chosen coarsely on the development clip (docs/LOG.md): half a point better than 8, 2 and 1.
 _ERROR_SCALE = 4.0
 _BLUR = 3.0
@@ -20,12 +20,12 @@ _DISTANCE_POWER = 0.5
 def thumbnail(
     image: UInt8[Tensor, "3 H W"], padded: tuple[int, int], grid: tuple[int, int]
 ) -> Float32[np.ndarray, "h w 3"]:
-    """Return the picture on a coarser grid, RGB 0..255: averages over each cell."""
-    picture = image.permute(1, 2, 0).numpy()
-    bottom, right = padded[0] - picture.shape[0], padded[1] - picture.shape[1]
+    """Return the downsampled image, RGB 0..255: averages over each cell of the grid."""
+    pixels = image.permute(1, 2, 0).numpy()
+    bottom, right = padded[0] - pixels.shape[0], padded[1] - pixels.shape[1]
     if bottom or right:
-        picture = cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    return np.asarray(cv2.resize(picture, grid[::-1], interpolation=cv2.INTER_AREA), np.float32)
+        pixels = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(pixels, grid[::-1], interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _blur(error: Float32[np.ndarray, "h w"], sigma: float) -> Float32[np.ndarray, "h w"]:
@@ -33,7 +33,7 @@ def _blur(error: Float32[np.ndarray, "h w"], sigma: float) -> Float32[np.ndarray
     return np.asarray(cv2.GaussianBlur(error, (width, width), sigma, borderType=cv2.BORDER_REPLICATE))
 
 
-def trust(
+def blend_weight(
     current: Float32[np.ndarray, "h w 3"],
     key: Float32[np.ndarray, "h w 3"],
     flow: Float[Tensor, "2 h w"],
@@ -44,7 +44,7 @@ def trust(
     """Weight of one key frame at each pixel: ``sqrt(1 - distance / gap) * exp(-error / 4)``.
 
     The error is the mean absolute RGB difference between the frame and the key frame warped to it, blurred. It is
-    judged on the CPU, where the pictures are; so few numbers are sooner there than on another device.
+    judged on the CPU, where the images are; so few numbers are sooner there than on another device.
 
     Args:
         current: The frame on a coarser grid, RGB 0..255.

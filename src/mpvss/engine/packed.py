@@ -1,8 +1,8 @@
-"""Class scores of key frames, carried to other frames by one flow for all of them.
+"""Class scores of key frames, propagated to other frames by one flow for all of them.
 
 Masks that share a flow need not be warped one by one and scored again: the key frame's class scores are made once, and
-fetched where the flow points. On a CPU they lie four classes to a pixel, which OpenCV fetches in the time of one; and
-as bytes where only the largest is asked for, a quarter of the memory and somewhat quicker.
+sampled where the flow points. On a CPU they lie four classes to a pixel, which OpenCV samples in the time of one; and
+quantised to 8 bits where only the largest is asked for, a quarter of the memory and somewhat quicker.
 """
 
 from dataclasses import dataclass, replace
@@ -16,20 +16,20 @@ from torch import Tensor
 from mpvss.engine.decode import ClassScores
 from mpvss.motion.warp import resize_flow, sampling_maps, warp
 
-# Classes that peak below this in both key frames, and win nowhere, are left behind.
-_FAINT = 0.05
+# Classes that peak below this in both key frames, and win nowhere, are not kept.
+_LEAST_PEAK = 0.05
 _Block = Float32[np.ndarray, "H W 4"] | UInt8[np.ndarray, "H W 4"]
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Class scores in the order that fetching them is quick.
+    """Class scores in the order in which they are sampled quickly.
 
     Attributes:
         ids: Classes, ascending.
         num_classes: Number of all classes.
-        blocks: On a CPU: four classes in each, the last one filled up with zeros; scores, or bytes in proportion to
-            them. Elsewhere empty.
+        blocks: On a CPU: four classes in each, the last one filled up with zeros; scores, or scores
+            quantised to 8 bits. Elsewhere empty.
         planes: Elsewhere than on a CPU: one plane a class.
     """
 
@@ -39,12 +39,12 @@ class Packed:
     planes: Float[Tensor, "P H W"] | None = None
 
 
-def strongest(scores: ClassScores) -> ClassScores:
-    """Leave out the classes that are faint everywhere and win nowhere: what is worth carrying."""
+def keep_classes(scores: ClassScores) -> ClassScores:
+    """Keep the classes that win somewhere, or peak above a twentieth."""
     if len(scores.ids) == 1:
         return scores
     best = scores.planes.amax(0)
-    kept = ((scores.planes >= best) & (best > 0)).flatten(1).any(1) | (scores.planes.flatten(1).amax(1) >= _FAINT)
+    kept = ((scores.planes >= best) & (best > 0)).flatten(1).any(1) | (scores.planes.flatten(1).amax(1) >= _LEAST_PEAK)
     if kept.all() or not kept.any():
         return scores
     return replace(scores, ids=scores.ids[kept], planes=scores.planes[kept])
@@ -55,14 +55,14 @@ def pack(scores: ClassScores, ids: Int64[Tensor, " P"] | None = None, top: float
 
     Args:
         scores: Of a key frame.
-        ids: The classes wanted, ascending; those that the key frame lacks score zero. ``None`` for its own.
-        top: On a CPU, carry bytes instead of scores, of which 255 stands for this score and any above.
+        ids: Classes to pack, ascending; those that the key frame lacks score zero. ``None`` for its own.
+        top: On a CPU, quantise to 8 bits, of which 255 stands for this score and any above.
     """
     planes = scores.planes
     if ids is not None and not torch.equal(ids, scores.ids):
-        place = torch.searchsorted(ids, scores.ids)
+        position = torch.searchsorted(ids, scores.ids)
         planes = planes.new_zeros(len(ids), *planes.shape[1:])
-        planes[place] = scores.planes
+        planes[position] = scores.planes
     ids = scores.ids if ids is None else ids
     if planes.device.type != "cpu" or planes.dtype != torch.float32:
         return Packed(ids, scores.num_classes, planes=planes)
@@ -76,24 +76,24 @@ def pack(scores: ClassScores, ids: Int64[Tensor, " P"] | None = None, top: float
     return Packed(ids, scores.num_classes, tuple(blocks))
 
 
-def together(one: ClassScores, other: ClassScores) -> Int64[Tensor, " P"]:
+def union_of_classes(one: ClassScores, other: ClassScores) -> Int64[Tensor, " P"]:
     """The classes of either, ascending."""
     ids: Tensor = torch.unique(torch.cat([one.ids, other.ids]))
     return ids
 
 
-def fetch(packed: Packed, flow: Float[Tensor, "2 h w"]) -> Packed:
+def warp_packed(packed: Packed, flow: Float[Tensor, "2 h w"]) -> Packed:
     """Return the scores where the flow, of any grid, points: ``warp`` of each class."""
     if packed.planes is not None:
         whole = resize_flow(flow[None].to(packed.planes.device), (packed.planes.shape[1], packed.planes.shape[2]))
         return replace(packed, planes=warp(packed.planes[None], whole)[0])
     height, width = packed.blocks[0].shape[:2]
     x, y = sampling_maps(resize_flow(flow[None], (height, width))[0])
-    fetched = (cv2.remap(block, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for block in packed.blocks)
-    return replace(packed, blocks=tuple(fetched))
+    sampled = (cv2.remap(block, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for block in packed.blocks)
+    return replace(packed, blocks=tuple(sampled))
 
 
-def mix(sides: tuple[Packed, Packed], weights: tuple[Float[Tensor, "H W"], Float[Tensor, "H W"]]) -> Packed:
+def blend(sides: tuple[Packed, Packed], weights: tuple[Float[Tensor, "H W"], Float[Tensor, "H W"]]) -> Packed:
     """Return the weighted mean of the scores of two key frames with the same classes; only the weights' ratio counts.
 
     Where no side has any weight, scores are zero.
@@ -103,20 +103,20 @@ def mix(sides: tuple[Packed, Packed], weights: tuple[Float[Tensor, "H W"], Float
     larger = torch.maximum(left, right).clamp(min=torch.finfo(left.dtype).tiny)
     left, right = left / larger, right / larger
     if one.planes is not None and other.planes is not None:
-        both = one.planes * left + other.planes * right
-        return replace(one, planes=both / (left + right).clamp(min=1e-5))
+        total = one.planes * left + other.planes * right
+        return replace(one, planes=total / (left + right).clamp(min=1e-5))
     a, b = (weight.contiguous().numpy() for weight in (left, right))
     blocks = [cv2.blendLinear(x, y, a, b) for x, y in zip(one.blocks, other.blocks, strict=True)]
     return replace(one, blocks=tuple(blocks))
 
 
 def unpack(packed: Packed) -> ClassScores:
-    """Return one plane a class again: scores, or bytes as they were packed."""
+    """Return one plane a class again: scores, or scores quantised as they were packed."""
     planes = packed.planes
     if planes is None:
         dtype = torch.uint8 if packed.blocks[0].dtype == np.uint8 else torch.float32
         planes = torch.empty(len(packed.ids), *packed.blocks[0].shape[:2], dtype=dtype)
         for number, block in enumerate(packed.blocks):
             four = list(planes[4 * number : 4 * number + 4].numpy())
-            cv2.mixChannels([block], four, [place for channel in range(len(four)) for place in (channel, channel)])
+            cv2.mixChannels([block], four, [index for channel in range(len(four)) for index in (channel, channel)])
     return ClassScores(packed.ids, planes, packed.num_classes)

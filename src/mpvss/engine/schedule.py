@@ -13,12 +13,12 @@ from jaxtyping import Float32, UInt8
 
 from mpvss.types import Frame
 
-# A cut is judged on small pictures, wide enough to tell scenes apart. A cell of the other picture counts as the same
+# A cut is judged on small images, wide enough to tell scenes apart. A cell of the other image counts as the same
 # content up to two cells away: 6 % of the width from one frame to the next is motion.
 _THUMBNAIL = (32, 24)
 _REACH = np.ones((5, 5), np.uint8)
 _COLOUR_BINS = 16
-# Grey levels added to a picture's contrast, so that the noise of a black one stays small.
+# Grey levels added to a image's contrast, so that the noise of a black one stays small.
 _CONTRAST_FLOOR = 4.0
 # Mean difference in grey levels, brightness apart, below which nothing is a cut: a step of a fade to black in half a
 # second is at most 6, the smallest measured between two scenes 23.
@@ -27,7 +27,7 @@ _LEAST_DIFFERENCE = 10.0
 
 @dataclass(frozen=True, eq=False)
 class _Thumbnail:
-    """A small picture, free of brightness and contrast, with its extremes within reach, and its colours."""
+    """A small image, free of brightness and contrast, with its extremes within reach, and its colours."""
 
     cells: Float32[np.ndarray, "h w 3"]
     contrast: float
@@ -50,7 +50,7 @@ class _Thumbnail:
         return cls(cells, contrast, cv2.erode(cells, _REACH), cv2.dilate(cells, _REACH), colours)
 
     def not_in(self, other: "_Thumbnail") -> float:
-        """How far the cells are from everything within reach in the other picture, on average, in contrasts."""
+        """How far the cells are from everything within reach in the other image, on average, in contrasts."""
         return float(np.maximum(np.maximum(self.cells - other.highest, other.lowest - self.cells), 0).mean())
 
     def recoloured(self, other: "_Thumbnail") -> float:
@@ -58,7 +58,7 @@ class _Thumbnail:
         return float(np.abs(self.colours - other.colours).sum(1).mean() / 2)
 
     def correlation(self, other: "_Thumbnail") -> float:
-        """How much they are one picture in another light, 0 to 1."""
+        """How much they are one image in another light, 0 to 1."""
         length = math.sqrt(float((self.cells**2).sum()) * float((other.cells**2).sum()))
         return min(1.0, max(0.0, float((self.cells * other.cells).sum()) / max(length, 1e-6)))  # rounding may pass 1
 
@@ -69,16 +69,16 @@ class _Thumbnail:
 
 @dataclass
 class CutDetector:
-    """Finds hard scene cuts from the pictures alone, one frame after the other.
+    """Finds hard scene cuts from the images alone, one frame after the other.
 
     At a cut the content is new (it is nowhere near in the frame before), more of it than in the two frames before; the
-    colours are others; and the picture is not the same one in another light. The score is the square root of the three
-    multiplied: fast motion keeps its colours and does not rise for long, a flash or a fade keeps the picture.
+    colours are others; and the image is not the same one in another light. The score is the square root of the three
+    multiplied: fast motion keeps its colours and does not rise for long, a flash or a fade keeps the image.
 
     Chosen on 1,307 frames of street video, film and hand-held sports at 12 to 30 frames a second. Without a cut the
     score is at most 0.054 (0.060 with the colours taken away), the largest where a jumping motorcycle fills the
-    picture. It is at least 0.232 at the five cuts of a montage, and 0.096 (0.091) where 3,484 pairs of other scenes
-    meet, the smallest where one road follows another. A picture that moves by an eighth of its width within one frame
+    image. It is at least 0.232 at the five cuts of a montage, and 0.096 (0.091) where 3,484 pairs of other scenes
+    meet, the smallest where one road follows another. A image that moves by an eighth of its width within one frame
     from rest, or a flash that burns out most of it, may count as a cut: that costs one key frame.
 
     Attributes:

@@ -105,8 +105,9 @@ class Session:
         self._last_pts = frame.pts
         if color not in ("rgb", "bgr"):
             raise ValueError(f"color must be rgb or bgr, got {color!r}")
-        rgb = np.ascontiguousarray(frame.rgb[..., ::-1]) if color == "bgr" else frame.rgb
-        return replace(frame, rgb=rgb.copy() if copy and rgb is frame.rgb else rgb)
+        if color == "bgr":
+            return replace(frame, rgb=frame.rgb[..., ::-1].copy())
+        return replace(frame, rgb=frame.rgb.copy()) if copy else frame
 
     def _advance(self) -> list[Segmentation]:
         """Go on to the next key frames that the schedule has decided on; keep the last frame if it has to wait."""

@@ -73,7 +73,7 @@ class Spill:
         return values if kept is array else torch.from_numpy(kept)
 
     def keep_frame(self, frame: Frame) -> Frame:
-        """Do the same with a frame's picture."""
+        """Do the same with a frame's image."""
         kept = self.keep(frame.rgb)
         return frame if kept is frame.rgb else replace(frame, rgb=kept)
 

@@ -1,4 +1,4 @@
-"""The tensors that travel between networks: what a key frame leaves behind, and one view of a frame's masks."""
+"""The tensors that travel between networks: what a key frame leaves behind, and one prediction of a frame's masks."""
 
 from dataclasses import dataclass, replace
 
@@ -57,13 +57,13 @@ class KeyState:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """One key frame's opinion of a frame: its classes, its masks warped to that frame, and how far to trust them.
+class WarpedPrediction:
+    """A prediction propagated from a key frame: its classes, its masks warped to a frame, and their weight.
 
     Attributes:
         class_logits: Logits of K classes and "no object" for each query.
         mask_logits: Masks on the mask grid, already warped.
-        weight: Trust per pixel of the mask grid, 0 or more; ``None`` where it is the only view.
+        weight: Weight per pixel of the mask grid, 0 or more; ``None`` where it is the only prediction.
     """
 
     class_logits: Float[Tensor, "Q K1"]

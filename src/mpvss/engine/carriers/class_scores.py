@@ -14,8 +14,8 @@ from torch import Tensor
 from mpvss.engine.carriers.protocol import FlowCarrier, Inference, Job
 from mpvss.engine.clock import StageClock
 from mpvss.engine.decode import ClassScores, score_size
-from mpvss.engine.fusion import thumbnail, trust
-from mpvss.engine.packed import Packed, fetch, mix, pack, strongest, together, unpack
+from mpvss.engine.fusion import blend_weight, thumbnail
+from mpvss.engine.packed import Packed, blend, keep_classes, pack, union_of_classes, unpack, warp_packed
 from mpvss.engine.state import KeyState
 from mpvss.motion.propagator import FLOW_GRID, serves_both_ways
 from mpvss.motion.warp import resize, resize_flow
@@ -57,7 +57,7 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
 
     def kept(self, state: KeyState, scores: ClassScores, image: UInt8[Tensor, "3 H W"]) -> KeyScores:
         """Keep the classes that matter somewhere; all of them where shares are asked for."""
-        return KeyScores(scores if self.inference.confidence else strongest(scores), image, state.geometry)
+        return KeyScores(scores if self.inference.confidence else keep_classes(scores), image, state.geometry)
 
     def estimate(self, current: Tensor, other: Tensor, key: KeyScores) -> Float[Tensor, "1 2 h w"]:
         """Return one flow for all classes, on a coarser grid than the scores."""
@@ -71,7 +71,7 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
         with self.clock("propagate"):
             if self._packed is None or self._packed[0] is not key:
                 self._packed = (key, pack(key.scores, top=self._top(key.scores)))
-            warped = fetch(self._packed[1], flow[0])
+            warped = warp_packed(self._packed[1], flow[0])
         with self.clock("decode"):
             return self.inference.label(frame, unpack(warped), is_key=False)
 
@@ -93,7 +93,7 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
         with self.clock("propagate"):
             size = score_size(before.geometry)
             grid = (-(-size[0] // _WEIGHT_CELL), -(-size[1] // _WEIGHT_CELL))
-            ids, top = together(before.scores, after.scores), self._top(before.scores, after.scores)
+            ids, top = union_of_classes(before.scores, after.scores), self._top(before.scores, after.scores)
             sides = [(pack(key.scores, ids, top), thumbnail(key.image, size, grid)) for key in (before, after)]
         gap = len(jobs) + 1
         device = before.scores.planes.device
@@ -104,10 +104,10 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
                 current = thumbnail(image, size, grid)
                 weights, warped = [], []
                 for (packed, small), flow, frames in zip(sides, flows, (distance, gap - distance), strict=True):
-                    warped.append(fetch(packed, flow[0]))
-                    weight = trust(current, small, resize_flow(flow, grid)[0].cpu(), frames, gap, size)
+                    warped.append(warp_packed(packed, flow[0]))
+                    weight = blend_weight(current, small, resize_flow(flow, grid)[0].cpu(), frames, gap, size)
                     weights.append(resize(weight[None].to(device), size)[0])
-                fused = mix((warped[0], warped[1]), (weights[0], weights[1]))
+                fused = blend((warped[0], warped[1]), (weights[0], weights[1]))
             with clock("decode"):
                 return self.spilled(self.inference.label(frame, unpack(fused), is_key=False))
 

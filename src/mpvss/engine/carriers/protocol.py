@@ -18,7 +18,7 @@ from mpvss.engine.clock import StageClock
 from mpvss.engine.decode import ClassScores, averaged, label_map, score
 from mpvss.engine.flows import Flows, Key, check_motion
 from mpvss.engine.spill import Spill
-from mpvss.engine.state import KeyState, View
+from mpvss.engine.state import KeyState, WarpedPrediction
 from mpvss.motion.propagator import Propagator
 from mpvss.segmentors.protocol import InputRule, resize_frame
 from mpvss.types import Frame, Geometry, Segmentation
@@ -45,7 +45,7 @@ def check_min_score(min_score: float) -> None:
         ValueError: It is below 0 or not finite.
     """
     if not 0 <= min_score < math.inf:
-        raise ValueError(f"min_score must be a class score, 0 or more and finite, found {min_score}")
+        raise ValueError(f"min_score must be a class score, 0 or more and finite, got {min_score}")
 
 
 @runtime_checkable
@@ -108,10 +108,10 @@ class Inference:
         check_motion(self.motion)
         check_min_score(self.min_score)
 
-    def score(self, views: Sequence[View], geometry: Geometry) -> ClassScores:
+    def score(self, predictions: Sequence[WarpedPrediction], geometry: Geometry) -> ClassScores:
         """Return class scores; of all classes where shares of their sum are asked for."""
-        scores = score(views, geometry, every_class=self.confidence)
-        return averaged(scores, views, geometry) if self.min_score else scores
+        scores = score(predictions, geometry, every_class=self.confidence)
+        return averaged(scores, predictions, geometry) if self.min_score else scores
 
     def label(self, frame: Frame, scores: ClassScores, *, is_key: bool) -> Segmentation:
         """Return a frame's labels from class scores."""
@@ -149,7 +149,7 @@ class FlowCarrier(ABC, Generic[_F]):
             with torch.no_grad():
                 state = self.inference.predict(frame, image, geometry).plain()
         with self.clock("decode"):
-            scores = self.inference.score([View(state.class_logits, state.mask_logits)], geometry)
+            scores = self.inference.score([WarpedPrediction(state.class_logits, state.mask_logits)], geometry)
             result = self.inference.label(frame, scores, is_key=True)
         with self.clock("propagate"):
             size = self.image_size(geometry)
@@ -194,7 +194,7 @@ class FlowCarrier(ABC, Generic[_F]):
             self._pool = None
 
     def map(self, work: Callable[[Any], _Out], items: Iterable[Any]) -> list[_Out]:
-        """Do the same to every item, on all cores that torch may use where the propagator allows it.
+        """Apply a function to every value, on all cores that torch may use where the propagator allows it.
 
         The functions of OpenCV are too short to share one call between cores. Networks use the cores by themselves.
         """

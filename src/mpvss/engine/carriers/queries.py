@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mpvss.engine.carriers.protocol import FlowCarrier, Job
 from mpvss.engine.decode import ClassScores
-from mpvss.engine.fusion import thumbnail, trust, visible_flow
-from mpvss.engine.state import KeyState, View
+from mpvss.engine.fusion import blend_weight, thumbnail, visible_flow
+from mpvss.engine.state import KeyState, WarpedPrediction
 from mpvss.motion.warp import warp
 from mpvss.types import Frame, Geometry, Segmentation
 
@@ -50,9 +50,9 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
     def from_one(self, frame: Frame, key: KeyQueries, flow: Float[Tensor, "G 2 h w"]) -> Segmentation:
         """Label a frame from the warped masks of one key frame."""
         with self.clock("propagate"):
-            view = View(key.state.class_logits, _warped(key.state, flow))
+            prediction = WarpedPrediction(key.state.class_logits, _warped(key.state, flow))
         with self.clock("decode"):
-            return self.inference.label(frame, self.inference.score([view], key.state.geometry), is_key=False)
+            return self.inference.label(frame, self.inference.score([prediction], key.state.geometry), is_key=False)
 
     def fuse(self, jobs: Sequence[Job], before: KeyQueries, after: KeyQueries) -> list[Segmentation]:
         """Blend the class scores of both key frames' masks, every mask warped by its own flow."""
@@ -66,16 +66,16 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
         for distance, (frame, image, *flows) in enumerate(jobs, 1):
             with self.clock("propagate"):
                 current = thumbnail(image, geometry.padded, grid)
-                views = []
+                predictions = []
                 for key, other, flow, frames in zip(
                     (before.state, after.state), small, flows, (distance, gap - distance), strict=True
                 ):
                     masks = _warped(key, flow)
                     shown = visible_flow(flow, key.class_logits, masks).cpu()
-                    weight = trust(current, other, shown, frames, gap, geometry.padded).to(device)
-                    views.append(View(key.class_logits, masks, weight))
+                    weight = blend_weight(current, other, shown, frames, gap, geometry.padded).to(device)
+                    predictions.append(WarpedPrediction(key.class_logits, masks, weight))
             with self.clock("decode"):
-                scores = self.inference.score(views, geometry)
+                scores = self.inference.score(predictions, geometry)
                 results.append(self.spilled(self.inference.label(frame, scores, is_key=False)))
         return results
 

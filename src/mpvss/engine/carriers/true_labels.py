@@ -60,7 +60,7 @@ def true_state(
 ) -> KeyState:
     """Make a key state of a true label map: a query for each id in it, at full resolution.
 
-    Mask logits are 6 inside a segment and -6 outside, not infinite: with one view, classes are then ordered as if
+    Mask logits are 6 inside a segment and -6 outside, not infinite: with one prediction, classes are then ordered as if
     one-hot labels were warped bilinearly, but for quantisation ties where class scores are quantised to 8 bits.
 
     Args:
