@@ -242,7 +242,7 @@ def test_nan_is_refused(where, classes):
         predictions[1].class_logits[3, 0] = torch.nan
     else:
         predictions[1].weight[2, 5] = torch.nan
-    with pytest.raises(ValueError, match="expects finite logits, found NaN"):
+    with pytest.raises(ValueError, match="expects finite logits, got NaN"):
         decode(predictions, geometry, classes=classes)
 
 
