@@ -628,6 +628,39 @@ def test_what_this_program_wrote_is_no_source(sources):
     assert [job.name for job in expand([str(sources / "a" / "x.overlay.mp4")])] == ["x.overlay"]
 
 
+def test_a_store_is_expanded_as_a_folder_is(caplog):
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    names = (
+        "a/x.mp4",
+        "b/x.MKV",
+        "b/.hidden.mp4",
+        ".cache/y.mp4",
+        "b/notes.pdf",
+        "a/x.overlay.mp4",
+        "a/x.png/0.mp4",
+        "z.avi",
+    )
+    for name in names:
+        fs.pipe_file(f"/expanded/{name}", b"bytes")
+    try:
+        assert [job.name for job in expand(["memory://expanded"])] == ["a/x", "b/x", "z"]
+        assert caplog.messages == ["memory://expanded: 1 files are no videos, and left out: b/notes.pdf"]
+        assert [job.name for job in expand(["memory://expanded/*/*.mp4"])] == ["a/x"]
+        assert [job.source for job in expand(["memory://expanded/z.avi"])] == ["memory://expanded/z.avi"]
+        assert [job.name for job in expand(["memory://expanded/[ab]/*"])] == ["a/x", "b/notes", "b/x"]
+        with pytest.raises(
+            SourceError, match=r"expected videos in memory://expanded/\*\.mov, got none: check the path"
+        ):
+            expand(["memory://expanded/*.mov"])
+        fs.pipe_file("/expanded/only/notes.pdf", b"bytes")
+        with pytest.raises(SourceError, match="got none among 1 files: check the path"):
+            expand(["memory://expanded/only"])
+    finally:
+        fs.rm("/expanded", recursive=True)
+
+
 def test_a_path_that_begins_like_a_live_scheme_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["srt_clips/a.mp4", "rtsp.mp4", "udp/b.mp4", "rtmp-1.mkv", "rtp:x.mp4", "camera:front.mp4"]
