@@ -1,17 +1,14 @@
 """The chunks of one long video of a batch, where every worker reaches them."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mpvss.batch.chunks import FRAMES, PLAN, ChunkedVideo, Plan, chunk_files, is_whole
 from mpvss.batch.listed import Listing
 from mpvss.batch.sources import Job
 from mpvss.batch.storage import Beat, below, exists, fetch, publish, remove
 from mpvss.errors import DataError
-
-if TYPE_CHECKING:
-    from mpvss.batch.chunks import ChunkedVideo, Plan
 
 
 class ChunkStore:
@@ -27,17 +24,15 @@ class ChunkStore:
     """
 
     def __init__(self, work: str, job: Job, beat: Beat) -> None:
-        self.folder = below(work, folder_name(job))
+        self.folder = below(work, job.folder)
         self._job, self._beat = job, beat
 
     def clear(self) -> None:
         """Remove all of it."""
         remove(self.folder)
 
-    def plan_of(self, identity: Mapping[str, Any], stage: Path) -> "Plan | None":
+    def plan_of(self, identity: Mapping[str, Any], stage: Path) -> Plan | None:
         """The plan, if an earlier run made one from this; else everything is removed."""
-        from mpvss.batch.chunks import PLAN, Plan
-
         if exists(below(self.folder, PLAN)):
             plan = Plan.read(fetch(below(self.folder, PLAN), stage / "former").parent)
             if plan is not None and plan.identity == identity:
@@ -45,23 +40,19 @@ class ChunkStore:
         self.clear()
         return None
 
-    def put_plan(self, video: "ChunkedVideo", at_most: int, identity: Mapping[str, Any], stage: Path) -> "Plan":
+    def put_plan(self, video: ChunkedVideo, at_most: int, identity: Mapping[str, Any], stage: Path) -> Plan:
         """Divide a video, and keep how."""
-        from mpvss.batch.chunks import FRAMES, PLAN
-
         plan = video.list_frames(stage, at_most, identity)
         for name in (FRAMES, PLAN):
             publish(stage / name, below(self.folder, name), beat=self._beat)
         return plan
 
-    def plan(self, stage: Path) -> tuple["Plan", Path]:
+    def plan(self, stage: Path) -> tuple[Plan, Path]:
         """The plan, and the file of the listing.
 
         Raises:
             DataError: There is none.
         """
-        from mpvss.batch.chunks import FRAMES, PLAN, Plan
-
         plan = Plan.read(fetch(below(self.folder, PLAN), stage / "plan").parent)
         if plan is None:
             raise DataError(f"expected the plan of {self._job.shown} in {self.folder}, got none")
@@ -69,24 +60,15 @@ class ChunkStore:
 
     def chunk(self, number: int, to: Path) -> Path | None:
         """The label file of a chunk that is finished and whole, fetched if it is not on this machine."""
-        from mpvss.batch.chunks import chunk_files, is_whole
-
         locations = [below(self.folder, name) for name in chunk_files(number)]
         if not all(exists(location) for location in reversed(locations)):  # the description is written last
             return None
         labels, _ = (fetch(location, to, beat=self._beat) for location in locations)
         return labels if is_whole(labels.parent, number) else None
 
-    def put_chunk(self, video: "ChunkedVideo", number: int, stage: Path) -> None:
+    def put_chunk(self, video: ChunkedVideo, number: int, stage: Path) -> None:
         """Segment a chunk, and keep it."""
-        from mpvss.batch.chunks import chunk_files
-
         plan, listing = self.plan(stage)
         video.segment(plan, Listing.read(listing), number, stage)
         for name in chunk_files(number):
             publish(stage / name, below(self.folder, name), beat=self._beat)
-
-
-def folder_name(job: Job) -> str:
-    """Name of the folder with the chunks of a video: of one length, whatever the video is called."""
-    return hashlib.sha256(job.name.encode("utf-8", "surrogateescape")).hexdigest()[:20]

@@ -281,12 +281,7 @@ class ChunkedVideo:
                     sinks.write(result)
                     on_frame(result)
                     self.beat()
-                if next(frames, None) is not None:
-                    raise SourceError(
-                        f"expected {plan.frames} frames in {self.source}, got more: it has changed; start anew"
-                    )
-                if sinks.frames != plan.frames:
-                    raise DataError(f"expected {plan.frames} frames in the chunks of {self.source}, got {sinks.frames}")
+                self._check_count(plan.frames, sinks.frames, more=next(frames, None) is not None)
         return RunSummary(
             source=shown_address(str(self.source)),
             frames=sinks.frames,
@@ -296,6 +291,12 @@ class ChunkedVideo:
             outputs=paths,
             seconds={},
         )
+
+    def _check_count(self, expected: int, joined: int, *, more: bool) -> None:
+        if more:
+            raise SourceError(f"expected {expected} frames in {self.source}, got more: it has changed; start anew")
+        if joined != expected:
+            raise DataError(f"expected {expected} frames in the chunks of {self.source}, got {joined}")
 
     def _results(self, frames: Iterator[Frame], chunks: Iterable[Path]) -> Iterator[Segmentation]:
         """Each frame with the labels that were made of it."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from mpvss._threads import cores
-from mpvss.batch.chunk_store import folder_name
 from mpvss.batch.local import LocalEngine
 from mpvss.batch.manifest import SCHEMA, Manifest
 from mpvss.batch.sources import Job
@@ -47,7 +46,7 @@ class Engine(Protocol):
 
 
 @dataclass
-class _Item:
+class _Video:
     """What the driver knows of a video that is not finished."""
 
     job: Job
@@ -82,7 +81,7 @@ class Driver:
         # One question instead of many for each video.
         self._stored = stored(setup.out) if is_remote(setup.out) else None
         self._overwrite = options.overwrite or (manifest.run is not None and manifest.run["overwrite"])
-        self._unfinished = {job.name: _Item(job) for job in jobs}
+        self._unfinished = {job.name: _Video(job) for job in jobs}
         self._results: dict[str, BatchItem] = {}
         self._begun: deque[Task] = deque()  # of videos that are being worked on
         self._fresh: deque[Task] = deque()
@@ -101,7 +100,7 @@ class Driver:
                 self._finish(job, "skipped", frames=event.get("frames"), outputs=event["outputs"])
             else:
                 self._fresh.append(Task(job))
-        self._forget_chunks({folder_name(task.job) for task in self._fresh})
+        self._forget_chunks({task.job.folder for task in self._fresh})
         if self._fresh:
             self._work_off()
         return [self._results[job.name] for job in self._jobs]
@@ -197,54 +196,54 @@ class Driver:
 
     def _settle(self, outcome: Outcome) -> None:
         task = outcome.task
-        item = self._unfinished[task.job.name]
-        item.seconds += outcome.seconds
-        if item.over:
+        video = self._unfinished[task.job.name]
+        video.seconds += outcome.seconds
+        if video.over:
             return
         if outcome.error is not None:
-            self._retry(item, outcome)
+            self._retry(video, outcome)
         elif outcome.chunks is not None:
             self._manifest.add("split", item=task.job.name, frames=outcome.frames, segments=outcome.chunks)
-            item.waiting = outcome.chunks
+            video.waiting = outcome.chunks
             self._begun.extend(Task(task.job, "chunk", number) for number in range(outcome.chunks))
         elif task.kind == "chunk":
             self._manifest.add("part", item=task.job.name, part=task.chunk, seconds=round(outcome.seconds, 3))
-            item.waiting -= 1
-            if not item.waiting:
+            video.waiting -= 1
+            if not video.waiting:
                 self._begun.appendleft(Task(task.job, "join"))
         else:
             assert outcome.summary is not None
-            values = {"attempts": item.failures + 1, "seconds": round(item.seconds, 3), **outcome.summary}
-            item.over = True
+            values = {"attempts": video.failures + 1, "seconds": round(video.seconds, 3), **outcome.summary}
+            video.over = True
             self._manifest.add("done", item=task.job.name, **values)
             if task.kind == "join":
                 self._manifest.sync()  # before the chunks are gone
-                self._remove_chunks(folder_name(task.job))
+                self._remove_chunks(task.job.folder)
             self._finish(task.job, "done", **values)
 
-    def _retry(self, item: _Item, outcome: Outcome) -> None:
+    def _retry(self, video: _Video, outcome: Outcome) -> None:
         task, error = outcome.task, outcome.error or ""
         key = (task.kind, task.chunk)
         if not outcome.preempted:
-            item.failures += 1
-            item.tries[key] = item.tries.get(key, 0) + 1
-        if not outcome.again or item.tries.get(key, 0) > self._options.retries:
-            self._fail(item, error)
+            video.failures += 1
+            video.tries[key] = video.tries.get(key, 0) + 1
+        if not outcome.again or video.tries.get(key, 0) > self._options.retries:
+            self._fail(video, error)
             return
         log.warning("%s: %s; trying again", task.job.shown, error)
         self._manifest.add("retry", item=task.job.name, kind=task.kind, part=task.chunk, error=error)
         if outcome.anew:
-            self._remove_chunks(folder_name(task.job))
+            self._remove_chunks(task.job.folder)
             task = replace(task, kind="video")
         # Behind the others: what was wrong with a network or a store may be over by then.
         (self._fresh if task.kind == "video" else self._begun).append(task)
 
-    def _fail(self, item: _Item, error: str) -> None:
-        item.over = True
-        self._begun = deque(task for task in self._begun if task.job != item.job)
-        values = {"attempts": item.failures, "seconds": round(item.seconds, 3), "error": error}
-        self._manifest.add("failed", item=item.job.name, **values)
-        self._finish(item.job, "failed", **values)
+    def _fail(self, video: _Video, error: str) -> None:
+        video.over = True
+        self._begun = deque(task for task in self._begun if task.job != video.job)
+        values = {"attempts": video.failures, "seconds": round(video.seconds, 3), "error": error}
+        self._manifest.add("failed", item=video.job.name, **values)
+        self._finish(video.job, "failed", **values)
 
     def _finish(self, job: Job, state: Literal["done", "failed", "skipped"], **values: Any) -> None:
         self._results[job.name] = BatchItem(job.name, job.shown, state, **values)

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine. One that dies, however it dies, takes nothing with it but its task."""
+"""Workers as processes of this machine. One that crashes, however it does, takes nothing with it but its task."""
 
 import os
 import signal

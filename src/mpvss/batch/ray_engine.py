@@ -12,7 +12,6 @@ from typing import Any
 from mpvss.batch.local import ALIVE, Slot, overdue, prepare, silent_error
 from mpvss.batch.locks import lock
 from mpvss.batch.tasks import Outcome, Setup, Task
-from mpvss.batch.worker import Worker
 from mpvss.errors import ConfigError, MpvssError
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class RayEngine:
         slot = self._slots[number]
         try:
             self._ray.get(slot.beat, timeout=0)
-        except self._ray.exceptions.GetTimeoutError:  # of the actor that took a dead one's place
+        except self._ray.exceptions.GetTimeoutError:  # of the actor that replaced a dead one
             return False
         except self._ray.exceptions.RayError:
             if slot.answer is not None:  # which fails as well, and says more
@@ -220,6 +219,8 @@ class _Actor:
         """Load the networks; return why that is not possible."""
         if self._setup.scratch is not None:
             self._alive = lock(Path(self._setup.scratch).parent / f"{ALIVE}-{self._identity}", seconds=60)
+        from mpvss.batch.worker import Worker
+
         prepare(self._setup.settings.threads, self._level)
         try:
             self._worker = Worker(self._setup, self._identity, on_beat=self._sign.set)

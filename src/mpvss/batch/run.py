@@ -47,7 +47,7 @@ def run_batch(
 
     Raises:
         ConfigError: Options exclude each other, or are not those of the run that is resumed.
-        SourceError: Nothing to segment is found.
+        SourceError: There is nothing to segment.
         OutputError: The manifest or the work folder cannot be written, or another driver writes there.
         ModelError: The model cannot be loaded.
     """

@@ -71,15 +71,19 @@ def process_in_chunks(
         chunks = (folder / chunk_files(number)[0] for number in range(plan.chunks))
         output = settings.output.replace(overwrite=True)
         summary = video.join(output, plan, chunks, folder / _STAGE, on_frame=on_frame)
-        with owned((out / f"{name}{ENDINGS['meta']}").absolute()):
-            _refuse_existing(folder, name, out, settings)  # again, now that no other run can begin
-            with output_errors(folder):
-                (folder / _PUBLISHING).touch()
-            publish_all(summary.outputs, str(out / name))
+        _publish(summary, folder, name, out, settings)
         laps.append(time.perf_counter())
     seconds = {stage: laps[i + 1] - laps[i] for i, stage in enumerate(("list", "segment", "join"))}
     outputs = {kind: out / f"{name}{ENDINGS[kind]}" for kind in summary.outputs}
     return replace(summary, outputs=outputs, seconds={**seconds, "total": time.perf_counter() - laps[0]})
+
+
+def _publish(summary: RunSummary, folder: Path, name: str, out: Path, settings: Settings) -> None:
+    with owned((out / f"{name}{ENDINGS['meta']}").absolute()):
+        _refuse_existing(folder, name, out, settings)  # again, now that no other run can begin
+        with output_errors(folder):
+            (folder / _PUBLISHING).touch()
+        publish_all(summary.outputs, str(out / name))
 
 
 def _checked_name(source: str, settings: Settings) -> str:

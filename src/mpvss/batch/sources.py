@@ -2,6 +2,7 @@
 
 import codecs
 import glob
+import hashlib
 import logging
 import mimetypes
 import os
@@ -68,14 +69,19 @@ class Job:
     shown: str
     given: bool = False
 
+    @property
+    def folder(self) -> str:
+        """Name of the folder with the chunks of the video: of one length, whatever the video is called."""
+        return hashlib.sha256(self.name.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
 
 def expand(sources: Sequence[str]) -> list[Job]:
     """Turn what was named into videos, in the order of their names.
 
     Args:
         sources: Videos; patterns; folders, which stand for all videos below them or, if there are none, for one video
-            of images (both without the overlays and labels that this program wrote); lists (``.txt``: a source a line;
-            ``.jsonl``: objects with ``source`` and perhaps ``name``).
+            of images (without the overlays and labels that this program wrote); lists (``.txt``: a source a line;
+            ``.jsonl``: objects with ``source`` and, if it is not the source's, ``name``).
 
     Raises:
         SourceError: A pattern, folder or list names no video.
@@ -208,7 +214,7 @@ def _videos_among(matches: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _videos_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The videos below a folder, and the other files, both without hidden ones and what this program wrote."""
+    """The videos below a folder, and the other files, without hidden ones and what this program wrote."""
     videos: list[Path] = []
     others: list[Path] = []
     for file in sorted(folder.rglob("*")):

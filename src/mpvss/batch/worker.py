@@ -10,21 +10,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpvss._files import owned
 from mpvss._validate import without_secrets
 from mpvss.batch.chunk_store import ChunkStore
+from mpvss.batch.chunks import ChunkedVideo
 from mpvss.batch.copies import SourceCopies, machine_folder
 from mpvss.batch.sources import Job
 from mpvss.batch.storage import Beat, below, digest, is_remote, no_beat, publish, remove, stamp
 from mpvss.batch.tasks import Outcome, Setup, Task
 from mpvss.errors import ConfigError, DataError, MpvssError, SourceError
 from mpvss.outputs.sinks import ENDINGS
-
-if TYPE_CHECKING:
-    from mpvss.batch.chunks import ChunkedVideo
-    from mpvss.types import RunSummary, Segmentation
+from mpvss.types import RunSummary, Segmentation
+from mpvss.video import parse_rate, probe
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Worker:
             self._copies.drop(task.job)
         return replace(outcome, seconds=time.monotonic() - began)
 
-    def _beat(self, _: "Segmentation | None" = None) -> None:
+    def _beat(self, _: Segmentation | None = None) -> None:
         """Say that something got done: the driver ends a worker that says nothing for long.
 
         The timer ends a worker that hangs in C when there is no driver any more.
@@ -125,8 +124,6 @@ class Worker:
     # --- whole videos
 
     def _video(self, task: Task, stage: Path) -> Outcome:
-        from mpvss.video import parse_rate, probe
-
         job, settings = task.job, self._setup.settings
         source = self._source(job)
         self._beat()
@@ -147,7 +144,7 @@ class Worker:
         )
         return Outcome(task, summary=self._publish(job, summary))
 
-    def _publish(self, job: Job, summary: "RunSummary") -> dict[str, Any]:
+    def _publish(self, job: Job, summary: RunSummary) -> dict[str, Any]:
         """Move the outputs to their locations, and describe them."""
         outputs = {kind: {"path": job.name + ENDINGS[kind], **digest(path)} for kind, path in summary.outputs.items()}
         location = below(self._setup.out, job.name)
@@ -161,9 +158,7 @@ class Worker:
     def _store(self, job: Job) -> ChunkStore:
         return ChunkStore(self._setup.work, job, self._beat)
 
-    def _chunked(self, source: str) -> "ChunkedVideo":
-        from mpvss.batch.chunks import ChunkedVideo
-
+    def _chunked(self, source: str) -> ChunkedVideo:
         return ChunkedVideo(self._segmenter, source, self._beat)
 
     def _identity(self, job: Job) -> dict[str, Any]:
