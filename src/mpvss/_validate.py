@@ -119,7 +119,8 @@ def convert(value: object, kind: Any, *, what: str, error: type[Exception] = Val
 
 def _described(failure: str, value: Any, kind: Any) -> str:
     """What msgspec says, with the value instead of its type where the path leads to one."""
-    text, _, path = failure.replace("`", "").partition(" - at $")
+    failure = failure.replace("`", "").replace(" - at key in $", " as every key - at $")
+    text, _, path = failure.partition(" - at $")
     text = text.replace("Expected", "expected", 1).replace("Number out of range", "expected a number in range", 1)
     text = re.sub(r"Object missing required field (.+)", r"\1 is missing", text)
     if text.startswith("Invalid enum value "):
