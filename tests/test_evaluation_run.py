@@ -307,6 +307,14 @@ def test_cityscapes_scores_the_labelled_frame_at_every_distance(cityscapes, tmp_
     assert both["gmac_per_frame"] == pytest.approx((decoding + 4 * warp) / 3 / 1e9)
 
 
+def test_cityscapes_counts_every_frame_of_its_snippets(cityscapes, tmp_path):
+    totals = []
+    options = EvalOptions(data=cityscapes, propagator="hold", direction="forward", interval=3)
+    evaluate(options, tmp_path / "run", on_frame=totals.append)
+    frames = sum(len(clip) for clip in open_dataset(cityscapes).clips)
+    assert totals == [frames] * frames
+
+
 def test_cityscapes_errors(cityscapes, tmp_path):
     with pytest.raises(DataError, match="one labelled frame"):
         evaluate(EvalOptions(data=cityscapes, oracle=True), tmp_path / "oracle")

@@ -5,9 +5,11 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from helpers import ColourSegmentor
 from mpvss._files import Pending, atomic, install, natural_order, output_errors, scratch, write_json
 from mpvss.errors import OutputError
 
@@ -157,24 +159,29 @@ def _writers():
     """Functions that write, by what they write; each takes where."""
     from mpvss.convert.export import export
     from mpvss.motion import QueryFlow
+    from mpvss.motion.dis import Hold
+    from mpvss.segmenter import VideoSegmenter
     from mpvss.segmentors import load_segmentor
     from mpvss.training.tasks import save_segmentor
     from test_motion_network import TINY
+
+    image = Path(__file__).parent / "data" / "anim.webp"
 
     return {
         "export": lambda out: export("compact", (64, 96), out),
         "motion module": QueryFlow(TINY).save_pretrained,
         "segmentor": lambda out: save_segmentor(load_segmentor("compact"), out),
+        "segment": lambda out: VideoSegmenter(ColourSegmentor(), Hold()).process(image, out),
         "json": lambda out: write_json(out, {}),
     }
 
 
-@pytest.mark.parametrize("what", ["export", "motion module", "segmentor", "json"])
+@pytest.mark.parametrize("what", ["export", "motion module", "segmentor", "segment", "json"])
 @pytest.mark.parametrize("kind", ["below a file", "not a name", "a very long path"])
 def test_whatever_cannot_be_written_is_one_error_of_ours(tmp_path, what, kind):
     (tmp_path / "file").write_text("")
     out = tmp_path / {"below a file": "file/below", "not a name": "n" * 300, "a very long path": "a/" * 2100}[kind]
-    with pytest.raises(OutputError, match="expected to be able to write") as caught:
+    with pytest.raises(OutputError, match=r"expected to be able to write|cannot make the output directory") as caught:
         _writers()[what](out)
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)

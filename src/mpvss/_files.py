@@ -42,11 +42,11 @@ def output_errors(path: Path) -> Iterator[None]:
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"expected to be able to write {_shown(path)}, got: {reason}; choose a writable folder with free space"
+            f"expected to be able to write {shown_path(path)}, got: {reason}; choose a writable folder with free space"
         ) from error
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """The path, of a very long one its end."""
     text = str(path)
     return text if len(text) <= _MOST_SHOWN else f"...{text[-_MOST_SHOWN:]}"

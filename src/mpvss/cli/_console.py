@@ -37,8 +37,7 @@ def set_up(console: ConsoleOptions) -> None:
     logging.getLogger("mpvss").setLevel(level)
     # The library's own progress bars and advice are about training.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if console.quiet or not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "4")  # a hub that does not answer is said within seconds
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it retries without a network, and says so in ten lines
 

@@ -133,6 +133,8 @@ class _Scorer:
         began = time.perf_counter()
         if self._dataset.protocol == "cityscapes":
             line = self._score_snippet(clip)
+            for _ in clip.frames:
+                on_frame()
         else:
             scores = ClipScores(self._dataset, self._options.interval, self._worst / clip.name)
             frames = _of_one_size(clip, self._frames(clip, range(len(clip)), scores.seconds, ""))

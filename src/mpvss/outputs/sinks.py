@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mpvss._files import remove_first
+from mpvss._files import remove_first, shown_path
 from mpvss.errors import OutputError
 from mpvss.options import OutputOptions
 from mpvss.outputs import draw
@@ -53,7 +53,7 @@ def output_paths(name: str, out: Path, options: OutputOptions) -> dict[str, Path
         _check_existing(paths, options)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{out}: cannot make the output directory: {error.strerror}") from error
+        raise OutputError(f"{shown_path(out)}: cannot make the output directory: {error.strerror}") from error
     return paths
 
 
