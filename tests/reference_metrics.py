@@ -37,16 +37,6 @@ def wiou(predictions, targets, num_classes, ignore=255):
     return sum(count * score for count, score in zip(counts, scores, strict=True) if count) / sum(counts)
 
 
-def accuracy(predictions, targets, ignore=255):
-    right = total = 0
-    for prediction, target in zip(predictions, targets, strict=True):
-        for p, t in zip(_pixels(prediction), _pixels(target), strict=True):
-            if t != ignore:
-                total += 1
-                right += p == t
-    return right / total if total else math.nan
-
-
 def window_scores(targets, predictions, n, correct=False, ignore=255):
     """Score of every defined window of one video (T, H, W)."""
     frames, height, width = targets.shape

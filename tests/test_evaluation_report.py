@@ -156,7 +156,7 @@ def test_every_unit_once_is_the_whole(runs, data):
 def whole_miou(parts):
     total = ConfusionMatrix.from_state(parts[0]["confusion"])
     for part in parts[1:]:
-        total += ConfusionMatrix.from_state(part["confusion"])
+        total.merge(ConfusionMatrix.from_state(part["confusion"]))
     return total.miou
 
 

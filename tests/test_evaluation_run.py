@@ -20,7 +20,6 @@ from mpvss.evaluation.label_files import class_table
 from mpvss.evaluation.run_directory import RunDirectory
 from mpvss.metrics import (
     ConfusionMatrix,
-    correct_video_consistency,
     region_similarity,
     video_consistency,
 )
@@ -128,7 +127,7 @@ def test_the_figures_are_those_of_plain_loops(folder, tmp_path):
             distances[i % interval].update(prediction=found[i], target=truth[i])
         windows = len(clip) - 8
         vc.append((video_consistency(truth, found, 8), windows))
-        correct.append((correct_video_consistency(truth, found, 8), windows))
+        correct.append((video_consistency(truth, found, 8, correct=True), windows))
     assert result["miou"] == confusion.miou
     assert result["wiou"] == confusion.wiou
     assert result["miou_by_distance"] == [matrix.miou for matrix in distances]

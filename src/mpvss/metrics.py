@@ -1,8 +1,8 @@
 """How good a segmentation of video is: accuracy per pixel, consistency over time, and flicker.
 
-Every metric is an accumulator: ``update`` frame by frame, read a property, ``merge`` two of them or add them with
-``+``, and carry the totals through JSON with ``state`` and ``from_state``. What a metric holds does not grow with the
-number of frames or videos. Label maps are integer arrays; ids below 0 or from K upwards are not classes.
+Every metric is an accumulator: ``update`` frame by frame, read a property, ``merge`` another one into it, and carry the
+totals through JSON with ``state`` and ``from_state``. Its size does not grow with the number of frames or videos. Label
+maps are integer arrays; ids below 0 or from K upwards are not classes.
 """
 
 import math
@@ -28,13 +28,13 @@ SMALLEST_FLOW = 16
 def _require_integers(**arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         if not np.issubdtype(array.dtype, np.integer):
-            raise TypeError(f"{name} must hold integer class ids, found dtype {array.dtype}")
+            raise TypeError(f"{name} must hold integer class ids, got dtype {array.dtype}")
 
 
 def _require_same_shape(**arrays: np.ndarray) -> None:
     (first, one), (second, other) = arrays.items()
     if one.shape != other.shape:
-        raise ValueError(f"{first} and {second} must have one shape, found {one.shape} and {other.shape}")
+        raise ValueError(f"{first} and {second} must have one shape, got {one.shape} and {other.shape}")
 
 
 class _Metric:
@@ -66,19 +66,13 @@ class _Metric:
         """
         if type(self) is not type(other) or self._arguments() != other._arguments():
             raise ValueError(
-                f"only metrics of one kind and settings can be merged, found {type(self).__name__}"
+                f"only metrics of one kind and settings can be merged, got {type(self).__name__}"
                 f"{self._arguments()} and {type(other).__name__}{other._arguments()}"
             )
         self._require_between_videos()
         other._require_between_videos()
         for name in self._totals:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    def __add__(self: _M, other: _M) -> _M:
-        total = type(self)(**self._arguments())
-        total.merge(self)
-        total.merge(other)
-        return total
 
     def state(self) -> dict[str, Any]:
         """Settings and totals as JSON can hold them, exactly.
@@ -103,29 +97,32 @@ class _Metric:
         Raises:
             ValueError: The dictionary is not a state of this metric.
         """
+        what = f"a state of {cls.__name__}"
         names = {*cls._settings, *cls._totals}
         if set(state) != names:
-            raise ValueError(f"a state of {cls.__name__} has the keys {sorted(names)}, found {sorted(state)}")
-        for name in cls._settings:
-            convert(state[name], bool | int, what=f"a state of {cls.__name__}: {name}")
-        metric = cls(**{name: state[name] for name in cls._settings})
+            raise ValueError(f"{what}: expected the keys {sorted(names)}, got {sorted(state)}")
+        metric = cls(**{name: convert(state[name], bool | int, what=f"{what}: {name}") for name in cls._settings})
         for name in cls._totals:
-            total = state[name]
-            empty = getattr(metric, name)
-            if isinstance(empty, np.ndarray):
-                convert(total, _Counts, what=f"a state of {cls.__name__}: {name}")
-                try:
-                    empty.reshape(-1)[total["index"]] = total["count"]
-                except (ValueError, IndexError, OverflowError) as error:
-                    raise ValueError(f"a state of {cls.__name__} does not fit its own settings: {error}") from error
-                if empty.min(initial=0) < 0:
-                    raise ValueError(f"a state of {cls.__name__} holds a count below 0")
-            else:
-                convert(total, float, what=f"a state of {cls.__name__}: {name}")
-                if not 0 <= total < 2**63:
-                    raise ValueError(f"a state of {cls.__name__} holds {shown(total)}, expected a number from 0")
-                setattr(metric, name, total)
+            counts = getattr(metric, name)
+            if isinstance(counts, np.ndarray):
+                _fill(counts, convert(state[name], _Counts, what=f"{what}: {name}"), what)
+                continue
+            total = state[name]  # a whole number stays one
+            convert(total, float, what=f"{what}: {name}")
+            if not 0 <= total < 2**63:
+                raise ValueError(f"{what}: {name}: expected a number from 0, got {shown(total)}")
+            setattr(metric, name, total)
         return metric
+
+
+def _fill(counts: Int64[np.ndarray, "..."], entries: _Counts, what: str) -> None:
+    """Set the entries of a state that are not zero."""
+    try:
+        counts.reshape(-1)[entries["index"]] = entries["count"]
+    except (ValueError, IndexError, OverflowError) as error:
+        raise ValueError(f"{what} contradicts its own settings: {error}") from error
+    if counts.min(initial=0) < 0:
+        raise ValueError(f"{what}: expected counts from 0, got {shown(int(counts.min()))}")
 
 
 def _count_pairs(
@@ -165,7 +162,7 @@ class ConfusionMatrix(_Metric):
 
     def __init__(self, num_classes: int, ignore: int = 255) -> None:
         if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, found {num_classes}")
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.num_classes = num_classes
         self.ignore = ignore
         self._counts = np.zeros((num_classes, num_classes + 1), np.int64)
@@ -217,12 +214,6 @@ class ConfusionMatrix(_Metric):
         present = truth > 0
         return float(truth[present] @ self.iou[present] / truth.sum()) if present.any() else math.nan
 
-    @property
-    def accuracy(self) -> float:
-        """Share of the ground truth pixels that are predicted right; NaN without any."""
-        total = int(self._counts.sum())
-        return int(self._counts.diagonal().sum()) / total if total else math.nan
-
 
 class MiouByDistance(_Metric):
     """One confusion matrix for each distance between a frame and its key frame.
@@ -241,7 +232,7 @@ class MiouByDistance(_Metric):
 
     def __init__(self, num_classes: int, interval: int, ignore: int = 255) -> None:
         if num_classes < 1 or interval < 1:
-            raise ValueError(f"num_classes and interval must be at least 1, found {num_classes} and {interval}")
+            raise ValueError(f"num_classes and interval must be at least 1, got {num_classes} and {interval}")
         self.num_classes = num_classes
         self.interval = interval
         self.ignore = ignore
@@ -264,7 +255,7 @@ class MiouByDistance(_Metric):
 
     def _require_distance(self, distance: int) -> None:
         if not 0 <= distance < self.interval:
-            raise ValueError(f"distance must be in 0..{self.interval - 1}, found {distance}")
+            raise ValueError(f"distance must be in 0..{self.interval - 1}, got {distance}")
 
     def at(self, distance: int) -> ConfusionMatrix:
         """The confusion matrix of one distance.
@@ -315,7 +306,7 @@ class VideoConsistency(_Metric):
 
     def __init__(self, n: int, correct: bool = False, ignore: int = 255) -> None:
         if n < 1:
-            raise ValueError(f"n must be at least 1, found {n}")
+            raise ValueError(f"n must be at least 1, got {n}")
         self.n = n
         self.correct = correct
         self.ignore = ignore
@@ -349,7 +340,7 @@ class VideoConsistency(_Metric):
         else:
             if target.shape != self._target.shape:
                 raise ValueError(
-                    f"frames of one video must have one shape, found {target.shape} after {self._target.shape}; "
+                    f"frames of one video must have one shape, got {target.shape} after {self._target.shape}; "
                     "call end_video() between videos"
                 )
             if self._pending is not None:  # another frame follows its window, so the window counts
@@ -391,13 +382,22 @@ def _extend_runs(runs: np.ndarray, same: np.ndarray, limit: int) -> None:
     np.minimum(runs, limit, out=runs)
 
 
-def video_consistency(targets: Integer[np.ndarray, "..."], predictions: Integer[np.ndarray, "..."], n: int) -> float:
-    """VC_n of one whole video; see `VideoConsistency`.
+def video_consistency(
+    targets: Integer[np.ndarray, "..."],
+    predictions: Integer[np.ndarray, "..."],
+    n: int,
+    *,
+    correct: bool = False,
+    ignore: int = 255,
+) -> float:
+    """VC_n of one whole video.
 
     Args:
         targets: Ground truth ids (T, H, W).
         predictions: Predicted ids (T, H, W).
         n: Length of a window in frames, at least 1.
+        correct: See `VideoConsistency`.
+        ignore: See `VideoConsistency`.
 
     Returns:
         The mean over the windows, 0..1; NaN where there is none, as with T <= n.
@@ -406,35 +406,11 @@ def video_consistency(targets: Integer[np.ndarray, "..."], predictions: Integer[
         ValueError: The shapes differ or are not (T, H, W), or ``n`` is below 1.
         TypeError: An array does not hold integers.
     """
-    return _whole_video(targets, predictions, VideoConsistency(n))
-
-
-def correct_video_consistency(
-    targets: Integer[np.ndarray, "..."], predictions: Integer[np.ndarray, "..."], n: int, ignore: int = 255
-) -> float:
-    """Correct-VC_n of one whole video: as `video_consistency`, but only right predictions count.
-
-    Args:
-        targets: Ground truth ids (T, H, W).
-        predictions: Predicted ids (T, H, W).
-        n: Length of a window in frames, at least 1.
-        ignore: Ground truth id of void pixels, which are left out.
-
-    Returns:
-        The mean over the windows, 0..1; NaN where there is none.
-
-    Raises:
-        ValueError: The shapes differ or are not (T, H, W), or ``n`` is below 1.
-        TypeError: An array does not hold integers.
-    """
-    return _whole_video(targets, predictions, VideoConsistency(n, correct=True, ignore=ignore))
-
-
-def _whole_video(targets: np.ndarray, predictions: np.ndarray, metric: VideoConsistency) -> float:
+    metric = VideoConsistency(n, correct=correct, ignore=ignore)
     _require_integers(targets=targets, predictions=predictions)
     _require_same_shape(targets=targets, predictions=predictions)
     if targets.ndim != 3:
-        raise ValueError(f"targets and predictions must be (T, H, W), found {targets.shape}")
+        raise ValueError(f"targets and predictions must be (T, H, W), got {targets.shape}")
     for target, prediction in zip(targets, predictions, strict=True):
         metric.update(target, prediction)
     return metric.value
@@ -523,10 +499,9 @@ class RegionSimilarity(_Metric):
 class Flicker(_Metric):
     """Share of pixels whose label differs from the label that the same spot had in the previous frame; needs no truth.
 
-    The previous frame's labels are fetched along the optical flow from the current frame to the previous one (DIS,
-    medium preset, at the size of the labels), taking the nearest pixel. Only pixels whose flow can be trusted count:
-    the flow forward again, from where the pixel came, leads back to within one pixel. What comes from outside the
-    picture has no previous label and does not count.
+    The previous frame's labels are warped, nearest pixel, by the optical flow from the current frame to the previous
+    one (DIS, medium preset, at the size of the labels). Only pixels with a consistent flow count: the flow forward
+    again, from where the pixel came, leads back to within one pixel. Pixels from outside the image do not count.
     """
 
     _settings = ()
@@ -542,11 +517,11 @@ class Flicker(_Metric):
         """Take the next frame.
 
         Args:
-            rgb: Picture, RGB; brought to the size of the labels where it has another.
+            rgb: RGB image; resized to the labels' size where it has another.
             labels: Class ids, at least 16 pixels a side, the same size as the frame before.
 
         Returns:
-            The share of this frame alone, 0..1; NaN for the first frame and where no flow can be trusted.
+            The share of this frame alone, 0..1; NaN for the first frame and where no flow is consistent.
 
         Raises:
             ValueError: The labels are too small, or not of the size of the frame before.
@@ -558,12 +533,12 @@ class Flicker(_Metric):
         height, width = labels.shape
         if min(height, width) < SMALLEST_FLOW:
             raise ValueError(
-                f"optical flow needs labels of at least {SMALLEST_FLOW}x{SMALLEST_FLOW} pixels, found {height}x{width}"
+                f"optical flow needs labels of at least {SMALLEST_FLOW}x{SMALLEST_FLOW} pixels, got {height}x{width}"
             )
         if self._labels is not None and labels.shape != self._labels.shape:
             raise ValueError(
-                f"labels must keep their size, found {labels.shape} after {self._labels.shape}; "
-                "call reset() between videos"
+                f"labels must keep their size, got {labels.shape} after {self._labels.shape}; "
+                "use one Flicker for each video, and merge them"
             )
         grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
         if grey.shape != labels.shape:
@@ -581,16 +556,12 @@ class Flicker(_Metric):
         back_again = cv2.remap(forward, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         error = np.hypot(*np.moveaxis(backward + back_again, -1, 0))
         column, row = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
-        trusted = (error < 1) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        changed = int(np.count_nonzero(labels[trusted] != before_labels[row[trusted], column[trusted]]))
-        compared = int(np.count_nonzero(trusted))
+        consistent = (error < 1) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        changed = int(np.count_nonzero(labels[consistent] != before_labels[row[consistent], column[consistent]]))
+        compared = int(np.count_nonzero(consistent))
         self._changed += changed
         self._compared += compared
         return changed / compared if compared else math.nan
-
-    def reset(self) -> None:
-        """Forget the previous frame, as at a cut or between videos; the totals stay."""
-        self._grey = self._labels = None
 
     @property
     def value(self) -> float:
