@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from mpvss.labels import palette_for
-from mpvss.outputs.draw import LegendOrder, legend, missing_letters, overlay, side_by_side, side_by_side_size
+from mpvss.outputs.draw import LegendOrder, legend, overlay, side_by_side, side_by_side_size
+from mpvss.outputs.text import missing_letters
 
 SIZE = (90, 120)
 PALETTE = palette_for("abcd")

@@ -1,37 +1,26 @@
 """Images for people: masks over the frame, a class legend, two results side by side."""
 
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import PIL.Image
 from jaxtyping import UInt8
-from PIL import ImageDraw, ImageFont
 
 from mpvss.labels import Colour, LabelMap, ignore_id
+from mpvss.outputs.text import BAR, Image, coverage, darken, fitting, put, text_size
 
 if TYPE_CHECKING:
     from mpvss.outputs.sink import RunInfo
     from mpvss.types import Segmentation
 
-Image = UInt8[np.ndarray, "_ _ 3"]
 
 _WHITE: Colour = (255, 255, 255)
-_BAR: Colour = (24, 26, 30)
 _KEY: Colour = (255, 190, 40)
 _WIDEST_PAIR = 1920
 _GAP = 4
-_BACKING = 0.72
 _LEAST_SHARE = 0.001
 _LEGEND_FRAMES = 12
-_FONT_FILES = (
-    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf"),
-    *("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf"),
-    *("msyh.ttc", "malgun.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf"),
-)
 
 
 def overlay(
@@ -88,7 +77,7 @@ def legend(image: Image, entries: Sequence[tuple[str, Colour]]) -> Image:
         image: Image to draw on.
         entries: Names and colours, top to bottom; those that do not fit into the height are counted in a last line.
     """
-    size = _text_size(image.shape[0])
+    size = text_size(image.shape[0])
     line = round(size * 1.45)
     pad = size // 2
     room = max(1, (image.shape[0] - 4 * pad) // line)
@@ -97,11 +86,11 @@ def legend(image: Image, entries: Sequence[tuple[str, Colour]]) -> Image:
         names = [*names[: room - 1], f"+ {len(entries) - room + 1} more"]
     if not names:
         return image.copy()
-    masks = [_fitting(name, size, image.shape[1] // 2) for name in names]
+    masks = [fitting(name, size, image.shape[1] // 2) for name in names]
     height = len(names) * line + 2 * pad
     width = max(mask.shape[1] for mask in masks) + size + 3 * pad
     top = image.shape[0] - height - pad
-    image = _darken(image, top, pad, height, width)
+    image = darken(image, top, pad, height, width)
     for row, mask in enumerate(masks):
         y = top + pad + row * line
         x = 2 * pad
@@ -109,7 +98,7 @@ def legend(image: Image, entries: Sequence[tuple[str, Colour]]) -> Image:
             swatch = (x, y + (line - size) // 2, size, size)
             cv2.rectangle(image, swatch, entries[row][1], cv2.FILLED)
             cv2.rectangle(image, swatch, _WHITE, 1)
-        _put(image, mask, y + (line - mask.shape[0]) // 2, x + size + pad, _WHITE)
+        put(image, mask, y + (line - mask.shape[0]) // 2, x + size + pad, _WHITE)
     return image
 
 
@@ -171,12 +160,6 @@ def colour_of(palette: UInt8[np.ndarray, "K 3"], id_: int) -> Colour:
     return red, green, blue
 
 
-def missing_letters(names: Sequence[str]) -> str:
-    """The letters that no font of this system has, of those that are looked for."""
-    letters = sorted({letter for name in names for letter in name if not letter.isspace()})
-    return "".join(letter for letter in letters if not any(_has(font, letter) for font in _fonts(16)))
-
-
 def side_by_side(
     left: Image,
     right: Image,
@@ -200,15 +183,15 @@ def side_by_side(
     if left.shape != right.shape:
         raise ValueError(f"expected two images of one size, got {left.shape[:2]} and {right.shape[:2]}")
     height, width = _half(left.shape[:2])
-    size = _text_size(height)
+    size = text_size(height)
     bar = _bar(height)
-    image = np.full((*side_by_side_size(left.shape[:2]), 3), _BAR, dtype=np.uint8)
+    image = np.full((*side_by_side_size(left.shape[:2]), 3), BAR, dtype=np.uint8)
     for x, half, text, key in zip((0, width + _GAP), (left, right), captions, keys, strict=True):
         fitted = half if half.shape[1] == width else cv2.resize(half, (width, height), interpolation=cv2.INTER_AREA)
         image[bar : bar + height, x : x + width] = fitted
         mark = _mark_width(size)
-        mask = _fitting(text, size, width - mark - 2 * size)
-        _put(image, mask, (bar - mask.shape[0]) // 2, x + size // 2, _WHITE)
+        mask = fitting(text, size, width - mark - 2 * size)
+        put(image, mask, (bar - mask.shape[0]) // 2, x + size // 2, _WHITE)
         if key:
             _key_mark(image, bar // 2, x + width - mark, size)
     return image
@@ -227,7 +210,7 @@ def _half(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _bar(height: int) -> int:
-    return round(_text_size(height) * 2.1)
+    return round(text_size(height) * 2.1)
 
 
 def _edges(labels: LabelMap) -> UInt8[np.ndarray, "H W"]:
@@ -238,68 +221,13 @@ def _edges(labels: LabelMap) -> UInt8[np.ndarray, "H W"]:
     return np.asarray(border, dtype=np.uint8)
 
 
-def _text_size(height: int) -> int:
-    """Height of letters in pixels that reads well on an image of this height."""
-    return min(max(round(height / 30), 11), 40)
-
-
-@lru_cache(maxsize=64)
-def _fonts(size: int) -> list[Any]:
-    """Pillow's own font, and those of the system that have more letters."""
-    fonts: list[Any] = [ImageFont.load_default(size)]
-    for name in _FONT_FILES:
-        with suppress(OSError):
-            fonts.append(ImageFont.truetype(name, size))
-    return fonts
-
-
-def _has(font: Any, letter: str) -> bool:
-    """Whether a font draws a letter as itself and not as the box for letters that it lacks."""
-    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe"))
-
-
-@lru_cache(maxsize=512)
-def _text(text: str, size: int) -> UInt8[np.ndarray, "h w"]:
-    """The text as coverage, 0 to 255; the height does not depend on the letters."""
-    fonts = _fonts(size)
-    font = max(fonts, key=lambda each: sum(_has(each, letter) for letter in text))
-    width = max(1, round(font.getlength(text)))
-    canvas = PIL.Image.new("L", (width, round(size * 1.3)), 0)
-    ImageDraw.Draw(canvas).text((0, size), text, fill=255, font=font, anchor="ls")
-    return np.asarray(canvas)
-
-
-def _fitting(text: str, size: int, width: int) -> UInt8[np.ndarray, "h w"]:
-    """The text at the size or, where it is too wide, as much smaller as it needs, and cut in the end."""
-    while (mask := _text(text, size)).shape[1] > width and size > 8:
-        size -= 1
-    return mask[:, : max(1, width)]
-
-
-def _put(image: Image, mask: UInt8[np.ndarray, "h w"], top: int, left: int, colour: Colour) -> None:
-    """Blend a colour into the image by coverage; what lies outside is cut."""
-    region = image[max(0, top) : max(0, top + mask.shape[0]), max(0, left) : max(0, left + mask.shape[1])]
-    if region.size == 0:
-        return
-    cover = mask[max(0, -top) :, max(0, -left) :][: region.shape[0], : region.shape[1], None].astype(np.float32) / 255
-    region[:] = (region * (1 - cover) + np.array(colour, dtype=np.float32) * cover + 0.5).astype(np.uint8)
-
-
-def _darken(image: Image, top: int, left: int, height: int, width: int) -> Image:
-    """A copy of the image with a dark box."""
-    image = image.copy()
-    region = image[max(0, top) : max(0, top + height), left : left + width]
-    region[:] = (region * (1 - _BACKING) + np.array(_BAR) * _BACKING).astype(np.uint8)
-    return image
-
-
 def _mark_width(size: int) -> int:
-    return int(_text("KEY", size).shape[1]) + round(size * 1.9)
+    return int(coverage("KEY", size).shape[1]) + round(size * 1.9)
 
 
 def _key_mark(image: Image, middle: int, left: int, size: int) -> None:
     """A filled dot and the word KEY."""
     radius = max(3, round(size * 0.38))
     cv2.circle(image, (left + radius, middle), radius, _KEY, cv2.FILLED, cv2.LINE_AA)
-    mask = _text("KEY", size)
-    _put(image, mask, middle - mask.shape[0] // 2, left + 2 * radius + size // 3, _KEY)
+    mask = coverage("KEY", size)
+    put(image, mask, middle - mask.shape[0] // 2, left + 2 * radius + size // 3, _KEY)

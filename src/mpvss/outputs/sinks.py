@@ -15,13 +15,13 @@ from typing import Any
 from mpvss._files import remove_first, shown_path
 from mpvss.errors import OutputError
 from mpvss.options import OutputOptions
-from mpvss.outputs import draw
 from mpvss.outputs.compare import CompareSink
 from mpvss.outputs.labels import LabelSink
 from mpvss.outputs.overlay import OverlaySink, SourceVideo
 from mpvss.outputs.png import PngSink
 from mpvss.outputs.sink import RunInfo, Sink
 from mpvss.outputs.summary import SummarySink
+from mpvss.outputs.text import missing_letters
 from mpvss.types import Segmentation
 from mpvss.video import Reader
 
@@ -102,7 +102,7 @@ class Sinks:
             OutputError: One of them cannot be written.
         """
         source = self._info.reader.info
-        missing = draw.missing_letters(self._info.class_names) if self._info.legend else ""
+        missing = missing_letters(self._info.class_names) if self._info.legend else ""
         if missing:
             log.warning("no font here has %s: the legend draws boxes; install one, such as Noto Sans CJK", missing[:80])
         with ExitStack() as stack:
