@@ -13,10 +13,13 @@ from typing import get_type_hints
 import pytest
 import typer
 
+from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
 from mpvss.cli._options import expand
 from mpvss.cli._page import options_page
+from mpvss.engine.schedule import SCHEDULES
 from mpvss.errors import OptionError
+from mpvss.motion.dis import Hold
 from mpvss.options import (
     BatchOptions,
     BenchOptions,
@@ -35,6 +38,8 @@ from mpvss.options import (
     parse_shard,
     parse_size,
 )
+from mpvss.outputs.sinks import SAVEABLE
+from mpvss.segmenter import VideoSegmenter
 
 CLASSES = [
     SegmentOptions, OutputOptions, DrawOptions, BatchOptions, BenchOptions, FillOptions, DistillOptions, ConsoleOptions,
@@ -222,6 +227,29 @@ def test_the_page_of_options_is_what_the_declarations_say():
     """Run ``python -m mpvss.cli._page > docs/options.md`` after a change."""
     page = Path(__file__).parents[1] / "docs" / "options.md"
     assert page.read_text(encoding="utf-8") == options_page()
+
+
+def test_the_help_names_everything_that_can_be_chosen():
+    helps = {each.name: declaration(each).help for kind in CLASSES for each in dataclasses.fields(kind)}
+    assert re.fullmatch(rf"Any of {', '.join(SAVEABLE)}, .*", helps["save"])
+    assert helps["schedule"].endswith(f": {', '.join(SCHEDULES)}.")
+
+
+def test_a_schedule_of_somebody_else_is_one_entry(monkeypatch):
+    class EveryOther:
+        """Ignores the interval: every other frame."""
+
+        def __init__(self, interval):
+            pass
+
+        def decide(self, window):
+            return 1 if len(window) == 2 else None
+
+    with pytest.raises(OptionError, match="schedule must be one of interval, got 'other'"):
+        SegmentOptions(schedule="other")
+    monkeypatch.setitem(SCHEDULES, "other", EveryOther)
+    segmenter = VideoSegmenter(ColourSegmentor(), Hold(), schedule="other", cuts=False)
+    assert [result.is_key for result in segmenter.stream(moving_frames(6))] == [True, False] * 3
 
 
 def test_options_import_nothing_heavy():

@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+import threading
 import weakref
 from dataclasses import replace
 from fractions import Fraction
@@ -440,3 +441,22 @@ def test_legends_of_other_scripts_are_drawn_and_said_at_most_once(clip, tmp_path
         assert sum("no font here has" in record.message for record in caplog.records) <= 1
         assert len(list(read(tmp_path / "clip.overlay.mp4"))) == FRAMES
     assert len(list(read(tmp_path / "clip.compare.mp4"))) == FRAMES
+
+
+def test_a_run_that_is_stopped_keeps_what_came(clip, tmp_path):
+    """Law: a stop ends a run between two frames; everything written until then is whole."""
+    stop = threading.Event()
+    summary = colour_segmenter(interval=4).process(
+        clip,
+        tmp_path,
+        stop=stop,
+        direction="forward",
+        on_frame=lambda result: stop.set() if result.index == 5 else None,
+    )
+    assert summary.stopped
+    assert summary.to_dict()["stopped"] is True
+    assert 6 <= summary.frames < FRAMES
+    assert len(list(LabelReader(tmp_path / "clip.json"))) == summary.frames
+    assert len(list(read(tmp_path / "clip.overlay.mp4"))) == summary.frames
+    whole = colour_segmenter(interval=4).process(clip, tmp_path / "whole", direction="forward", stop=threading.Event())
+    assert (whole.stopped, whole.frames, "stopped" in whole.to_dict()) == (False, FRAMES, False)

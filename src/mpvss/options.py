@@ -294,7 +294,7 @@ class PropagationOptions(Options):
     propagator: PropagatorName = option("auto", "How masks reach the frames between key frames.")
     motion: MotionName = option("chain", "chain composes flows between neighbours; direct is the paper.")
     direction: DirectionName | None = option(None, "Default: both for files, forward for live sources.")
-    schedule: Literal["interval"] = option("interval", "What chooses key frames.")
+    schedule: str = option("interval", "What chooses key frames: interval.")
     interval: int | None = _count(None, "Frames from one key frame to the next. Default: 10 both, 5 forward.")
     cuts: bool = option(True, "Scene cuts are key frames too.")
     short_side: int | None = _count(
@@ -306,6 +306,15 @@ class PropagationOptions(Options):
     min_score: float = option(
         0.0, "Pixels whose best class score is lower get no class, such as .5; 0 for none.", low=0
     )
+
+    def __post_init__(self) -> None:
+        """See ``Options``; and there must be such a schedule."""
+        super().__post_init__()
+        if self.schedule != "interval":
+            from mpvss.engine.schedule import SCHEDULES
+
+            if self.schedule not in SCHEDULES:
+                raise OptionError("schedule", f"must be one of {', '.join(SCHEDULES)}, got {shown(self.schedule)}")
 
 
 @dataclass(frozen=True)
@@ -363,7 +372,7 @@ class VideoOverrides(TypedDict, total=False):
 
     motion: MotionName
     direction: DirectionName | None
-    schedule: Literal["interval"]
+    schedule: str
     interval: int | None
     cuts: bool
     short_side: int | None
@@ -562,7 +571,7 @@ class FillOptions(Options):
 class DistillOptions(Options):
     """How a motion module is trained from videos without labels."""
 
-    model: str = again(ModelOptions, "model")
+    model: str | Path = again(ModelOptions, "model")
     propagator: Literal["flow", "query"] = option("flow", "flow: one flow; query: one for each segment.")
     size: Literal["light", "paper"] = option("light", "light, or paper for the paper's motion module.")
     max_distance: int = _count(2, "Most frames between the two of a pair. Small for --motion chain.")

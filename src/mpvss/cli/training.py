@@ -48,7 +48,7 @@ def distill(
     from mpvss.training.distill import distill as run_distillation
 
     with flags_named():
-        summary = run_distillation(videos, out=out, quiet=console.quiet, **vars(options))
+        summary = run_distillation(videos, out, options, quiet=console.quiet)
     _print_training(summary, console.as_json)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mpvss._devices import choose_device
+from mpvss.options import DistillOptions
 from mpvss.segmentors import load_segmentor
 from mpvss.training.config import TrainConfig, make_config
 from mpvss.training.loop import TrainSummary, train
@@ -25,46 +26,32 @@ LIGHT: dict[str, Any] = {
 }
 
 
-def distill_config(
-    taught: str,
-    *,
-    model: str,
-    out: Path,
-    propagator: str = "flow",
-    size: str = "light",
-    max_distance: int = 2,
-    simulate: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-) -> TrainConfig:
+def distill_config(taught: str, out: Path, options: DistillOptions) -> TrainConfig:
     """Return the configuration of a distillation.
 
     Args:
         taught: The data set that ``teach`` made.
-        model: The segmentor.
         out: Directory of the run.
-        propagator: ``flow`` or ``query``.
-        size: ``light``, or ``paper`` for the paper's motion module.
-        max_distance: Most frames between the two frames of a pair; small for chained motion.
-        simulate: Data sets whose labelled images give simulated pairs besides: ``KIND:DIR``, or ``KIND:DIR@SPLIT``.
-        overrides: ``key=value``, as in ``load_config``.
+        options: What is trained.
 
     Raises:
         ConfigError: An override is unknown or out of range.
-        ValueError: There is no such size.
     """
-    if size not in ("light", "paper"):
-        raise ValueError(f"size must be light or paper, got {size!r}")
     sources: list[dict[str, Any]] = [{"data": taught, "split": SPLIT, "kind": kind} for kind in ("video", "simulated")]
-    for spec in simulate:
+    for spec in options.simulate:
         data, _, split = spec.partition("@")
         sources.append({"data": data, "split": split or None, "kind": "simulated"})
-    with_queries = propagator == "query"
+    with_queries = options.propagator == "query"
     values: dict[str, Any] = {
         "stage": "motion",
-        "model": {"segmentor": model, "propagator": propagator, "motion": LIGHT if size == "light" else {}},
+        "model": {
+            "segmentor": str(options.model),
+            "propagator": options.propagator,
+            "motion": LIGHT if options.size == "light" else {},
+        },
         "data": {
             "sources": sources,
-            "max_distance": max_distance,
+            "max_distance": options.max_distance,
             "crop": [192, 256],
             "scale": [0.7, 1.6],
             "pseudo_flow": 1,
@@ -92,35 +79,23 @@ def distill_config(
         },
         "run": {"out": str(out), "workers": 1},
     }
-    return make_config(values, overrides)
+    return make_config(values, options.overrides)
 
 
 def distill(
-    videos: Sequence[str],
-    *,
-    model: str,
-    out: Path,
-    cache: Path | None = None,
-    confidence: float = 0.5,
-    stride: int = 1,
-    resume: bool = False,
-    quiet: bool = False,
-    **options: Any,
+    videos: Sequence[str], out: Path, options: DistillOptions | None = None, *, quiet: bool = False
 ) -> TrainSummary:
     """Teach a motion module on unlabelled videos.
 
     Args:
-        videos: Anything that ``mpvss.video.reader`` opens and that ends.
-        model: The segmentor: teacher, and what the motion module is for.
+        videos: Anything that ``mpvss.read`` opens and that ends.
         out: Directory of the run, which ``--model`` takes afterwards.
-        cache: Where the teacher's results are kept; ``None`` for a folder in ``out``.
-        confidence: Pixels of which the teacher is less certain are left out.
-        stride: Take every n-th frame.
-        resume: Go on from the last checkpoint.
+        options: What is trained; its model is the teacher, and what the motion module is for.
         quiet: No progress bar.
-        options: See ``distill_config``.
     """
-    config = distill_config(f"folder:{cache or out / 'teacher'}", model=model, out=out, **options)
-    segmentor = load_segmentor(model, device=choose_device(config.run.device))
-    teach(videos, segmentor, cache or out / "teacher", confidence=confidence, stride=stride)
-    return train(config, resume=resume, quiet=quiet)
+    options = options or DistillOptions()
+    cache = options.cache or out / "teacher"
+    config = distill_config(f"folder:{cache}", out, options)
+    segmentor = load_segmentor(options.model, device=choose_device(config.run.device))
+    teach(videos, segmentor, cache, confidence=options.confidence, stride=options.stride)
+    return train(config, resume=options.resume, quiet=quiet)
