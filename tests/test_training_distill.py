@@ -100,4 +100,4 @@ def test_train_reads_a_file(world: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert run(["train", str(config), "--set", "optim.stepz=2", "--quiet"]) == 2
     assert "did you mean optim.steps?" in capsys.readouterr().err
     assert run(["distill", "x", "-o", str(tmp_path / "y"), "--propagator", "dis"]) == 2
-    assert "must be one of flow, query" in capsys.readouterr().err
+    assert "is not one of 'flow', 'query'" in capsys.readouterr().err
