@@ -62,8 +62,8 @@ def progress(
             yield advance
         finally:
             _bars.pop()
+            bar.refresh()  # a notebook would stay at the last but one
             if _bars:
-                bar.refresh()
                 bar.remove_task(task)
 
 

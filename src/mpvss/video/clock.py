@@ -10,7 +10,7 @@ from itertools import accumulate
 from statistics import median_low
 from typing import Any, Generic, TypeVar
 
-Item = TypeVar("Item")
+Payload = TypeVar("Payload")
 
 # Most frames that wait while one is judged. Up to four wrong times in a row are known from a clock that starts anew.
 _AHEAD = 8
@@ -28,7 +28,7 @@ _STEPS = 9
 _LONGEST_JUMP_SECONDS = 10
 
 
-class Clock(Generic[Item]):
+class Clock(Generic[Payload]):
     """Turns the presentation times of one stream into times from its first frame.
 
     Args:
@@ -72,7 +72,7 @@ class Clock(Generic[Item]):
         self._offset = 0
         self._former: int | None = None
         self._last: int | None = None
-        self._pending: deque[tuple[int | None, Item]] = deque()
+        self._pending: deque[tuple[int | None, Payload]] = deque()
         self.start: Fraction | None = None if start is None else start * time_base
         self.epochs: list[tuple[Fraction, Fraction]] = []
         self.replaced = 0
@@ -110,22 +110,22 @@ class Clock(Generic[Item]):
             )
         return lines
 
-    def push(self, pts: int | None, item: Item) -> list[tuple[Fraction, Item]]:
+    def push(self, pts: int | None, payload: Payload) -> list[tuple[Fraction, Payload]]:
         """Take the next frame in display order, and return the frames that are settled, with their times in seconds.
 
         Args:
             pts: Its presentation time in ticks; ``None`` where it has none.
-            item: The frame, or whatever belongs to the time.
+            payload: The frame, or whatever belongs to the time.
         """
-        self._pending.append((pts, item))
+        self._pending.append((pts, payload))
         return self._settle(final=False)
 
-    def finish(self) -> list[tuple[Fraction, Item]]:
+    def finish(self) -> list[tuple[Fraction, Payload]]:
         """Return the frames that were still waiting; nothing follows them."""
         self.finished = True
         return self.settle()
 
-    def settle(self) -> list[tuple[Fraction, Item]]:
+    def settle(self) -> list[tuple[Fraction, Payload]]:
         """Return the frames that can be settled by now; needed only after ``waiting``."""
         return self._settle(final=self.finished)
 
@@ -133,8 +133,8 @@ class Clock(Generic[Item]):
     def _step(self) -> int:
         return median_low(self._steps) if len(self._steps) > 2 else self._first_step
 
-    def _settle(self, *, final: bool) -> list[tuple[Fraction, Item]]:
-        settled: list[tuple[Fraction, Item]] = []
+    def _settle(self, *, final: bool) -> list[tuple[Fraction, Payload]]:
+        settled: list[tuple[Fraction, Payload]] = []
         self.waiting = False
         while self._pending and not self.waiting:
             pts = self._pending[0][0]
@@ -153,7 +153,7 @@ class Clock(Generic[Item]):
         step = pts + self._offset - self._last
         return step > 0 and (self._live or step <= self._step * _USUAL)
 
-    def _judge(self, *, final: bool) -> list[tuple[Fraction, Item]]:
+    def _judge(self, *, final: bool) -> list[tuple[Fraction, Payload]]:
         """Settle the frames up to the first whose time is right, or one of them if there is none."""
         kept = self._first_kept(_ANEW_AT_END if final else _ANEW)
         if kept is None:
@@ -162,9 +162,7 @@ class Clock(Generic[Item]):
         assert pts is not None
         if self._last is None:
             return self._emit(kept, pts + self._offset)
-        following = [
-            (place, later) for place, (later, _) in enumerate(self._pending) if later is not None and place > kept
-        ]
+        following = [(n, later) for n, (later, _) in enumerate(self._pending) if later is not None and n > kept]
         cost = self._cost(self._last - self._offset, pts, kept, _ANEW, following[:1])
         if cost == _ANEW and not self._begin_anew(pts, kept):
             self.waiting = True
@@ -176,7 +174,7 @@ class Clock(Generic[Item]):
 
     def _first_kept(self, anew: int) -> int | None:
         """The first waiting frame whose time is kept, where the least has to be assumed to explain all of them."""
-        known = [(place, pts) for place, (pts, _) in enumerate(self._pending) if pts is not None]
+        known = [(position, pts) for position, (pts, _) in enumerate(self._pending) if pts is not None]
         total = len(known)
         # What it costs to take the first so many for wrong; and, for each kept time, what follows it.
         wrong = [0, *accumulate(_WRONG_IN_PLACE if self._in_place(*one) else _WRONG for one in known)]
@@ -191,20 +189,20 @@ class Clock(Generic[Item]):
             cost_after[a] = min(costs)
         best: int | None = None
         best_cost, best_way = wrong[total], anew
-        for b, (place, pts) in enumerate(known):
+        for b, (position, pts) in enumerate(known):
             way = 0
             if self._last is not None:
-                way = self._cost(self._last - self._offset, pts, place, anew, known[b + 1 : b + 2])
+                way = self._cost(self._last - self._offset, pts, position, anew, known[b + 1 : b + 2])
             cost = wrong[b] + way + cost_after[b]
             if cost < best_cost or (cost == best_cost and way < anew == best_way):
-                best, best_cost, best_way = place, cost, way
+                best, best_cost, best_way = position, cost, way
         return best
 
-    def _in_place(self, place: int, pts: int) -> bool:
+    def _in_place(self, position: int, pts: int) -> bool:
         """Whether a waiting frame's time is where it should be if all frames since the last one took a usual step."""
         if self._last is None:
             return False
-        return 2 * abs(pts + self._offset - self._last - (place + 1) * self._step) < self._step
+        return 2 * abs(pts + self._offset - self._last - (position + 1) * self._step) < self._step
 
     def _cost(self, before: int, after: int, between: int, anew: int, following: list[tuple[int, int]]) -> int:
         """What it costs to believe that one time follows another with so many frames between them."""
@@ -242,15 +240,15 @@ class Clock(Generic[Item]):
     def _note_epoch(self, pts: int) -> None:
         self.epochs.append((pts * self._time_base, (self._offset - (self._zero or 0)) * self._time_base))
 
-    def _emit(self, kept: int, ticks: int) -> list[tuple[Fraction, Item]]:
+    def _emit(self, kept: int, ticks: int) -> list[tuple[Fraction, Payload]]:
         """Give the frame at this position its time, and those before it times between."""
         if self._last is None:
-            times = [ticks - (kept - place) * self._step for place in range(kept + 1)]
+            times = [ticks - (kept - position) * self._step for position in range(kept + 1)]
         else:
             if self._leader is None:
                 ticks = max(ticks, self._last + kept + 1)
             width = ticks - self._last
-            times = [self._last + width * (place + 1) // (kept + 1) for place in range(kept + 1)]
+            times = [self._last + width * (position + 1) // (kept + 1) for position in range(kept + 1)]
             if width > 0:
                 self._steps.append(max(1, width // (kept + 1)))
         if self._zero is None:
@@ -260,9 +258,9 @@ class Clock(Generic[Item]):
         self._last = ticks
         settled = []
         for time in times:
-            pts, item = self._pending.popleft()
+            pts, payload = self._pending.popleft()
             self.replaced += pts is not None and pts + self._offset != time
-            settled.append(((time - self._zero) * self._time_base, item))
+            settled.append(((time - self._zero) * self._time_base, payload))
         return settled
 
 

@@ -182,7 +182,7 @@ def _most_common_size(files: Sequence[Path]) -> tuple[Path, tuple[int, int]]:
             reason = reason or error
     if not sizes:
         raise SourceError(f"expected an image in {files[0]}, got data that is none ({reason})") from reason
-    size, members = max(sizes.items(), key=lambda item: len(item[1]))
+    size, members = max(sizes.items(), key=lambda sized: len(sized[1]))
     return members[0], size
 
 

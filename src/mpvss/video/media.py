@@ -7,16 +7,10 @@ from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
-from av.buffer import Buffer
-from av.codec import CodecContext
-from av.container import InputContainer
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 
 from mpvss.errors import ConfigError, SourceError
 from mpvss.types import IMAGE_RATE, shown_size
@@ -27,8 +21,8 @@ from mpvss.video.deinterlace import FRAMES_BEFORE, deinterlaced
 from mpvss.video.file import INDEX_AT_END, NETWORK_TIMEOUT_SECONDS, Address, Pipe, bound
 from mpvss.video.header import names_sound
 from mpvss.video.info import OWN_TIMES, Image, Trouble, VideoInfo
+from mpvss.video.streams import choose_stream, describe_stream, orientation_of, sample_aspect_ratio_of, video_streams
 
-_MOST_ANAMORPHIC = 10
 _SECONDS_BEFORE_TRIES = (0, 1, 4)
 # FFmpeg's flags of a container format.
 _NO_TIMESTAMPS, _DISCONTINUOUS = 0x80, 0x200
@@ -74,7 +68,7 @@ class VideoMedia:
     def _begin(self, fps: Fraction | None) -> None:
         """Decode the first frame and those after it that its time needs, to be known from a wrong one."""
         source, kind = self._address.shown, self._address.kind
-        self._stream = _video_stream(self._container, source, self._number)
+        self._stream = choose_stream(self._container, source, self._number)
         # Frame threads lose the last frames of a file that was cut off: 21 instead of 23 of a 24-packet H.264 file.
         self._stream.thread_type = "SLICE"
         try:
@@ -90,7 +84,7 @@ class VideoMedia:
         if first is None:
             raise SourceError(self._why_no_frame())
         self._frames = chain([first], self._frames)
-        self._turn = _orientation(first)
+        self._turn = orientation_of(first)
         rate, assumed = self._rate(fps, source)
         self.clock: Clock[av.VideoFrame] = self._new_clock(rate)
         self._timed = self._count(rate) if self._has_no_times else self._times(self.clock)
@@ -123,7 +117,7 @@ class VideoMedia:
             time.sleep(wait)
             try:
                 container = self._address.open()
-                stream = _video_stream(container, self._address.shown, self._number)
+                stream = choose_stream(container, self._address.shown, self._number)
                 bound(stream)
             except (av.FFmpegError, ValueError, SourceError):
                 continue
@@ -208,9 +202,9 @@ class VideoMedia:
             live=self._live,
             start=self.clock.start or Fraction(0),
             assumed_rate=assumed,
-            video_streams=tuple(_stream_line(one) for one in _video_streams(container)),
-            video_stream=_video_streams(container).index(stream),
-            sample_aspect_ratio=_sample_aspect_ratio(stream, transposed=transpose),
+            video_streams=tuple(describe_stream(one) for one in video_streams(container)),
+            video_stream=video_streams(container).index(stream),
+            sample_aspect_ratio=sample_aspect_ratio_of(stream, transposed=transpose),
         )
 
     def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None]]]:
@@ -293,54 +287,3 @@ class VideoMedia:
             self._address.target.close()
         elif self._address.temporary:
             Path(self._address.target).unlink(missing_ok=True)
-
-
-def _sample_aspect_ratio(stream: VideoStream, *, transposed: bool) -> Fraction:
-    """Width of a pixel by its height as displayed; 1 where it is unknown or out of all proportion."""
-    ratio = stream.sample_aspect_ratio or Fraction(1)
-    if not 1 / _MOST_ANAMORPHIC <= ratio <= _MOST_ANAMORPHIC:
-        return Fraction(1)
-    return 1 / ratio if transposed else ratio
-
-
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """Whether to transpose, then to flip rows and columns, to show the frame as its display matrix asks."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(cast(Buffer, matrix)), dtype=np.int32)[:5].tolist()
-    if a == d == 0 and b and c:
-        return True, b < 0, c < 0
-    return False, d < 0, a < 0
-
-
-def _video_streams(container: InputContainer) -> list[VideoStream]:
-    """The video streams that are no cover image."""
-    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-
-
-def _video_stream(container: InputContainer, source: str, number: int | None) -> VideoStream:
-    """The video stream of this number, or the best one."""
-    streams = _video_streams(container)
-    if not streams:
-        types = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-        raise SourceError(f"expected a video stream with frames in {source}, got {types}: give a video")
-    if number is not None:
-        if not 0 <= number < len(streams):
-            raise ConfigError(
-                f"expected --video-stream below {len(streams)}, the number of video streams of {source}, got {number}: "
-                "mpvss inspect lists them"
-            )
-        return streams[number]
-    best = container.streams.best("video")
-    return next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
-
-
-def _stream_line(stream: VideoStream) -> str:
-    """One video stream in words: codec, size and frame rate."""
-    context: CodecContext | None = stream.codec_context
-    if context is None:
-        return "unknown codec"
-    rate = stream.average_rate or stream.guessed_rate
-    pace = f", {float(rate):.6g} frames a second" if rate else ""
-    return f"{context.name} {stream.codec_context.width}x{stream.codec_context.height} (width x height){pace}"

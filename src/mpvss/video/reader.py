@@ -2,17 +2,14 @@
 
 import math
 import queue
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mpvss._validate import shown
 from mpvss.errors import SourceError
 from mpvss.types import Frame
 from mpvss.video.clock import Clock
@@ -21,43 +18,13 @@ from mpvss.video.image_media import ImageMedia
 from mpvss.video.info import VideoInfo
 from mpvss.video.media import VideoMedia
 from mpvss.video.sources import open_media
-
-Seconds = Fraction | float | int | str
+from mpvss.video.times import Seconds, parse_rate, parse_time
 
 _POLL_SECONDS = 0.1
 # When a live source is given up that its reading thread does not give up itself, as it does on a network's time limit.
 _CAMERA_SILENT_SECONDS, _STREAM_SILENT_SECONDS = 10, 60
 _LONGEST_CLOSE_SECONDS = 5
 _MOST_WAITING_BYTES = 2**28  # ten images of 4K
-
-
-# Seconds as a decimal or a ratio, after minutes and hours; with a bound on digits, as millions of them take hours.
-_TIME = re.compile(r"(([0-9]{1,6}:)?[0-9]{1,6}:)?([0-9]{1,12}(\.[0-9]{0,18})?|\.[0-9]{1,18}|[0-9]{1,12}/[0-9]{1,12})")
-_LONGEST_SECONDS = 10**9
-
-
-def parse_time(value: Seconds) -> Fraction:
-    """Seconds as an exact rational.
-
-    Args:
-        value: A number of seconds, or text: seconds ("12.5"), minutes ("1:02.5") or hours ("1:00:02.5").
-
-    Raises:
-        ValueError: The text is no time, or has 60 or more after a colon; the time is negative, or beyond 30 years.
-    """
-    text = value.strip() if isinstance(value, str) else None
-    parts: list[Fraction] = []
-    with suppress(ValueError, ZeroDivisionError, OverflowError):
-        if text is None:
-            parts = [Fraction(value)]
-        elif _TIME.fullmatch(text):
-            parts = [Fraction(part) for part in text.split(":")]
-    seconds = sum((part * 60**place for place, part in enumerate(reversed(parts))), Fraction(0))
-    if not parts or not 0 <= seconds <= _LONGEST_SECONDS or any(part >= 60 for part in parts[1:]):
-        raise ValueError(
-            "expected a time in seconds such as 12.5 or 1:02.5, with less than 60 after a colon, got " + shown(value)
-        )
-    return seconds
 
 
 def read(
@@ -109,27 +76,6 @@ def read(
     if isinstance(media, VideoMedia):
         media.deinterlace = deinterlace == "auto"
     return Reader(media, first, last, stride, read_ahead)
-
-
-def parse_rate(value: Seconds | None) -> Fraction | None:
-    """Frames per second as an exact rational; a decimal within 0.01 % of an NTSC rate is that rate.
-
-    Args:
-        value: A number, or text such as "25", "29.97" or "30000/1001"; ``None`` stays.
-
-    Raises:
-        ValueError: It is no rate, or not between 0.001 and 1000.
-    """
-    if value is None:
-        return None
-    try:
-        rate = Fraction(value)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        rate = Fraction(0)
-    if not Fraction(1, 1000) <= rate <= 1000:
-        raise ValueError(f"expected a frame rate such as 25, 29.97 or 30000/1001, up to 1000, got {value!r}")
-    ntsc = Fraction(round(rate * Fraction(1001, 1000)) * 1000, 1001)
-    return ntsc if rate.denominator > 1 and ntsc and abs(rate / ntsc - 1) < Fraction(1, 10_000) else rate
 
 
 class _Progress:
@@ -221,7 +167,7 @@ class Reader:
         return self
 
     def __next__(self) -> Frame:
-        item: Frame | BaseException | None = None
+        message: Frame | BaseException | None = None
         patience = _CAMERA_SILENT_SECONDS if self.info.kind == "camera" else _STREAM_SILENT_SECONDS
         silent_at = time.monotonic() + patience if self.info.live else math.inf
         while not self._done:
@@ -232,19 +178,19 @@ class Reader:
                     "check that it is connected and switched on"
                 )
             try:
-                item = self._queue.get(timeout=_POLL_SECONDS)  # short waits, so that Ctrl-C is heard on every system
+                message = self._queue.get(timeout=_POLL_SECONDS)  # short waits, so that Ctrl-C is heard on every system
                 break
             except queue.Empty:
                 continue
-        if item is None:
+        if message is None:
             self.close()
             raise StopIteration
-        if isinstance(item, BaseException):
+        if isinstance(message, BaseException):
             self.close()
-            raise item
+            raise message
         if self._origin is None:
-            self._origin = item.pts if self._moved else Fraction(0)
-        return item
+            self._origin = message.pts if self._moved else Fraction(0)
+        return message
 
     def close(self) -> None:
         """Stop reading and wait for the thread to end; harmless when closed already."""
@@ -315,22 +261,22 @@ def _pump(
     progress: _Progress,
 ) -> None:
     """Decode into the queue until the end, an error (handed on) or the stop; then close the source."""
-    item: Frame | BaseException | None
+    message: Frame | BaseException | None
     try:
         while not stop.is_set():
             began = time.perf_counter()
             try:
-                item = next(frames, None)
+                message = next(frames, None)
             except BaseException as error:
-                item = error
+                message = error
             progress.seconds += time.perf_counter() - began
             while not stop.is_set():
                 try:
-                    out.put(item, timeout=_POLL_SECONDS)
+                    out.put(message, timeout=_POLL_SECONDS)
                     break
                 except queue.Full:
                     continue
-            if not isinstance(item, Frame):
+            if not isinstance(message, Frame):
                 return
     finally:
         media.close()
