@@ -17,6 +17,7 @@ from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
 from mpvss.cli._options import expand
 from mpvss.cli._page import options_page
+from mpvss.datasets import DATASETS
 from mpvss.engine.schedule import SCHEDULES
 from mpvss.errors import OptionError
 from mpvss.motion.dis import Hold
@@ -232,6 +233,7 @@ def test_the_page_of_options_is_what_the_declarations_say():
 def test_the_help_names_everything_that_can_be_chosen():
     helps = {each.name: declaration(each).help for kind in CLASSES for each in dataclasses.fields(kind)}
     assert re.fullmatch(rf"Any of {', '.join(SAVEABLE)}, .*", helps["save"])
+    assert all(f"{name}:DIR" in helps["data"] for name in DATASETS)
     assert helps["schedule"].endswith(f": {', '.join(SCHEDULES)}.")
 
 

@@ -1,5 +1,7 @@
 """Every option, declared once: name, type, default, range and one line of help.
 
+A new one is a field; one that ``stream`` takes is also a line of ``VideoOverrides``, which a test compares.
+
 The command line, the manifest of a batch, NAME.json and docs/options.md are made from these declarations. A value out
 of its range is refused where it is given: ``OptionError`` names the argument in Python and the flag on the command
 line. Importing this module imports no network and no codec.

@@ -308,4 +308,4 @@ class ChunkedVideo:
                         f"expected the frame at {float(pts):g} s of {self.source}, which was segmented, got another "
                         "or none: the source has changed meanwhile; start anew"
                     )
-                yield Segmentation(frame, labels, key)
+                yield Segmentation(frame, labels, key, class_names=self.segmenter.class_names)

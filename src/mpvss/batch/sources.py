@@ -19,7 +19,7 @@ from mpvss._files import IMAGE_SUFFIXES
 from mpvss._validate import convert, parse_json
 from mpvss.batch.storage import below, is_address, is_remote, local, open_store, shown_location
 from mpvss.errors import ConfigError, DataError, SourceError
-from mpvss.outputs.sinks import ENDINGS
+from mpvss.outputs.sinks import ENDINGS, SINKS
 from mpvss.video.info import output_name
 from mpvss.video.sources import is_animated, probe
 
@@ -34,7 +34,8 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 
 # What this program writes, which may lie beside what it reads.
-_OUTPUTS = tuple(ENDINGS[kind] for kind in ("overlay", "compare", "labels"))
+_OUTPUTS = tuple(sink.ending for name, sink in SINKS.items() if name != "meta" and not sink.is_folder)
+_FOLDERS = tuple(sink.ending for sink in SINKS.values() if sink.is_folder)
 _LISTS = (".txt", ".jsonl")
 # FFmpeg draws any text as an image.
 _DRAWN_TEXT = {"ansi", "bintext", "idf", "xbin"}
@@ -205,7 +206,7 @@ def _videos_among(matches: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """The videos that a pattern matches, those below folders included, and the other files in these."""
     videos, others = [], []
     for match in matches:
-        if match.name.endswith(_OUTPUTS) or (match.is_dir() and match.name.endswith(ENDINGS["png"])):
+        if match.name.endswith(_OUTPUTS) or (match.is_dir() and match.name.endswith(_FOLDERS)):
             continue
         inside, left_out = _videos_in(match) if match.is_dir() else ([match], [])
         videos += inside or [match]
@@ -233,7 +234,7 @@ def _is_ours(parts: Sequence[str]) -> bool:
     return (
         _is_hidden(parts)
         or parts[-1].endswith((*_OUTPUTS, ENDINGS["meta"]))
-        or any(part.endswith(ENDINGS["png"]) for part in parts[:-1])
+        or any(part.endswith(_FOLDERS) for part in parts[:-1])
         or PurePosixPath(parts[-1]).suffix.lower() in _LISTS
     )
 

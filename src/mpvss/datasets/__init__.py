@@ -12,7 +12,7 @@ from mpvss.errors import DataError
 
 __all__ = ["Clip", "ClipFrame", "Dataset", "Protocol", "open_dataset", "read_image", "read_label"]
 
-_OPENERS = {
+DATASETS = {
     "vspw": open_vspw,
     "cityscapes": open_cityscapes,
     "camvid": open_camvid,
@@ -35,7 +35,7 @@ def open_dataset(spec: str, split: str | None = None) -> Dataset:
         DataError: The kind is unknown, or the directory is not as its layout demands.
     """
     kind, colon, directory = spec.partition(":")
-    if kind not in _OPENERS or not colon or not directory:
-        known = ", ".join(f"{name}:DIR" for name in _OPENERS)
+    if kind not in DATASETS or not colon or not directory:
+        known = ", ".join(f"{name}:DIR" for name in DATASETS)
         raise DataError(f"expected a data set as one of {known}; got {spec!r}")
-    return _OPENERS[kind](Path(directory).expanduser(), split)
+    return DATASETS[kind](Path(directory).expanduser(), split)

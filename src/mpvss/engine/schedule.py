@@ -134,8 +134,9 @@ class WindowFrame:
         index: Position in the source.
         pts: Presentation time in seconds, exact.
         new_scene: Whether nothing can be propagated to it from the frame before: a cut, or another size.
-        confidence: Mean confidence, 0 to 1, of what was propagated to it; ``None`` where nothing was yet, as with both
-            directions and for the last frame of a window, or where the session was not asked for confidence.
+        confidence: Mean confidence, 0 to 1, of what was propagated to it. ``None`` where nothing was yet: for the last
+            frame of a window, with both directions, and where key frames are listed before any network runs (chunks of
+            a long video); and where the session was not asked for confidence.
     """
 
     index: int
