@@ -26,8 +26,8 @@ def main():
     for text in arguments.sizes:
         size = tuple(int(side) for side in text.split("x"))
         with tempfile.TemporaryDirectory() as folder:
-            found = export(arguments.model, size, Path(folder) / "exported")
-            exported, _ = load_exported(found["out"])
+            summary = export(arguments.model, size, Path(folder) / "exported")
+            exported, _ = load_exported(summary.out)
         image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         seconds = {"torch": [], "onnx": []}
         for number in range(arguments.rounds + 1):

@@ -37,7 +37,8 @@ def world(tmp_path_factory):
 def configure(world, name, out, *more):
     settings = [
         f"data.sources=[{{data: 'camvid:{world / 'data'}'}}]", f"model.segmentor={world / 'start'}", f"run.out={out}",
-        "data.crop=[64, 96]", "optim.batch=2", "run.workers=0", "run.device=cpu", "run.pictures_every=0", *more,
+        "data.crop=[64, 96]", "optim.batch=2", "run.workers=0", "run.device=cpu", "run.pictures_every=0",
+        "run.precision='no'", *more,
     ]  # fmt: skip
     return load_config(RECIPES / f"compact-{name}.yaml", settings)
 

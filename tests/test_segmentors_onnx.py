@@ -50,7 +50,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(model):
-    found = export(str(model), SIZE, model.parent / "exported")
+    found = export(str(model), SIZE, model.parent / "exported").to_dict()
     assert set(found["files"]) == {"export.json", "key.onnx", "motion.onnx"}
     return model.parent / "exported"
 
@@ -145,9 +145,9 @@ def test_one_flow_for_all_is_exported_too(tmp_path):
 def test_the_embedded_model_and_mask2former_are_exported(tmp_path):
     from test_segmentors import _model
 
-    assert export("compact", SIZE, tmp_path / "compact")["max_difference"]["mask_logits"] < 1e-2
+    assert export("compact", SIZE, tmp_path / "compact").max_difference["mask_logits"] < 1e-2
     _model("mask2former").save_pretrained(tmp_path / "m")
-    assert export(str(tmp_path / "m"), SIZE, tmp_path / "m2f")["max_difference"]["mask_logits"] < 1e-3
+    assert export(str(tmp_path / "m"), SIZE, tmp_path / "m2f").max_difference["mask_logits"] < 1e-3
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -196,11 +196,11 @@ def test_only_clear_pixels_must_be_equal():
     masks[0, :4] = 3.0
     tied = WarpedPrediction(classes, masks)
     turned = WarpedPrediction(classes, masks + torch.tensor([0.0, 1e-6])[:, None, None])
-    assert onnx_export._demand_equal_labels(tied, turned, geometry, "x") > 0.3
+    assert onnx_export._require_equal_labels(tied, turned, geometry, "x") > 0.3
     with pytest.raises(ModelError, match="other labels than torch"):
-        onnx_export._demand_equal_labels(tied, WarpedPrediction(classes, masks.flip(0)), geometry, "x")
+        onnx_export._require_equal_labels(tied, WarpedPrediction(classes, masks.flip(0)), geometry, "x")
     with pytest.raises(ModelError, match="other labels than torch"):
-        onnx_export._demand_equal_labels(tied, WarpedPrediction(classes, masks + torch.nan), geometry, "x")
+        onnx_export._require_equal_labels(tied, WarpedPrediction(classes, masks + torch.nan), geometry, "x")
 
 
 def test_a_network_that_torch_cannot_export(tmp_path):

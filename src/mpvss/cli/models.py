@@ -117,7 +117,7 @@ def cost(
         height, width = parse_size(size)
         from mpvss.convert.cost import cost as count
 
-        counts = count(arch, (height, width), interval, classes)
+        counts = count(arch, (height, width), interval, classes).to_dict()
     if as_json:
         print_json(counts)
         return

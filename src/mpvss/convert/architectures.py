@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # The published cost of a frame between key frames is the same for all six models, which only 100 queries give.
 NUM_QUERIES = 100
 
-_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _BACKBONES: dict[str, dict[str, Any]] = {
     "r50": {"depths": [3, 4, 6, 3]},
     "r101": {"depths": [3, 4, 23, 3]},
@@ -62,9 +62,9 @@ def segmentor_config(arch: str, num_classes: int, num_queries: int = NUM_QUERIES
     settings = _BACKBONES[arch]
     if arch.startswith("swin"):
         side = 384 if settings["window_size"] == 12 else 224
-        backbone = SwinConfig(**settings, image_size=side, drop_path_rate=0.3, out_features=_STAGES)
+        backbone = SwinConfig(**settings, image_size=side, drop_path_rate=0.3, out_features=STAGES)
     else:
-        backbone = ResNetConfig(**settings, out_features=_STAGES)
+        backbone = ResNetConfig(**settings, out_features=STAGES)
     return Mask2FormerConfig(backbone_config=backbone, num_queries=num_queries, num_labels=num_classes)
 
 

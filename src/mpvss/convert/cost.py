@@ -8,7 +8,8 @@ image before padding, and is part of every frame.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,9 +26,24 @@ _BILINEAR = 4
 _MASK_STRIDE = 4
 
 
-def cost(
-    arch: str, size: tuple[int, int] = (480, 853), interval: int = 5, num_classes: int = 124
-) -> dict[str, dict[str, float]]:
+@dataclass(frozen=True)
+class ModelCost:
+    """What one of the paper's models costs.
+
+    Attributes:
+        params_m: Millions of parameters of ``segmentor``, ``motion`` and their sum (``total``).
+        gmac: Billions of multiply-adds of a ``key`` frame, of a ``non_key`` frame, and on average (``per_frame``).
+    """
+
+    params_m: Mapping[str, float]
+    gmac: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Return plain values for JSON."""
+        return {"params_m": dict(self.params_m), "gmac": dict(self.gmac)}
+
+
+def cost(arch: str, size: tuple[int, int] = (480, 853), interval: int = 5, num_classes: int = 124) -> ModelCost:
     """Count what one of the paper's models costs.
 
     Nothing is computed and no weights are made: the networks run on the meta device.
@@ -37,10 +53,6 @@ def cost(
         size: Height and width of the image in pixels.
         interval: Frames from one key frame to the next; 1 is the segmentor on every frame.
         num_classes: Classes without "no object".
-
-    Returns:
-        ``params_m``: millions of parameters of ``segmentor``, ``motion`` and both (``total``). ``gmac``: thousand
-        millions of multiply-adds of a ``key`` frame, of a ``non_key`` frame, and on average (``per_frame``).
 
     Raises:
         ValueError: The architecture is unknown, or a size or number is below 1.
@@ -72,10 +84,10 @@ def cost(
         key = count_gmac(lambda: segmentor(torch.empty(1, 3, *padded))) + decoding
         non_key = count_gmac(propagate) + decoding
     params = {"segmentor": _millions(segmentor), "motion": _millions(motion)}
-    return {
-        "params_m": params | {"total": sum(params.values())},
-        "gmac": {"key": key, "non_key": non_key, "per_frame": (key + (interval - 1) * non_key) / interval},
-    }
+    return ModelCost(
+        params | {"total": sum(params.values())},
+        {"key": key, "non_key": non_key, "per_frame": (key + (interval - 1) * non_key) / interval},
+    )
 
 
 def _millions(module: nn.Module) -> float:

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from mpvss.progress import progress
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import EMBEDDED, HuggingFaceSegmentor
 from mpvss.segmentors.huggingface import library_prediction
-from mpvss.segmentors.onnx import EXPORT_NAME, KEY_NAME, MOTION_NAME, ExportInfo, demand_runtime, load_exported
+from mpvss.segmentors.onnx import EXPORT_NAME, KEY_NAME, MOTION_NAME, ExportInfo, load_exported, require_runtime
 from mpvss.types import Geometry, shown_size
 
 # Two class scores that differ by less than this share of the larger one are a tie.
@@ -44,11 +44,32 @@ class _KeyNetwork(nn.Module):
         self._segmentor, self._size = segmentor, size
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = library_prediction(self._segmentor, pixels, self._size)
-        return found.class_logits, found.mask_logits, found.queries
+        prediction = library_prediction(self._segmentor, pixels, self._size)
+        return prediction.class_logits, prediction.mask_logits, prediction.queries
 
 
-def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export wrote.
+
+    Attributes:
+        out: The directory.
+        files: Megabytes of each file.
+        max_difference: Largest absolute difference from torch, by output.
+        ties: Share of pixels where two classes are so close that the backends may choose either.
+    """
+
+    out: Path
+    files: Mapping[str, float]
+    max_difference: Mapping[str, float]
+    ties: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self) | {"out": str(self.out)}
+
+
+def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: bool = False) -> ExportSummary:
     """Write the networks of a model as ONNX files, for images of one size.
 
     ``out`` gets its name when the exported networks have given the same labels as torch on a test image, ties aside.
@@ -59,35 +80,61 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
         out: Directory to make.
         overwrite: Whether a directory of that name is replaced.
 
-    Returns:
-        ``out``, ``files`` with their megabytes, ``max_difference`` from torch by output, and ``ties``, the share of
-        pixels where two classes are so close that the backends may choose either.
-
     Raises:
         ModelError: A package is missing, the model cannot be loaded or exported, or the result differs from torch.
         OutputError: ``out`` exists, or cannot be written.
     """
-    _demand_exporter()
+    _require_exporter()
     out = Path(out)
     with output_errors(out):
         exists = out.exists()
         out.parent.mkdir(parents=True, exist_ok=True)
     if exists and not (overwrite and (out / EXPORT_NAME).is_file()):
         raise OutputError(f"{out} exists already; pass --overwrite to replace an export, or choose another output")
+    segmenter = _load(model, size)
+    info = _describe(segmenter, size)
+    current, other = _test_images(size)
+    with atomic(out, folder=True) as folder, progress("export", 3, unit="steps") as advance:
+        expected = _write_segmentor(segmenter, other, folder / KEY_NAME)
+        advance()
+        if isinstance(segmenter.propagator, LearnedFlow):
+            _write_motion(segmenter.propagator, current, other, expected[2], folder / MOTION_NAME)
+        advance()
+        (folder / EXPORT_NAME).write_text(info.to_json(), encoding="utf-8")
+        difference, ties = _verify(folder, current, other, expected, segmenter.propagator, segmenter.rule.fit(size))
+        (folder / EXPORT_NAME).write_text(replace(info, max_difference=difference).to_json(), encoding="utf-8")
+        advance()
+        files = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir())}
+    return ExportSummary(out, files, difference, ties)
+
+
+def _require_exporter() -> None:
+    require_runtime()
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ModelError(f"exporting needs {' and '.join(missing)}, not installed: pip install 'mpvss[onnx]'")
+
+
+def _load(model: str, size: tuple[int, int]) -> VideoSegmenter:
+    """The model with its own motion module, if it sees images of this size as they are."""
     kind = None if model in EMBEDDED else read_config(model)["model_type"]
     propagator: PropagatorName = _PROPAGATOR_OF.get(str(kind), "none")
     segmenter = VideoSegmenter.from_pretrained(
         model, propagator=propagator, short_side=min(size), device="cpu", fast=False
     )
+    resized = segmenter.rule.fit(size).resized
+    if resized != size:
+        raise ModelError(
+            f"{model} sees images of {shown_size(size)} at {shown_size(resized)}: export it for "
+            f"that size, with --size {resized[0]}x{resized[1]} (HEIGHTxWIDTH)"
+        )
+    return segmenter
+
+
+def _describe(segmenter: VideoSegmenter, size: tuple[int, int]) -> ExportInfo:
     segmentor, learned = segmenter.segmentor, segmenter.propagator
     assert isinstance(segmentor, HuggingFaceSegmentor)
-    geometry = segmenter.rule.fit(size)
-    if geometry.resized != size:
-        raise ModelError(
-            f"{model} sees images of {shown_size(size)} at {shown_size(geometry.resized)}: export it for "
-            f"that size, with --size {geometry.resized[0]}x{geometry.resized[1]} (HEIGHTxWIDTH)"
-        )
-    info = ExportInfo(
+    return ExportInfo(
         name=segmentor.name,
         class_names=segmentor.class_names,
         rule=replace(segmenter.rule, fixed=True),
@@ -96,37 +143,35 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
         num_queries=segmentor.num_queries,
         max_difference={},
     )
-    current, other = _test_pictures(size)
-    with atomic(out, folder=True) as folder, progress("export", 3, unit="steps") as advance:
-        key_network = _KeyNetwork(segmentor, size)
-        pixels = segmenter.rule.normalise(other)
-        _export(key_network, {"pixels": pixels}, ("class_logits", "mask_logits", "queries"), folder / KEY_NAME)
-        advance()
-        with torch.inference_mode():
-            expected = key_network(pixels)
-        inputs: dict[str, Tensor] = {}
-        if isinstance(learned, LearnedFlow):
-            inputs = {"current": current.float(), "other": other.float()}
-            if isinstance(learned.module, QueryFlow):
-                inputs |= {"queries": expected[2].clone(), "active": torch.arange(expected[2].shape[1])}
-            _export(learned.module, inputs, ("flow",), folder / MOTION_NAME)
-        advance()
-        (folder / EXPORT_NAME).write_text(info.to_json(), encoding="utf-8")
-        difference, ties = _verify(folder, current, other, expected, learned, geometry)
-        (folder / EXPORT_NAME).write_text(replace(info, max_difference=difference).to_json(), encoding="utf-8")
-        advance()
-        files = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir())}
-    return {"out": str(out), "files": files, "max_difference": difference, "ties": ties}
 
 
-def _demand_exporter() -> None:
-    demand_runtime()
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ModelError(f"exporting needs {' and '.join(missing)}, not installed: pip install 'mpvss[onnx]'")
+def _write_segmentor(
+    segmenter: VideoSegmenter, image: UInt8[Tensor, "1 3 H W"], path: Path
+) -> tuple[Float[Tensor, "1 Q K1"], Float[Tensor, "1 Q h w"], Float[Tensor, "1 Q D"]]:
+    """Export the segmentor; return what torch gives for an image: class logits, mask logits, queries."""
+    assert isinstance(segmenter.segmentor, HuggingFaceSegmentor)
+    network = _KeyNetwork(segmenter.segmentor, (image.shape[-2], image.shape[-1]))
+    pixels = segmenter.rule.normalise(image)
+    _export(network, {"pixels": pixels}, ("class_logits", "mask_logits", "queries"), path)
+    with torch.inference_mode():
+        outputs: tuple[Tensor, Tensor, Tensor] = network(pixels)
+    return outputs
 
 
-def _test_pictures(size: tuple[int, int]) -> tuple[UInt8[Tensor, "1 3 H W"], UInt8[Tensor, "1 3 H W"]]:
+def _write_motion(
+    learned: LearnedFlow,
+    current: UInt8[Tensor, "1 3 H W"],
+    other: UInt8[Tensor, "1 3 H W"],
+    queries: Float[Tensor, "1 Q D"],
+    path: Path,
+) -> None:
+    inputs: dict[str, Tensor] = {"current": current.float(), "other": other.float()}
+    if isinstance(learned.module, QueryFlow):
+        inputs |= {"queries": queries.clone(), "active": torch.arange(queries.shape[1])}
+    _export(learned.module, inputs, ("flow",), path)
+
+
+def _test_images(size: tuple[int, int]) -> tuple[UInt8[Tensor, "1 3 H W"], UInt8[Tensor, "1 3 H W"]]:
     """Return a smooth random image, and the same moved by two pixels."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
@@ -185,16 +230,16 @@ def _verify(
 ) -> tuple[dict[str, float], float]:
     """Run the exported networks and compare; returns differences by output, and the share of tied pixels."""
     segmentor, flow = load_exported(folder)
-    found = segmentor(other)
-    values = (found.class_logits, found.mask_logits, found.queries)
+    exported = segmentor(other)
+    values = (exported.class_logits, exported.mask_logits, exported.queries)
     difference = {
         name: float((ours - torchs).abs().max())
         for name, ours, torchs in zip(("class_logits", "mask_logits", "queries"), values, expected, strict=True)
     }
     class_logits, mask_logits, queries = expected
-    tied = _demand_equal_labels(
+    tied = _require_equal_labels(
         WarpedPrediction(class_logits[0], mask_logits[0]),
-        WarpedPrediction(found.class_logits[0], found.mask_logits[0]),
+        WarpedPrediction(exported.class_logits[0], exported.mask_logits[0]),
         geometry,
         KEY_NAME,
     )
@@ -202,29 +247,31 @@ def _verify(
         return difference, tied
     assert isinstance(learned, LearnedFlow)
     grid = (mask_logits.shape[-2], mask_logits.shape[-1])
-    some = None if flow.name == "flow" else torch.arange(0, queries.shape[1], 2)
+    half = None if flow.name == "flow" else torch.arange(0, queries.shape[1], 2)
     largest = 0.0
-    for active in (None, some):
-        both = [by.estimate_flow(current, other, queries, geometry.padded, grid, active)[0] for by in (learned, flow)]
-        largest = max(largest, float((both[0] - both[1]).abs().max()))
-        chosen = slice(None) if active is None else active
-        masks, classes = mask_logits[0][chosen], class_logits[0][chosen]
-        moved = [warp(masks[None], one)[0] if len(one) == 1 else warp(masks[:, None], one)[:, 0] for one in both]
+    for active in (None, half):
+        flows = [by.estimate_flow(current, other, queries, geometry.padded, grid, active)[0] for by in (learned, flow)]
+        largest = max(largest, float((flows[0] - flows[1]).abs().max()))
+        kept = slice(None) if active is None else active
+        masks, classes = mask_logits[0][kept], class_logits[0][kept]
+        warped = [warp(masks[None], one)[0] if len(one) == 1 else warp(masks[:, None], one)[:, 0] for one in flows]
         tied = max(
             tied,
-            _demand_equal_labels(
-                WarpedPrediction(classes, moved[0]), WarpedPrediction(classes, moved[1]), geometry, MOTION_NAME
+            _require_equal_labels(
+                WarpedPrediction(classes, warped[0]), WarpedPrediction(classes, warped[1]), geometry, MOTION_NAME
             ),
         )
     return difference | {"flow": largest}, tied
 
 
-def _demand_equal_labels(expected: WarpedPrediction, found: WarpedPrediction, geometry: Geometry, name: str) -> float:
+def _require_equal_labels(
+    expected: WarpedPrediction, exported: WarpedPrediction, geometry: Geometry, name: str
+) -> float:
     """Return the share of tied pixels; refuse labels that differ anywhere else."""
     scores = class_scores([expected], geometry)
-    labels, others = (class_scores([view], geometry).argmax(0) for view in (expected, found))
+    labels, others = (class_scores([view], geometry).argmax(0) for view in (expected, exported))
     different = (labels != others) & ~_tied(scores)
-    if different.any() or not all(bool(torch.isfinite(t).all()) for t in (found.class_logits, found.mask_logits)):
+    if different.any() or not all(bool(torch.isfinite(t).all()) for t in (exported.class_logits, exported.mask_logits)):
         share = 100 * float(different.float().mean())
         raise ModelError(
             f"{name}: the exported network gives other labels than torch at {share:.3g} % of the pixels; it was not "

@@ -101,9 +101,9 @@ class OnnxSegmentor:
         """
         check_size(self._size, (images.shape[-2], images.shape[-1]))
         pixels = self.rule.normalise(images)
-        found = [self._session.run(None, {"pixels": one[None].contiguous().numpy()}) for one in pixels]
+        outputs = [self._session.run(None, {"pixels": one[None].contiguous().numpy()}) for one in pixels]
         class_logits, mask_logits, queries = (
-            torch.cat([torch.from_numpy(value) for value in values]) for values in zip(*found, strict=True)
+            torch.cat([torch.from_numpy(value) for value in values]) for values in zip(*outputs, strict=True)
         )
         return Prediction(class_logits, mask_logits, queries)
 
@@ -156,16 +156,16 @@ class OnnxFlow:
         return torch.stack(flows)
 
 
-def check_size(expected: tuple[int, int], found: tuple[int, int]) -> None:
+def check_size(expected: tuple[int, int], size: tuple[int, int]) -> None:
     """Refuse an image of another size than the networks were exported for.
 
     Raises:
         ModelError: The sizes differ.
     """
-    if expected != found:
+    if expected != size:
         raise ModelError(
-            f"this model was exported for images of {shown_size(expected)}, got {shown_size(found)}: "
-            f"export it again with --size {found[0]}x{found[1]} (HEIGHTxWIDTH), or use backend torch"
+            f"this model was exported for images of {shown_size(expected)}, got {shown_size(size)}: "
+            f"export it again with --size {size[0]}x{size[1]} (HEIGHTxWIDTH), or use backend torch"
         )
 
 
@@ -179,7 +179,7 @@ def load_exported(directory: str | Path, *, with_motion: bool = True) -> tuple[O
     Raises:
         ModelError: onnxruntime is not installed, or the directory is not such a one.
     """
-    demand_runtime()
+    require_runtime()
     info = ExportInfo.read(directory)
     segmentor = OnnxSegmentor(info, open_session(Path(directory) / KEY_NAME))
     if info.motion is None or not with_motion:
@@ -187,7 +187,7 @@ def load_exported(directory: str | Path, *, with_motion: bool = True) -> tuple[O
     return segmentor, OnnxFlow(info, open_session(Path(directory) / MOTION_NAME))
 
 
-def demand_runtime() -> None:
+def require_runtime() -> None:
     """Refuse to go on without ONNX Runtime.
 
     Raises:
