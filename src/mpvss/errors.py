@@ -1,7 +1,7 @@
 """Errors that the outside world can cause.
 
 Misuse of the API raises ``ValueError`` or ``TypeError``. Files, videos, checkpoints and data sets raise a subclass of
-``MpvssError``: the message says what was expected, what was found and what to do. The command line prints it as one
+``MpvssError``: the message says what was expected, what it got and what to do. The command line prints it as one
 line and exits with 2.
 """
 
