@@ -40,15 +40,7 @@ def deinterlaced(frames: Iterator[av.VideoFrame], note: Callable[[str], None]) -
             yield from bwdif.finish()
             bwdif, former = None, None
         if bwdif is None and frame.interlaced_frame:
-            try:
-                bwdif = _Bwdif(frame)
-            except av.FFmpegError as error:
-                note(f"interlaced frames are left as they are: {error.strerror}")
-            else:
-                note("interlaced video is deinterlaced (bwdif); --deinterlace off leaves it as it is")
-                if former is not None and _format(former) == bwdif.format:
-                    bwdif.push(former)
-                    bwdif.skip()  # it has been handed on, and only helps the next one
+            bwdif = _begin(frame, former, note)
         former = frame
         if bwdif is None:
             yield frame
@@ -56,6 +48,20 @@ def deinterlaced(frames: Iterator[av.VideoFrame], note: Callable[[str], None]) -
             yield from bwdif.push(frame)
     if bwdif is not None:
         yield from bwdif.finish()
+
+
+def _begin(frame: av.VideoFrame, former: av.VideoFrame | None, note: Callable[[str], None]) -> "_Bwdif | None":
+    """A filter for the frames from this one on; ``None`` where FFmpeg has none for their format."""
+    try:
+        bwdif = _Bwdif(frame)
+    except av.FFmpegError as error:
+        note(f"interlaced frames are left as they are: {error.strerror}")
+        return None
+    note("interlaced video is deinterlaced (bwdif); --deinterlace off leaves it as it is")
+    if former is not None and _format(former) == bwdif.format:
+        bwdif.push(former)
+        bwdif.skip()  # it has been handed on, and only helps the next one
+    return bwdif
 
 
 def _format(frame: av.VideoFrame) -> _Format:

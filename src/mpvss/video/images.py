@@ -15,7 +15,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -233,21 +233,24 @@ def common_full_scale(paths: Sequence[Path]) -> float:
 
     Of a single file, the largest of up to 16 of its pages.
     """
-    needed = [1.0]
-    for path in evenly(paths, _SAMPLED):
-        try:
-            with open_image(path) as image:
-                for page in evenly(pages(image), _SAMPLED) if len(paths) == 1 else (0,):
-                    image.seek(page)
-                    samples = _deep_samples(image, path)
-                    if samples is not None:
-                        needed.append(_declared_full_scale(image) or _own_full_scale(samples))
-        except UnidentifiedImageError:
-            with contextlib.suppress(*BROKEN_IMAGE):
-                needed.append(_own_full_scale(_ffmpeg_samples(path)))
-        except BROKEN_IMAGE:  # counted when its turn comes
-            continue
-    return max(needed)
+    every_page = len(paths) == 1
+    return max([1.0, *(scale for path in evenly(paths, _SAMPLED) for scale in _full_scales(path, every_page))])
+
+
+def _full_scales(path: Path, every_page: bool) -> Iterator[float]:
+    """The full scale of each deep page of a file, or of its first one; none where it cannot be read."""
+    try:
+        with open_image(path) as image:
+            for page in evenly(pages(image), _SAMPLED) if every_page else (0,):
+                image.seek(page)
+                samples = _deep_samples(image, path)
+                if samples is not None:
+                    yield _declared_full_scale(image) or _own_full_scale(samples)
+    except UnidentifiedImageError:
+        with contextlib.suppress(*BROKEN_IMAGE):
+            yield _own_full_scale(_ffmpeg_samples(path))
+    except BROKEN_IMAGE:  # counted when its turn comes
+        return
 
 
 def evenly(items: Sequence[_Any], most: int) -> list[_Any]:

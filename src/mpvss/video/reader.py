@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -270,13 +271,18 @@ def _pump(
             except BaseException as error:
                 message = error
             progress.seconds += time.perf_counter() - began
-            while not stop.is_set():
-                try:
-                    out.put(message, timeout=_POLL_SECONDS)
-                    break
-                except queue.Full:
-                    continue
+            _hand_on(message, out, stop)
             if not isinstance(message, Frame):
                 return
     finally:
         media.close()
+
+
+def _hand_on(
+    message: Frame | BaseException | None, out: "queue.Queue[Frame | BaseException | None]", stop: threading.Event
+) -> None:
+    """Put into the queue when there is room, or leave it at the stop."""
+    while not stop.is_set():
+        with suppress(queue.Full):
+            out.put(message, timeout=_POLL_SECONDS)
+            return
