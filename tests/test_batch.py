@@ -1413,7 +1413,7 @@ def test_object_stores_are_read_and_written(inline, bucket, videos, tmp_path):
     segmenter = VideoSegmenter(ColourSegmentor(), Hold(), interval=5)
     for name in ("a/one", "long", "two"):
         segmenter.process(
-            str(videos / f"{name}.mp4"), (tmp_path / "whole" / name).parent, settings.options,
+            str(videos / f"{name}.mp4"), (tmp_path / "whole" / name).parent, settings.output,
             named=f"s3://bucket/in/{name}.mp4",
         )  # fmt: skip
     assert tree(tmp_path / "got") == tree(tmp_path / "whole")

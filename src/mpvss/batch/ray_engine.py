@@ -191,7 +191,8 @@ def _demand_cluster(address: str) -> None:
     except subprocess.TimeoutExpired:
         reason = f"no answer within {_CONNECT_SECONDS} s"
     raise MpvssError(
-        f"expected a Ray cluster at {address}, got none: {reason}; check the address and that the cluster runs"
+        f"expected a Ray cluster at {address}, got none: {reason}; check the address and that the cluster runs; one "
+        "with token authentication needs RAY_AUTH_MODE=token"
     )
 
 

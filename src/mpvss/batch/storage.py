@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mpvss._files import install, output_errors
@@ -262,7 +262,7 @@ def digest(path: Path) -> dict[str, Any]:
         return _digest_of_file(file)
 
 
-def _digest_of_file(file: IO[bytes]) -> dict[str, Any]:
+def _digest_of_file(file: Any) -> dict[str, Any]:
     size, checksum = 0, hashlib.sha256()
     while block := file.read(_BLOCK):
         size += len(block)
