@@ -210,7 +210,7 @@ def label_map(
         # Numbers rise, so the last one that won is the largest of those that did.
         if quick:
             won = cv2.compare(plane.numpy(), best.numpy(), cv2.CMP_GT)
-            # An array of one: OpenCV takes a bare number for a image where the images are as small.
+            # An array of one: OpenCV takes a bare number for an image where the images are as small.
             cv2.max(winner.numpy(), cv2.min(won, np.full(1, number, np.uint8)), dst=winner.numpy())
             cv2.max(best.numpy(), plane.numpy(), dst=best.numpy())
         else:

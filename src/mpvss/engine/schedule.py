@@ -18,7 +18,7 @@ from mpvss.types import Frame
 _THUMBNAIL = (32, 24)
 _REACH = np.ones((5, 5), np.uint8)
 _COLOUR_BINS = 16
-# Grey levels added to a image's contrast, so that the noise of a black one stays small.
+# Grey levels added to an image's contrast, so that the noise of a black one stays small.
 _CONTRAST_FLOOR = 4.0
 # Mean difference in grey levels, brightness apart, below which nothing is a cut: a step of a fade to black in half a
 # second is at most 6, the smallest measured between two scenes 23.
@@ -78,7 +78,7 @@ class CutDetector:
     Chosen on 1,307 frames of street video, film and hand-held sports at 12 to 30 frames a second. Without a cut the
     score is at most 0.054 (0.060 with the colours taken away), the largest where a jumping motorcycle fills the
     image. It is at least 0.232 at the five cuts of a montage, and 0.096 (0.091) where 3,484 pairs of other scenes
-    meet, the smallest where one road follows another. A image that moves by an eighth of its width within one frame
+    meet, the smallest where one road follows another. An image that moves by an eighth of its width within one frame
     from rest, or a flash that burns out most of it, may count as a cut: that costs one key frame.
 
     Attributes:
