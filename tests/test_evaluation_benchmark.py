@@ -18,7 +18,7 @@ from mpvss.convert.architectures import Model
 from mpvss.convert.cost import cost, count_gmac
 from mpvss.engine.decode import class_scores, decode
 from mpvss.engine.schedule import CutDetector
-from mpvss.engine.state import View
+from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import MpvssError, OutputError, SourceError
 from mpvss.evaluation import benchmark, charts, contest
 from mpvss.evaluation.benchmark import ratios, resolve
@@ -206,7 +206,7 @@ def test_plain_labels_are_ours(size):
     masks = torch.randn(7, padded[0] // 4, padded[1] // 4, generator=generator) * 5
     classes = torch.randn(7, 6, generator=generator) * 3
     geometry = Geometry(size, size, padded)
-    views = [View(classes, masks)]
+    views = [WarpedPrediction(classes, masks)]
     different, clear = differs_but_for_ties(
         plain_decode(classes, masks, geometry), decode(views, geometry)[0], views, geometry
     )
@@ -218,7 +218,7 @@ def test_plain_labels_have_the_size_of_the_source():
     geometry = Geometry((90, 150), (30, 50), (32, 64))
     generator = torch.Generator().manual_seed(2)
     masks, classes = torch.randn(4, 8, 16, generator=generator) * 5, torch.randn(4, 4, generator=generator) * 3
-    plain, ours = plain_decode(classes, masks, geometry), decode([View(classes, masks)], geometry)[0]
+    plain, ours = plain_decode(classes, masks, geometry), decode([WarpedPrediction(classes, masks)], geometry)[0]
     assert plain.shape == (90, 150)
     assert plain.dtype == np.uint8
     assert (plain != ours).mean() < 1e-3
@@ -231,7 +231,7 @@ def test_the_library_and_ours_give_the_same_labels(directory):
     frame = moving_frames(1, SIZE)[0]
     labels = ours.per_frame().session().push(frame)[0].labels
     found, geometry = library.forward(frame)
-    views = [View(found.class_logits[0], found.mask_logits[0])]
+    views = [WarpedPrediction(found.class_logits[0], found.mask_logits[0])]
     different, clear = differs_but_for_ties(library(frame), labels, views, geometry)
     assert different == 0
     assert clear > 0.9
