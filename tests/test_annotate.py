@@ -12,10 +12,10 @@ from helpers import ColourSegmentor, moving_frames
 from mpvss.annotate import Filler, propagate
 from mpvss.cli import run
 from mpvss.datasets.masks import find_masks
-from mpvss.engine.carriers.true_labels import oracle_rule, true_state
 from mpvss.engine.decode import decode
 from mpvss.engine.spill import Spill
 from mpvss.engine.state import WarpedPrediction
+from mpvss.engine.true_labels import oracle_rule, true_state
 from mpvss.errors import DataError, OutputError
 from mpvss.motion.dis import Dis, Hold
 from mpvss.outputs import LabelReader
@@ -220,7 +220,7 @@ def test_a_wide_gap_holds_a_bounded_number_of_bytes_and_fills_it_alike(video, tm
 
     limit = 2 * 3 * SIZE[0] * SIZE[1]
     monkeypatch.setattr("mpvss.engine.spill.MOST_HELD", limit)
-    for module in ("annotate", "engine.session", "engine.carriers.protocol"):
+    for module in ("annotate", "engine.session", "engine.carriers.carrier"):
         monkeypatch.setattr(f"mpvss.{module}.Spill", Held)
     _, found, _ = filled(video, masks, tmp_path / "spilled", Filler(Dis(), motion))
     assert max(held)[0] <= limit and sum(not kept for _, kept in held) > 20

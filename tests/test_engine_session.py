@@ -290,8 +290,8 @@ def test_going_forward_only_the_last_frame_can_be_chosen():
 
 
 def test_a_session_as_a_context_manager_ends_its_threads(monkeypatch):
-    monkeypatch.setattr("mpvss.engine.carriers.protocol.torch.get_num_threads", lambda: 2)
-    monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: 2)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.cores", lambda: 2)
     with VideoSegmenter(ColourSegmentor(), Dis(), interval=4).session(direction="both") as session:
         for frame in moving_frames(6):
             session.push(frame)
@@ -303,7 +303,7 @@ def test_a_session_as_a_context_manager_ends_its_threads(monkeypatch):
 
 def test_stages_that_threads_share_add_up_to_the_time_that_went_by(monkeypatch):
     ticks = iter(range(1000))
-    monkeypatch.setattr("mpvss.engine.clock.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("mpvss.engine.stage_clock.time.perf_counter", lambda: float(next(ticks)))
     parts = [class_scores.StageClock() for _ in range(2)]
     whole = class_scores.StageClock()
     with whole.shared(parts):
@@ -514,8 +514,8 @@ def test_a_propagator_is_called_by_one_thread_unless_it_says_otherwise(monkeypat
             threads.add(threading.get_ident())
             return torch.zeros(len(current), 1, 2, *grid)
 
-    monkeypatch.setattr("mpvss.engine.carriers.protocol.torch.get_num_threads", lambda: 4)
-    monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: 4)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.cores", lambda: 4)
     frames = moving_frames(9, (48, 64))
     run(VideoSegmenter(ColourSegmentor(), Network(), interval=8, cuts=False), frames, "both")
     assert threads == {threading.get_ident()}
@@ -530,8 +530,8 @@ def test_a_propagator_is_called_by_one_thread_unless_it_says_otherwise(monkeypat
 def test_no_more_threads_than_cores_that_are_allowed_and_threads_that_were_asked_for(
     allowed, asked, expected, monkeypatch
 ):
-    monkeypatch.setattr("mpvss.engine.carriers.protocol.torch.get_num_threads", lambda: asked)
-    monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: allowed)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.torch.get_num_threads", lambda: asked)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.cores", lambda: allowed)
     session = VideoSegmenter(ColourSegmentor(), Dis()).session()
     assert session.carrier.map(abs, [-1, 2]) == [1, 2]
     assert (session.carrier._pool and session.carrier._pool._max_workers) == expected
@@ -571,7 +571,7 @@ def test_what_waits_is_bounded_whatever_the_interval_and_labels_are_the_same(
     segmenter = segmenter.with_options(interval=100_000)
     limit = 2 * frames[0].rgb.nbytes
     monkeypatch.setattr("mpvss.engine.spill.MOST_HELD", limit)
-    for module in ("session", "carriers.protocol"):
+    for module in ("session", "carriers.carrier"):
         monkeypatch.setattr(f"mpvss.engine.{module}.Spill", Held)
     monkeypatch.setattr("mpvss.engine.spill._BLOCK", 2**16)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -688,7 +688,7 @@ def device_without_double(monkeypatch):
                 return super().__torch_function__(func, types, args, kwargs or {})
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    monkeypatch.setattr("mpvss.engine.carriers.protocol.cores", lambda: 1)  # a mode belongs to one thread
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.cores", lambda: 1)  # a mode belongs to one thread
     return NoDouble()
 
 

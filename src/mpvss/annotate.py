@@ -18,12 +18,12 @@ from jaxtyping import Int64
 
 from mpvss._validate import shown_address
 from mpvss.datasets.masks import Masks, find_masks
-from mpvss.engine.carriers.true_labels import true_label_carrier
 from mpvss.engine.decode import Labels
 from mpvss.engine.flows import check_motion
 from mpvss.engine.schedule import ListedKeyFrames, check_direction
 from mpvss.engine.session import Session
 from mpvss.engine.spill import Spill
+from mpvss.engine.true_labels import true_label_carrier
 from mpvss.errors import DataError
 from mpvss.labels import ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator

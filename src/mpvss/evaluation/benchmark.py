@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mpvss._files import output_errors, write_json
 from mpvss.convert.cost import count_gmac
-from mpvss.engine.clock import STAGES
 from mpvss.engine.decode import score_size
 from mpvss.engine.session import Session
+from mpvss.engine.stage_clock import STAGES
 from mpvss.errors import MpvssError, SourceError
 from mpvss.evaluation import charts
 from mpvss.evaluation.contest import (

@@ -12,9 +12,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mpvss.convert.architectures import Model, build
-from mpvss.engine.clock import StageClock
 from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
+from mpvss.engine.stage_clock import StageClock
 from mpvss.labels import label_dtype
 from mpvss.motion import PixelFlow
 from mpvss.motion.propagators import make_propagator

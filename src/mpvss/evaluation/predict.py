@@ -8,10 +8,10 @@ from fractions import Fraction
 import numpy as np
 
 from mpvss.datasets import Clip, Dataset
-from mpvss.engine.carriers.true_labels import true_label_carrier
 from mpvss.engine.decode import Labels, score_size
 from mpvss.engine.schedule import CutDetector, FixedInterval
 from mpvss.engine.session import Session
+from mpvss.engine.true_labels import true_label_carrier
 from mpvss.errors import DataError
 from mpvss.evaluation.label_files import class_table
 from mpvss.evaluation.scores import PredictedFrame, timed

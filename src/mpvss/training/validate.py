@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mpvss.datasets import Clip, Dataset
-from mpvss.engine.carriers.true_labels import true_label_carrier
 from mpvss.engine.decode import Labels
 from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
+from mpvss.engine.true_labels import true_label_carrier
 from mpvss.metrics import MiouByDistance
 from mpvss.motion.learned import LearnedFlow
 from mpvss.segmenter import VideoSegmenter

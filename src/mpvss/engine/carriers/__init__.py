@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from mpvss.engine.carriers.carrier import Carrier, Inference
 from mpvss.engine.carriers.class_scores import ClassScoreCarrier
-from mpvss.engine.carriers.protocol import Carrier, Inference
 from mpvss.engine.carriers.queries import QueryCarrier
 
 __all__ = ["CARRIERS", "Carrier", "ClassScoreCarrier", "Inference", "QueryCarrier", "make_carrier"]

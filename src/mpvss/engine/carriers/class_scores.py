@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mpvss.engine.carriers.protocol import FlowCarrier, Inference, Job
-from mpvss.engine.clock import StageClock
+from mpvss.engine.carriers.carrier import FlowCarrier, Inference, Job
 from mpvss.engine.decode import ClassScores, score_size
 from mpvss.engine.fusion import blend_weight, thumbnail
 from mpvss.engine.packed import Packed, blend, keep_classes, pack, union_of_classes, unpack, warp_packed
+from mpvss.engine.stage_clock import StageClock
 from mpvss.engine.state import KeyState
 from mpvss.motion.propagator import FLOW_GRID, serves_both_ways
 from mpvss.motion.warp import resize, resize_flow

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mpvss.engine.carriers.protocol import FlowCarrier, Job
+from mpvss.engine.carriers.carrier import FlowCarrier, Job
 from mpvss.engine.decode import ClassScores
 from mpvss.engine.fusion import blend_weight, thumbnail, visible_flow
 from mpvss.engine.state import KeyState, WarpedPrediction

@@ -14,10 +14,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mpvss._threads import cores
-from mpvss.engine.clock import StageClock
 from mpvss.engine.decode import ClassScores, averaged, label_map, score
 from mpvss.engine.flows import Flows, Key, check_motion
 from mpvss.engine.spill import Spill
+from mpvss.engine.stage_clock import StageClock
 from mpvss.engine.state import KeyState, WarpedPrediction
 from mpvss.motion.propagator import Propagator
 from mpvss.segmentors.protocol import InputRule, resize_frame
