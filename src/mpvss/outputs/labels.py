@@ -4,7 +4,8 @@ Matroska rounds times to milliseconds. The exact ones are in the JSON file, and 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -190,6 +191,21 @@ class LabelReader:
 
     def __iter__(self) -> Iterator[tuple[int, Fraction, LabelMap, bool]]:
         count = 0
+        with closing(self._decoded()) as label_maps:
+            for labels in label_maps:
+                if count < len(self):
+                    self._verify(count, labels)
+                    pts = int(self._pts[count]) * self._time_base
+                    yield int(self._index[count]), pts, labels, bool(self._key[count])
+                count += 1
+        if count != len(self):
+            raise DataError(
+                f"expected {len(self)} frames in {self._video}, as {self._json.name} lists, got {count}: "
+                "the two files belong to different runs, or one was cut off"
+            )
+
+    def _decoded(self) -> Generator[LabelMap, None, None]:
+        count = 0
         try:
             with open_file(self._video, formats="matroska") as container:
                 stream = container.streams.video[0]
@@ -197,31 +213,25 @@ class LabelReader:
                 if stream.codec_context.name != "ffv1":
                     raise DataError(f"expected labels as FFV1 in {self._video}, got {stream.codec_context.name}")
                 for frame in container.decode(stream):
-                    labels = frame.to_ndarray()
-                    if labels.dtype != self._dtype or labels.shape != self._size:
-                        raise DataError(
-                            f"expected labels of {self._size} and type {np.dtype(self._dtype)} in {self._video}, got "
-                            f"{labels.shape} and {labels.dtype}: the two files belong to different runs"
-                        )
-                    if count < len(self):
-                        if self._crc[count] not in (None, labels_crc(labels)):
-                            raise DataError(
-                                f"expected the labels of frame {self._index[count]} in {self._video} to have the "
-                                f"checksum of {self._json.name}, got another: the file is damaged, or the two are "
-                                "of different runs; segment the video again"
-                            )
-                        pts = int(self._pts[count]) * self._time_base
-                        yield int(self._index[count]), pts, labels, bool(self._key[count])
+                    yield frame.to_ndarray()
                     count += 1
         except (av.FFmpegError, IndexError, ValueError, OverflowError, MemoryError, NotImplementedError) as error:
             where = f" at frame {self._index[count]}" if 0 < count < len(self) else ""
             raise DataError(
                 f"expected a label video in {self._video}, got data that is none{where} ({error})"
             ) from error
-        if count != len(self):
+
+    def _verify(self, count: int, labels: LabelMap) -> None:
+        if labels.dtype != self._dtype or labels.shape != self._size:
             raise DataError(
-                f"expected {len(self)} frames in {self._video}, as {self._json.name} lists, got {count}: "
-                "the two files belong to different runs, or one was cut off"
+                f"expected labels of {self._size} and type {np.dtype(self._dtype)} in {self._video}, got "
+                f"{labels.shape} and {labels.dtype}: the two files belong to different runs"
+            )
+        if self._crc[count] not in (None, labels_crc(labels)):
+            raise DataError(
+                f"expected the labels of frame {self._index[count]} in {self._video} to have the checksum of "
+                f"{self._json.name}, got another: the file is damaged, or the two are of different runs; segment the "
+                "video again"
             )
 
 
