@@ -69,21 +69,13 @@ def owned(path: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> "BaseFileLock":
-    from filelock import FileLock, SoftFileLock, Timeout
+    from filelock import Timeout
 
-    file = path.with_name(f".{path.name}.lock")
     try:
         with output_errors(path):
             if not path.parent.is_dir():  # which the library would make
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            try:
-                lock: BaseFileLock = FileLock(file, thread_local=False)
-                lock.acquire(timeout=0)
-            except OSError as error:
-                if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
-                    raise
-                lock = SoftFileLock(file, thread_local=False)
-                lock.acquire(timeout=0)
+            return _acquired(path.with_name(f".{path.name}.lock"))
     except OutputError as error:
         if isinstance(error.__cause__, Timeout):
             raise OutputError(
@@ -91,6 +83,19 @@ def _lock(path: Path) -> "BaseFileLock":
                 "another output"
             ) from None
         raise
+
+
+def _acquired(file: Path) -> "BaseFileLock":
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    try:
+        lock: BaseFileLock = FileLock(file, thread_local=False)
+        lock.acquire(timeout=0)
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
+            raise
+        lock = SoftFileLock(file, thread_local=False)
+        lock.acquire(timeout=0)
     return lock
 
 
