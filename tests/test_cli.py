@@ -942,7 +942,7 @@ def stopped(monkeypatch, tmp_path):
     names = (
         "segmenter.VideoSegmenter.from_pretrained", "evaluation.run._Scorer", "evaluation.benchmark.bench",
         "convert.cost.cost",
-        "training.loop.train", "training.distill.distill", "batch.run.LocalEngine",
+        "training.loop.train", "training.distill.distill", "batch.driver.LocalEngine",
     )  # fmt: skip
     for name in names:  # all of them, before one of them takes another for its own
         pkgutil.resolve_name(f"mpvss.{name}")
