@@ -38,6 +38,6 @@ def load_segmentor(
         ModelError: There is no such model, or it is not a mask classifier, or its weights do not fit.
     """
     if model in EMBEDDED:
-        place = Path(str(files("mpvss") / "assets" / str(model)))
-        return load_huggingface(place, name=str(model), device=device, dtype=dtype, fast=fast)
+        folder = Path(str(files("mpvss") / "assets" / str(model)))
+        return load_huggingface(folder, name=str(model), device=device, dtype=dtype, fast=fast)
     return load_huggingface(model, device=device, dtype=dtype, fast=fast)

@@ -123,8 +123,8 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
             x = group(x)
             if number in _STAGE_ENDS:
                 features.append(x)
-        wanted = tuple(features[index] for index in self.out_indices)
-        return BackboneOutput(feature_maps=wanted)
+        maps = tuple(features[index] for index in self.out_indices)
+        return BackboneOutput(feature_maps=maps)
 
 
 @torch.no_grad()
@@ -136,15 +136,15 @@ def fold_batch_norm(model: nn.Module) -> None:
     for part in model.modules():
         if not isinstance(part, nn.Sequential):
             continue
-        for place in range(len(part) - 1):
-            convolution, norm = part[place], part[place + 1]
+        for index in range(len(part) - 1):
+            convolution, norm = part[index], part[index + 1]
             if isinstance(convolution, _SameConv) and isinstance(norm, nn.BatchNorm2d):
                 assert norm.running_mean is not None and norm.running_var is not None
                 convolution.weight, convolution.bias = fuse_conv_bn_weights(
                     convolution.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
                 )
                 convolution.requires_grad_(False)
-                part[place + 1] = nn.Identity()
+                part[index + 1] = nn.Identity()
 
 
 def register() -> None:

@@ -123,7 +123,7 @@ def _swin_layer(layer: Any, rows: Float[Tensor, "B hw C"], size: Size) -> Float[
         projected: Tensor = projection(windows)
         return projected.view(*projected.shape[:2], attention.num_attention_heads, -1).transpose(1, 2)
 
-    found = []
+    outputs = []
     for block in _blocks(len(places), batch * window**2, rows.device):
         windows = layer.layernorm_before(rows.index_select(1, places[block].flatten()))
         windows.masked_fill_(is_padding[block].flatten()[:, None], 0)
@@ -133,9 +133,9 @@ def _swin_layer(layer: Any, rows: Float[Tensor, "B hw C"], size: Size) -> Float[
         if apart is not None:
             here = (bias - 100 * apart[block, None].to(bias.dtype)).repeat(batch, 1, 1, 1)
         attended = F.scaled_dot_product_attention(q, k, v, here, scale=attention.scaling)
-        found.append(attention.o_proj(attended.transpose(1, 2).flatten(2)).view(batch, -1, width))
+        outputs.append(attention.o_proj(attended.transpose(1, 2).flatten(2)).view(batch, -1, width))
     # A tensor of our own from here on, so that the MLP can be added in place.
-    rows = rows + torch.cat(found, dim=1).index_select(1, back)
+    rows = rows + torch.cat(outputs, dim=1).index_select(1, back)
     for block in _blocks(count, batch, rows.device):
         rows[:, block] += layer.mlp(layer.layernorm_after(rows[:, block]))
     return rows
@@ -273,13 +273,13 @@ class _Grid:
     def _axis(self, offset: Float[Tensor, "B n c"], axis: int, block: slice) -> list[tuple[Tensor, Tensor]]:
         position = offset + self.centres[axis, block]
         before = position.floor()
-        found = []
+        corners = []
         for pixel in (before, before + 1):
             inside = pixel.clamp_min(0).minimum(self.last[axis])
             share = (1 - (position - pixel).abs()) * (inside == pixel)
             # NaN has no whole number: some entry, and a share that is NaN, so that NaN goes on as in the library.
-            found.append((inside.int().clamp_min_(0), share))
-        return found
+            corners.append((inside.int().clamp_min_(0), share))
+        return corners
 
 
 @lru_cache(maxsize=2)

@@ -84,8 +84,8 @@ def begin(out: Path, config: TrainConfig, *, resume: bool) -> Path | None:
 
 def last_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint of a run."""
-    found = _numbered(out)
-    return found[-1] if found else None
+    checkpoints = _numbered(out)
+    return checkpoints[-1] if checkpoints else None
 
 
 def _numbered(out: Path) -> list[Path]:

@@ -63,15 +63,15 @@ class Journal:
 
 
 def _scalars(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    scalars: list[tuple[str, float]] = []
     for name, value in values.items():
         if isinstance(value, dict):
-            found += _scalars(value, f"{prefix}{name}/")
+            scalars += _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, list):
-            found += _scalars({f"{i:02}": item for i, item in enumerate(value)}, f"{prefix}{name}/")
+            scalars += _scalars({f"{i:02}": item for i, item in enumerate(value)}, f"{prefix}{name}/")
         elif isinstance(value, int | float):
-            found.append((f"{prefix}{name}", float(value)))
-    return found
+            scalars.append((f"{prefix}{name}", float(value)))
+    return scalars
 
 
 def draw_flow(flow: Float[Tensor, "2 h w"], largest: float | None = None) -> UInt8[np.ndarray, "h w 3"]:
@@ -90,7 +90,7 @@ def draw_flow(flow: Float[Tensor, "2 h w"], largest: float | None = None) -> UIn
 
 @torch.no_grad()
 def draw_sample(task: Task, batch: Batch) -> UInt8[np.ndarray, "H W 3"]:
-    """The first sample of a batch as one strip: images, labels found and true, and the flow if there is one."""
+    """The first sample of a batch as one strip: images, predicted and true labels, and the flow if there is one."""
     names = task.segmentor.class_names
     height, width = batch.current.shape[-2:]
     strip = [batch.current[0]]

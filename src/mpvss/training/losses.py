@@ -67,17 +67,19 @@ class _AllPixelsMatcher(Mask2FormerHungarianMatcher):
 
     @torch.no_grad()
     def forward(self, masks: Tensor, classes: Tensor, mask_labels: list[Tensor], class_labels: list[Tensor]) -> Any:
-        found = []
-        for mask, chance, target, wanted in zip(masks, classes.softmax(-1), mask_labels, class_labels, strict=True):
+        matches = []
+        for mask, probabilities, target, class_ids in zip(
+            masks, classes.softmax(-1), mask_labels, class_labels, strict=True
+        ):
             flat, goal = mask.flatten(1), target.flatten(1).to(mask)
             cost = (
                 self.cost_mask * pair_wise_sigmoid_cross_entropy_loss(flat, goal)
-                + self.cost_class * -chance[:, wanted]
+                + self.cost_class * -probabilities[:, class_ids]
                 + self.cost_dice * pair_wise_dice_loss(flat, goal)
             )
             rows, columns = linear_sum_assignment(torch.nan_to_num(cost, nan=1e9).cpu())
-            found.append((torch.as_tensor(rows), torch.as_tensor(columns)))
-        return found
+            matches.append((torch.as_tensor(rows), torch.as_tensor(columns)))
+        return matches
 
 
 class SetLoss(Mask2FormerLoss):
@@ -116,10 +118,10 @@ class SetLoss(Mask2FormerLoss):
         targets = targets.masked_fill(void[:, None], 0.0)
         present = [torch.nonzero(target.amax((1, 2)) > 0)[:, 0] for target in targets]
         if self.num_points == 0:
-            goals = [target[chosen] for target, chosen in zip(targets, present, strict=True)]
+            goals = [target[classes] for target, classes in zip(targets, present, strict=True)]
         else:
             goals = [
-                (label[None] == chosen[:, None, None]).float() for label, chosen in zip(labels, present, strict=True)
+                (label[None] == classes[:, None, None]).float() for label, classes in zip(labels, present, strict=True)
             ]
         total = layers[0][1].new_zeros(())
         for class_logits, mask_logits in layers:
@@ -157,11 +159,11 @@ def score_loss(
     class_logits: Float[Tensor, "B Q K1"], mask_logits: Float[Tensor, "B Q h w"], labels: Int64[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
     """Negative log-likelihood of the class scores that decoding takes the maximum of, per labelled pixel."""
-    chance = class_logits.float().softmax(2)[:, :, :-1]
-    scores = torch.einsum("bqk,bqhw->bkhw", chance, mask_logits.float().sigmoid())
+    probabilities = class_logits.float().softmax(2)[:, :, :-1]
+    scores = torch.einsum("bqk,bqhw->bkhw", probabilities, mask_logits.float().sigmoid())
     scores = scores / scores.sum(1, keepdim=True).clamp(min=1e-6)
     grid = (mask_logits.shape[-2], mask_logits.shape[-1])
-    targets, share = soft_targets(labels, chance.shape[2], grid)
+    targets, share = soft_targets(labels, probabilities.shape[2], grid)
     surprise = -(targets * scores.clamp(min=1e-4).log()).sum(1)
     return _mean(surprise, share)
 

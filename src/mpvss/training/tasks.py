@@ -291,18 +291,18 @@ def _groups(module: nn.Module, config: TrainConfig, backbone: str = "") -> list[
         if isinstance(part, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm | nn.Embedding)
         for parameter in part.parameters()
     }
-    chosen: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             inside = bool(backbone) and backbone in name
-            chosen.setdefault((inside, parameter.ndim > 1 and id(parameter) not in undecayed), []).append(parameter)
+            groups.setdefault((inside, parameter.ndim > 1 and id(parameter) not in undecayed), []).append(parameter)
     return [
         {
             "params": parameters,
             "peak": config.optim.lr * (config.optim.backbone_lr if inside else 1.0),
             "weight_decay": config.optim.weight_decay if decays else 0.0,
         }
-        for (inside, decays), parameters in chosen.items()
+        for (inside, decays), parameters in groups.items()
     ]
 
 
@@ -350,8 +350,8 @@ def _make_segmentor(config: ModelConfig, class_names: tuple[str, ...], device: t
     shape = copy.deepcopy(segmentor.model.config)
     shape.id2label, shape.label2id = names, {name: index for index, name in names.items()}
     model = type(segmentor.model)(shape)
-    wanted = model.state_dict()
-    kept = {name: value for name, value in segmentor.model.state_dict().items() if value.shape == wanted[name].shape}
+    expected = model.state_dict()
+    kept = {name: value for name, value in segmentor.model.state_dict().items() if value.shape == expected[name].shape}
     model.load_state_dict(kept, strict=False)
     return HuggingFaceSegmentor(model.to(device), segmentor.rule, name=segmentor.name)
 

@@ -105,6 +105,6 @@ class QueryFlowConfig:
         return convert(values, cls, what="a motion module's configuration", error=ConfigError)
 
 
-def _demand(good: bool, name: str, expected: object, found: object) -> None:
+def _demand(good: bool, name: str, expected: object, value: object) -> None:
     if not good:
-        raise ValueError(f"{name} must be {expected}, got {shown(found)}")
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}")

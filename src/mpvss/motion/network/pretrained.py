@@ -139,12 +139,12 @@ def read_config(name: str | Path, *, revision: str | None = None) -> dict[str, A
 
 def compare_state(state: dict[str, Any], module: nn.Module) -> list[str]:
     """List, one line each, every parameter that is missing from a state dict, is too much, or has another shape."""
-    wanted = module.state_dict()
-    lines = [f"  missing: {name} {tuple(value.shape)}" for name, value in wanted.items() if name not in state]
-    lines += [f"  unexpected: {name}" for name in state if name not in wanted]
+    expected = module.state_dict()
+    lines = [f"  missing: {name} {tuple(value.shape)}" for name, value in expected.items() if name not in state]
+    lines += [f"  unexpected: {name}" for name in state if name not in expected]
     lines += [
         f"  misshapen: {name}, expected {tuple(value.shape)}, got {tuple(state[name].shape)}"
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
     return lines
