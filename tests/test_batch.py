@@ -177,7 +177,7 @@ def test_a_selection_is_read_from_the_middle(clip, tmp_path):
 
 def test_a_jump_saves_decoding(clip, monkeypatch):
     decoded = []
-    times = VideoMedia.pictures
+    times = VideoMedia.images
 
     def counted(self):
         for pts, picture in times(self):
@@ -185,7 +185,7 @@ def test_a_jump_saves_decoding(clip, monkeypatch):
             yield pts, picture
 
     _, rows = listed(clip)
-    monkeypatch.setattr(VideoMedia, "pictures", counted)
+    monkeypatch.setattr(VideoMedia, "images", counted)
     list(read_listed(clip, rows[38:]))
     assert len(decoded) < 12
 
