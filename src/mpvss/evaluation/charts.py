@@ -152,7 +152,8 @@ def _series(axes: "Axes", values: Sequence[float | None] | None, colour: str, la
     axes.plot(range(len(numbers)), numbers, color=colour, label=label, clip_on=False, **style)  # type: ignore[arg-type]
     padded = [math.nan, *numbers, math.nan]
     alone = [i for i, value in enumerate(numbers) if math.isnan(padded[i]) and math.isnan(padded[i + 2]) and value >= 0]
-    axes.plot(alone, [numbers[index] for index in alone], linestyle="none", marker=".", color=colour, clip_on=False)
+    if alone:  # a line without points would widen the margins
+        axes.plot(alone, [numbers[index] for index in alone], linestyle="none", marker=".", color=colour, clip_on=False)
 
 
 def _scale(axes: "Axes", values: Sequence[float | None], length: int) -> None:
