@@ -68,9 +68,9 @@ def measure(
                     matrix.update(result.labels, truth)
                     consistency.update(truth, result.labels)
                 consistency.end_video()
-                found = {"miou": matrix.miou, "vc8": consistency.value}
+                scores = {"miou": matrix.miou, "vc8": consistency.value}
         seconds.append(spent / count)
-    return found | {"seconds": sorted(seconds)[len(seconds) // 2]}
+    return scores | {"seconds": sorted(seconds)[len(seconds) // 2]}
 
 
 def draw(rows: list[dict[str, Any]], path: Path, unit: str) -> None:
@@ -86,8 +86,8 @@ def draw(rows: list[dict[str, Any]], path: Path, unit: str) -> None:
         points = [row for row in rows if row["name"] == name]
         axes.plot([1000 * p["seconds"] for p in points], [p["miou"] for p in points], marker="o", label=name)
         for point in points:
-            place = (1000 * point["seconds"], point["miou"])
-            axes.annotate(str(point["interval"]), place, textcoords="offset points", xytext=(4, 4), fontsize=7)
+            position = (1000 * point["seconds"], point["miou"])
+            axes.annotate(str(point["interval"]), position, textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.FixedLocator([10, 15, 20, 30, 40, 60, 80, 100, 150, 200]))
     axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
@@ -122,8 +122,8 @@ def main() -> None:
             else:
                 segmentor = VideoSegmenter.from_pretrained(arguments.model, propagator="none").segmentor
                 segmenter = VideoSegmenter(segmentor, propagator, motion=motion, interval=interval, cuts=False)
-            found = measure(segmenter, dataset.clips, direction, dataset.num_classes, arguments.repeats, clock)
-            rows.append({"name": name, "interval": interval} | found)
+            figures = measure(segmenter, dataset.clips, direction, dataset.num_classes, arguments.repeats, clock)
+            rows.append({"name": name, "interval": interval} | figures)
             print(json.dumps(rows[-1]), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     machine = {"cores": torch.get_num_threads(), "cpu": platform.processor() or platform.machine(),

@@ -26,14 +26,14 @@ from mpvss.video import read
 def stages(video: str, seconds: float) -> dict[str, float]:
     """CPU milliseconds a frame."""
     segmenter = Settings().load().with_options(end=seconds)
-    found = {}
+    costs = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def measure(stage: str, work, frames: int):
             began = time.process_time()
             result = work()
-            found[stage] = 1000 * (time.process_time() - began) / frames
+            costs[stage] = 1000 * (time.process_time() - began) / frames
             return result
 
         frames = sum(1 for _ in read(video, end=seconds))
@@ -52,13 +52,13 @@ def stages(video: str, seconds: float) -> dict[str, float]:
         measure("join", lambda: chunked.join(OutputOptions(), plan, files, folder / "joined"), frames)
         size = Path(video).stat().st_size
         labels = (folder / "whole" / f"{Path(video).stem}.labels.mkv").stat().st_size
-        found |= {
+        costs |= {
             "frames": frames,
             "chunks": plan.chunks,
             "source bytes": size,
             "label bytes a frame": labels / frames,
         }
-    return found
+    return costs
 
 
 class _Instant:
@@ -111,7 +111,7 @@ def throughput(video: str, workers: int, copies: int, seconds: float) -> float:
         command = [sys.executable, "-m", "mpvss.cli", "batch", str(folder / "in"), "-o", str(folder / "out"), "--quiet"]
         command += ["--workers", str(workers), "--end", str(seconds), "--split", "0", "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        frames = sum(item["frames"] for item in json.loads(done.stdout)["items"])
+        frames = sum(video["frames"] for video in json.loads(done.stdout)["items"])
         events = [json.loads(line) for line in (folder / "out" / "manifest.jsonl").read_text().splitlines()]
         times = [event["time"] for event in events if event["event"] in {"start", "done"}]
         return frames / (max(times) - min(times))

@@ -97,8 +97,8 @@ def main():
             "ours": count_gmac(lambda: fast.predict(model, pixels)),
         }
     seconds = {
-        who: {part: statistics.median(run[part] for run in found[1:]) for part in (*PARTS, "total")}
-        for who, found in runs.items()
+        who: {part: statistics.median(run[part] for run in rounds[1:]) for part in (*PARTS, "total")}
+        for who, rounds in runs.items()
     }
     ratios = [a["total"] / b["total"] for a, b in zip(runs["library"], runs["ours"], strict=True)][1:]
     rate = statistics.median(rates[1:])

@@ -632,7 +632,7 @@ def test_a_line_of_another_form_is_an_error(colour_folder, tmp_path, name, value
     if (name, value) == ("clip", "x"):  # another name is a name
         assert RunDirectory(tmp_path / "run").result().videos == 1
         return
-    with pytest.raises(DataError, match=r"line 1 is damaged .*delete the run and begin anew"):
+    with pytest.raises(DataError, match=r"line 1 is damaged .*delete the run and start again"):
         RunDirectory(tmp_path / "run").result()
 
 

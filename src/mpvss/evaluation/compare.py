@@ -28,7 +28,7 @@ def compare(run_a: str | Path, run_b: str | Path, *, samples: int = 2000, seed: 
     """Put two finished runs on the same videos side by side.
 
     Differences are b - a, with a 95 % interval from a paired bootstrap: videos are drawn with replacement, the same for
-    both runs, and every figure is computed anew from the pooled pixels of a draw. Where there is one video, windows of
+    both runs, and every figure is computed from the pooled pixels of a draw. Where there is one video, windows of
     10 frames are drawn instead; frames after the last whole window count in ``value`` and not in the interval. The
     interval is bias-corrected and accelerated (BCa) where that is defined, otherwise plain percentiles. There is none
     with fewer than 10 units that have the figure, or without scipy.

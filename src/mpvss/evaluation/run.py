@@ -86,7 +86,7 @@ def evaluate(
     resolved = resolve(options, dataset)
     directory = RunDirectory(Path(run))
     # Label files may be others by now, so they are read again when all of them were scored once.
-    done = directory.begin(_header(resolved, dataset), anew=resolved.predictions is not None)
+    done = directory.begin(_header(resolved, dataset), restart=resolved.predictions is not None)
     frames = sum(len(clip) for clip in dataset.clips if clip.name not in done)
 
     def count() -> None:

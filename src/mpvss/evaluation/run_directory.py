@@ -43,12 +43,12 @@ class RunDirectory:
         self.path = path
         self._lines = path / "videos.jsonl"
 
-    def begin(self, header: Mapping[str, Any], *, anew: bool = False) -> set[str]:
+    def begin(self, header: Mapping[str, Any], *, restart: bool = False) -> set[str]:
         """Make the directory, or take it up again; return the names of the videos that are finished.
 
         Args:
             header: What is scored.
-            anew: Whether the lines of a finished run are deleted; those of one that was killed never are.
+            restart: Whether the lines of a finished run are deleted; those of one that was killed never are.
 
         Raises:
             OutputError: The directory holds a run with other options, or cannot be written.
@@ -59,7 +59,7 @@ class RunDirectory:
             if not (self.path / "run.json").exists():
                 write_json(self.path / "run.json", header)
             self._check_same(header)
-            if anew and (self.path / "result.json").exists():
+            if restart and (self.path / "result.json").exists():
                 self._lines.unlink(missing_ok=True)
                 (self.path / "result.json").unlink()
             self._cut_torn_line()
@@ -118,7 +118,7 @@ class RunDirectory:
                     line = check_line(parse_json(text), classes)
                 except ValueError as error:
                     raise DataError(
-                        f"{self._lines}: line {number} is damaged ({error}); delete the run and begin anew"
+                        f"{self._lines}: line {number} is damaged ({error}); delete the run and start again"
                     ) from error
                 yield line
 
@@ -144,7 +144,7 @@ class RunDirectory:
             try:
                 totals.add(line)
             except ValueError as error:
-                raise DataError(f"{self._lines}: {error}; delete the run and begin anew") from error
+                raise DataError(f"{self._lines}: {error}; delete the run and start again") from error
         if totals.videos != header["clips"]:
             raise DataError(
                 f"{self.path}: {totals.videos} of {header['clips']} videos are scored; "
