@@ -1,6 +1,7 @@
 """Laws of filling a video from masks: what was given comes back, and what lies between follows the picture."""
 
 import json
+import threading
 
 import av
 import numpy as np
@@ -459,3 +460,14 @@ def test_oracle_rule_keeps_the_size_of_the_frame():
     assert oracle_rule(None).fit((33, 47)).padded == (33, 47)
     geometry = oracle_rule(ColourSegmentor(short_side=16)).fit((33, 47))
     assert (geometry.resized, geometry.padded) == ((33, 47), (64, 64))
+
+
+def test_a_video_that_is_stopped_keeps_what_came(video, tmp_path):
+    stop = threading.Event()
+    masks = given(tmp_path / "masks", {"0": noise([3, 300])})
+    summary = propagate(
+        video, masks, tmp_path / "out", Filler(Hold(), direction="forward"), stop=stop,
+        on_frame=lambda result: stop.set() if result.index == 4 else None,
+    )  # fmt: skip
+    assert (summary.stopped, summary.frames) == (True, 5)
+    assert len(list(LabelReader(summary.outputs["labels"]))) == 5

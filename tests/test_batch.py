@@ -1633,3 +1633,12 @@ def test_a_range_of_a_batch_counts_from_the_first_frame(inline, clip, tmp_path, 
     result, whole = (json.loads((tmp_path / where / "late.json").read_text()) for where in ("OUT", "whole"))
     assert result["frames"] == whole["frames"]
     assert [frame["index"] for frame in result["frames"]] == list(range(5, 30))
+
+
+def test_a_batch_that_is_stopped_is_gone_on_with(inline, videos, tmp_path):
+    stop, out = threading.Event(), tmp_path / "OUT"
+    summary = run_batch([str(videos)], str(out), HOLD, TWO, on_item=lambda *_: stop.set(), stop=stop)
+    assert 0 < len(summary.items) < 4
+    again = run_batch([str(videos)], str(out), HOLD, replace(TWO, resume=True))
+    assert (again.done + again.skipped, again.failed) == (3, 1)
+    assert again.skipped >= summary.done

@@ -1,6 +1,7 @@
 """Laws of an evaluation: what it scores, that it can stop anywhere, and that it reads what it writes."""
 
 import json
+import threading
 import weakref
 from dataclasses import replace
 from itertools import pairwise
@@ -666,3 +667,21 @@ def test_a_header_of_another_form_is_an_error(colour_folder, tmp_path, name):
     path.write_text(json.dumps(header))
     with pytest.raises(DataError, match=f"expected a run directory.*{name} is missing"):
         RunDirectory(tmp_path / "run").result()
+
+
+def test_a_run_that_is_stopped_is_gone_on_with(folder, tmp_path):
+    """Law: the result of a run that was stopped and gone on with is that of one run."""
+    stop, seen = threading.Event(), []
+
+    def count(frames):
+        seen.append(frames)
+        if len(seen) == 25:  # in the second clip
+            stop.set()
+
+    partial = evaluate(hold(folder), tmp_path / "run", on_frame=count, stop=stop)
+    assert (partial["videos"], len(seen)) == (1, 25)
+    assert not (tmp_path / "run" / "result.json").exists()
+    whole = evaluate(hold(folder), tmp_path / "run")
+    alone = evaluate(hold(folder), tmp_path / "alone")
+    assert whole["videos"] == 2
+    assert {k: v for k, v in whole.items() if k != "seconds"} == {k: v for k, v in alone.items() if k != "seconds"}

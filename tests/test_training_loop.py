@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -369,3 +370,13 @@ def test_two_processes_equal_one_with_the_doubled_batch(world: Path, tmp_path: P
     for name, value in weights[0].items():
         # Adam's first steps are as long as the rate whatever the gradient, so rounding shows where it is tiny.
         torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_a_training_that_is_stopped_is_gone_on_with(world: Path, tmp_path: Path) -> None:
+    """Law: it leaves a checkpoint of the step at which it was stopped, whatever ``save_every`` says."""
+    stop = threading.Event()
+    stop.set()
+    summary = train(make_config(make_values(world, tmp_path)), quiet=True, stop=stop)
+    assert summary.steps == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.pt"]
+    assert run(world, tmp_path, resume=True)["steps"] == 6

@@ -20,11 +20,11 @@ from mpvss.errors import SourceError
 from mpvss.options import OutputOptions
 from mpvss.outputs.sinks import Sinks, output_paths
 from mpvss.outputs.writer_thread import WriterThread
-from mpvss.types import IMAGE_RATE, Comparison, Frame, RunSummary, Segmentation
+from mpvss.types import IMAGE_RATE, Comparison, Frame, RunSummary, Segmentation, Stop
 from mpvss.video import Reader, read
 
 if TYPE_CHECKING:
-    from mpvss.segmenter import Stop, VideoSegmenter
+    from mpvss.segmenter import VideoSegmenter
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Process:
         output: OutputOptions,
         named: str | None,
         on_frame: Callable[[Segmentation], None] | None,
-        stop: "Stop | None",
+        stop: Stop | None,
     ) -> None:
         """Begin nothing yet."""
         self._segmenter, self._source, self._out, self._output = segmenter, source, out, output

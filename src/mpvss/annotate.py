@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ from mpvss.errors import DataError
 from mpvss.labels import ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator
 from mpvss.motion.propagators import describe_propagator
-from mpvss.options import OutputOptions
+from mpvss.options import OutputOptions, OutputOverrides
 from mpvss.outputs.sinks import Sinks, output_paths
 from mpvss.segmentors.protocol import Segmentor
-from mpvss.types import Frame, RunSummary, Segmentation
+from mpvss.types import IMAGE_RATE, Frame, RunSummary, Segmentation, Stop, until
 from mpvss.video import read
 
 log = logging.getLogger(__name__)
@@ -194,10 +194,9 @@ def propagate(
     out: str | Path,
     filler: Filler,
     *,
-    save: tuple[str, ...] = ("labels", "png"),
-    overwrite: bool = False,
-    name: str | None = None,
     on_frame: Callable[[Segmentation], None] | None = None,
+    stop: Stop | None = None,
+    **output: Unpack[OutputOverrides],
 ) -> FillSummary:
     """Fill a video from masks at some of its frames, into files under ``out``.
 
@@ -210,10 +209,9 @@ def propagate(
         masks: Folder of PNG masks named as the images or by frame number; see ``find_masks``.
         out: Directory; made if missing.
         filler: How the frames between are filled.
-        save: Any of ``labels``, ``png`` and ``overlay``; NAME.json is always written.
-        overwrite: Whether files that exist already are replaced.
-        name: What the files are called; ``None`` for the video's name.
         on_frame: Called with each finished frame, for progress.
+        stop: Ends the video before the next frame is read, once it is set; what was filled is written.
+        output: See ``OutputOptions``; without ``save``, labels and PNG.
 
     Returns:
         What became of the video; its key frames are those with a mask.
@@ -222,21 +220,23 @@ def propagate(
         SourceError: The video cannot be read.
         DataError: The masks are not as expected.
         OutputError: An output exists, or cannot be written.
-        ValueError: ``save`` names something else.
+        OptionError: An option is unknown or out of its range.
     """
     began = time.perf_counter()
-    options = OutputOptions(save=save, overwrite=overwrite, name=name)
+    options = OutputOptions(save=("labels", "png")).replace(**output)
     with read(source) as reader:
         given = find_masks(Path(masks), reader.info.size, reader.names)
-        paths = output_paths(name or reader.info.name, Path(out), options)
+        paths = output_paths(options.name or reader.info.name, Path(out), options)
         first = next(reader)
         unlabelled = 0
         with Sinks(reader, paths, options, given.names, _describe(filler, given), given.drawn) as sinks:
-            for result in filler.fill(chain([first], reader), given, label_dtype(len(given.names))):
+            for result in filler.fill(until(chain([first], reader), stop), given, label_dtype(len(given.names))):
                 sinks.write(result)
                 unlabelled += filler.direction == "forward" and result.index < min(given.files)
                 if on_frame is not None:
                     on_frame(result)
+            if stop is not None and stop.is_set():  # sound goes on no longer than the frames
+                sinks.end = result.pts + 1 / (reader.info.frame_rate or IMAGE_RATE)
         for message in reader.warnings:
             log.warning("%s: %s", reader.info.source, message)
         if unlabelled:
@@ -253,6 +253,7 @@ def propagate(
             unlabelled=unlabelled,
             outputs=paths,
             seconds={"read": reader.seconds, "write": sinks.seconds, "total": time.perf_counter() - began},
+            stopped=stop is not None and stop.is_set(),
         )
 
 

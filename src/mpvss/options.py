@@ -452,8 +452,8 @@ class OutputOptions(DrawOptions):
             )
 
 
-class ProcessOverrides(SegmentOverrides, total=False):
-    """The options of a loaded segmenter and of what it writes, as keyword arguments."""
+class OutputOverrides(TypedDict, total=False):
+    """``OutputOptions`` as keyword arguments."""
 
     save: tuple[str, ...]
     alpha: float
@@ -461,6 +461,10 @@ class ProcessOverrides(SegmentOverrides, total=False):
     compare: bool
     overwrite: bool
     name: str | None
+
+
+class ProcessOverrides(SegmentOverrides, OutputOverrides, total=False):
+    """The options of a loaded segmenter and of what it writes, as keyword arguments."""
 
 
 # --- commands of their own -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from copy import copy
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, Unpack, runtime_checkable
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import UInt8
@@ -37,7 +37,7 @@ from mpvss.options import (
 )
 from mpvss.segmentors import Segmentor, load_segmentor
 from mpvss.segmentors.efficientnet import fold_batch_norm
-from mpvss.types import Frame, Geometry, RunSummary, Segmentation
+from mpvss.types import Frame, Geometry, RunSummary, Segmentation, Stop, until
 from mpvss.video import parse_time, read
 
 # Half as many key frames where the next one can be seen as well.
@@ -46,15 +46,6 @@ DEFAULT_INTERVAL: dict[str, int] = {"both": 10, "forward": 5}
 _NO_PROPAGATION: Propagator = Hold()
 _OF_THE_MODEL = tuple(each.name for each in fields(ModelOptions))
 _OF_THE_OUTPUT = tuple(each.name for each in fields(OutputOptions))
-
-
-@runtime_checkable
-class Stop(Protocol):
-    """What ends a run cleanly between two frames, such as a ``threading.Event``."""
-
-    def is_set(self) -> bool:
-        """Whether the run should end."""
-        ...
 
 
 def _check_name(model: str | Path) -> None:
@@ -356,14 +347,6 @@ class VideoSegmenter:
         written = {name: values.pop(name) for name in _OF_THE_OUTPUT if name in values}
         output = (output or OutputOptions()).replace(**written)
         return Process(self.with_options(**values), source, Path(out), output, named, on_frame, stop).run()
-
-
-def until(frames: Iterable[Frame], stop: Stop | None) -> Iterator[Frame]:
-    """Yield frames until ``stop`` is set."""
-    for frame in frames:
-        if stop is not None and stop.is_set():
-            return
-        yield frame
 
 
 def _segmented(session: Session, frames: Iterable[Frame]) -> Iterator[Segmentation]:

@@ -4,11 +4,11 @@ Only numpy here, so that reading and writing video does not import a network lib
 networks are in ``state.py``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
@@ -192,3 +192,20 @@ class RunSummary:
                 "seconds_per_frame": dict(self.compare.seconds_per_frame), "flicker": dict(self.compare.flicker)
             }  # fmt: skip
         return values | ({"stopped": True} if self.stopped else {})
+
+
+@runtime_checkable
+class Stop(Protocol):
+    """What ends a run cleanly between two frames, such as a ``threading.Event``."""
+
+    def is_set(self) -> bool:
+        """Whether the run should end."""
+        ...
+
+
+def until(frames: Iterable[Frame], stop: Stop | None) -> Iterator[Frame]:
+    """Yield frames until ``stop`` is set."""
+    for frame in frames:
+        if stop is not None and stop.is_set():
+            return
+        yield frame

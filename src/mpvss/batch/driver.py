@@ -16,6 +16,7 @@ from mpvss.batch.tasks import BatchItem, Outcome, Setup, Task
 from mpvss.errors import MpvssError, OutputError
 from mpvss.options import BatchOptions
 from mpvss.outputs.sinks import ENDINGS
+from mpvss.types import Stop
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Driver:
         options: How the batch is run.
         manifest: Open.
         on_item: See ``run_batch``.
+        stop: See ``run_batch``.
     """
 
     def __init__(
@@ -75,9 +77,10 @@ class Driver:
         options: BatchOptions,
         manifest: Manifest,
         on_item: Callable[[BatchItem, int, int], None],
+        stop: Stop | None = None,
     ) -> None:
         self._jobs, self._setup, self._options = jobs, setup, options
-        self._manifest, self._on_item = manifest, on_item
+        self._manifest, self._on_item, self._stop = manifest, on_item, stop
         # One question instead of many for each video.
         self._stored = stored(setup.out) if is_remote(setup.out) else None
         self._overwrite = options.overwrite or (manifest.run is not None and manifest.run["overwrite"])
@@ -89,7 +92,7 @@ class Driver:
         self._announced: set[str] = set()
 
     def run(self) -> list[BatchItem]:
-        """Do what is not whole; return what became of each video.
+        """Do what is not whole; return what became of each video, or, where that was stopped, of those that are over.
 
         Raises:
             MpvssError: Workers die before they do anything, or cannot load the model.
@@ -103,7 +106,7 @@ class Driver:
         self._forget_chunks({task.job.folder for task in self._fresh})
         if self._fresh:
             self._work_off()
-        return [self._results[job.name] for job in self._jobs]
+        return [self._results[job.name] for job in self._jobs if job.name in self._results]
 
     def _work_off(self) -> None:
         workers = self._options.workers or default_workers()
@@ -116,7 +119,7 @@ class Driver:
                 "run", schema=SCHEMA, settings=self._setup.settings.describe(), overwrite=self._overwrite,
                 engine=self._options.engine, workers=workers, items=len(self._fresh),
             )  # fmt: skip
-            while self._submit(engine):
+            while not (self._stop is not None and self._stop.is_set()) and self._submit(engine):
                 outcomes, deaths = engine.wait(_WAIT_SECONDS)
                 for outcome in outcomes:
                     self._running -= 1

@@ -18,6 +18,7 @@ from mpvss.batch.storage import below, is_remote, local, refuse_link
 from mpvss.batch.tasks import BatchItem, BatchSummary, Setup
 from mpvss.errors import ConfigError, OutputError
 from mpvss.options import BatchOptions
+from mpvss.types import Stop
 
 MANIFEST = "manifest.jsonl"
 WORK = ".mpvss-work"
@@ -32,6 +33,7 @@ def run_batch(
     options: BatchOptions,
     *,
     on_item: Callable[[BatchItem, int, int], None] = lambda *_: None,
+    stop: Stop | None = None,
 ) -> BatchSummary:
     """Segment many videos, each exactly once.
 
@@ -41,6 +43,8 @@ def run_batch(
         settings: How each video is segmented.
         options: How the batch is run.
         on_item: Called with each video that is finished or given up, their number so far, and the number of all.
+        stop: Ends the batch within seconds, once it is set, whatever its workers are doing; ``resume`` goes on from
+            there.
 
     Returns:
         How many videos are done, failed and skipped, and what became of each.
@@ -59,7 +63,7 @@ def run_batch(
         _check_resumed(manifest, settings, options)
         with _work_folder(work):
             setup = _setup(out, work, settings, options)
-            items = Driver(jobs, setup, options, manifest, on_item).run()
+            items = Driver(jobs, setup, options, manifest, on_item, stop).run()
     finally:
         manifest.close()
     states = [item.state for item in items]

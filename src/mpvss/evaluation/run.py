@@ -22,7 +22,7 @@ from mpvss.evaluation.scores import ClipScores, Line, PredictedFrame, timed
 from mpvss.motion.propagators import describe_propagator, meant_propagator
 from mpvss.options import EvalOptions
 from mpvss.segmenter import DEFAULT_INTERVAL
-from mpvss.types import shown_size
+from mpvss.types import Stop, shown_size
 
 _NEED_MODEL = ("query", "flow")
 # Options that NAME.json of a saved prediction says.
@@ -60,12 +60,17 @@ def resolve(options: EvalOptions, dataset: Dataset) -> EvalOptions:
     )
 
 
+class _Stopped(BaseException):
+    """The caller has ended the run."""
+
+
 def evaluate(
     options: EvalOptions,
     run: str | Path,
     *,
     on_video: Callable[[str, int, int], None] | None = None,
     on_frame: Callable[[int], object] | None = None,
+    stop: Stop | None = None,
 ) -> EvalResult:
     """Score a data set; go on where an earlier call in the same directory stopped.
 
@@ -74,9 +79,11 @@ def evaluate(
         run: Directory of the run; made if missing.
         on_video: Called after each video with its name, the number of finished videos and that of all.
         on_frame: Called after each frame with the number of all that are to be scored, for progress.
+        stop: Ends the run between two frames, once it is set; the result is that of the finished videos, and a later
+            call goes on from there.
 
     Raises:
-        DataError: Data set or label files are malformed or do not belong together, or the run directory is damaged.
+        DataError: It was stopped before one video was finished; data set or label files are malformed or do not belong together, or the run directory is damaged.
         ModelError: The segmentor cannot be loaded, or knows other classes.
         OutputError: The run directory belongs to other options, or cannot be written.
     """
@@ -92,15 +99,20 @@ def evaluate(
     def count() -> None:
         if on_frame is not None:
             on_frame(frames)
+        if stop is not None and stop.is_set():
+            raise _Stopped
 
     scorer: _Scorer | None = None
-    for number, clip in enumerate(dataset.clips, 1):
-        if clip.name in done:
-            continue
-        scorer = scorer or _Scorer(resolved, dataset, directory.path / "worst")
-        directory.append(scorer.score(clip, count))
-        if on_video is not None:
-            on_video(clip.name, number, len(dataset.clips))
+    try:
+        for number, clip in enumerate(dataset.clips, 1):
+            if clip.name in done:
+                continue
+            scorer = scorer or _Scorer(resolved, dataset, directory.path / "worst")
+            directory.append(scorer.score(clip, count))
+            if on_video is not None:
+                on_video(clip.name, number, len(dataset.clips))
+    except _Stopped:
+        return directory.result(partial=True)
     result = directory.result()
     write_json(directory.path / "result.json", result.to_dict())
     return result

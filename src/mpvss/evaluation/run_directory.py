@@ -133,11 +133,11 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
-    def result(self) -> EvalResult:
-        """The figures of a finished run.
+    def result(self, *, partial: bool = False) -> EvalResult:
+        """The figures of a finished run, or of its finished videos.
 
         Raises:
-            DataError: It is not finished.
+            DataError: It is not finished, or has not one video that is.
         """
         header, totals = self.header(), _Totals()
         for line in self.lines():
@@ -145,7 +145,7 @@ class RunDirectory:
                 totals.add(line)
             except ValueError as error:
                 raise DataError(f"{self._lines}: {error}; delete the run and start again") from error
-        if totals.videos != header["clips"]:
+        if not totals.videos or (not partial and totals.videos != header["clips"]):
             raise DataError(
                 f"{self.path}: {totals.videos} of {header['clips']} videos are scored; "
                 "run mpvss eval again with the same options"

@@ -29,6 +29,7 @@ from mpvss.training.journal import Journal, draw_sample
 from mpvss.training.samples import Samples, batches, check_labels, open_samples
 from mpvss.training.tasks import Task, make_task
 from mpvss.training.validate import Validation, validate
+from mpvss.types import Stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,6 +70,7 @@ def train(
     *,
     resume: bool = False,
     quiet: bool = False,
+    stop: Stop | None = None,
     open_samples: Callable[[TrainConfig], tuple[Samples, tuple[str, ...]]] = open_samples,
     make_task: Callable[[TrainConfig, tuple[str, ...], torch.device], Task] = make_task,
 ) -> TrainSummary:
@@ -78,6 +80,7 @@ def train(
         config: What is trained, on what, and where.
         resume: Go on from the last checkpoint in ``run.out``; from the beginning where there is none yet.
         quiet: No progress bar.
+        stop: Ends the training after a step, once it is set, with a checkpoint to go on from.
         open_samples: Returns the samples and their classes; a recipe may bring its own.
         make_task: Makes what is trained, with its loss; likewise.
 
@@ -104,8 +107,12 @@ def train(
                 run.draw(done, batch)
             if run.is_due(done, config.run.validate_every):
                 run.validate(done)
-            if run.is_due(done, config.run.save_every):
+            stopped = stop is not None and stop.is_set()
+            if stopped or run.is_due(done, config.run.save_every):
                 run.save(done)
+            if stopped:
+                steps = done
+                break
     run.accelerator.wait_for_everyone()
     return TrainSummary(run.out, steps, time.monotonic() - began, run.best, run.validation)
 
