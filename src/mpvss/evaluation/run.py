@@ -83,7 +83,8 @@ def evaluate(
             call goes on from there.
 
     Raises:
-        DataError: It was stopped before one video was finished; data set or label files are malformed or do not belong together, or the run directory is damaged.
+        DataError: Data set or label files are malformed or do not belong together, the run directory is damaged, or the
+            run was stopped before one video was finished.
         ModelError: The segmentor cannot be loaded, or knows other classes.
         OutputError: The run directory belongs to other options, or cannot be written.
     """
