@@ -150,7 +150,7 @@ def test_a_convolution_of_few_places_is_the_same_convolution(size, monkeypatch):
     pictures = torch.randn(2, 2, 3, *size, dtype=torch.double)
     found = {}
     for places in (0, 10**9):
-        monkeypatch.setattr(encoder, "_FEW_PLACES", places)
+        monkeypatch.setattr(encoder, "_FEW_POSITIONS", places)
         features = module(*pictures)
         features[-1].square().sum().backward()
         found[places] = [*features, *(parameter.grad.clone() for parameter in module.parameters())]

@@ -38,7 +38,7 @@ class ModelError(MpvssError):
 
 
 class DataError(MpvssError):
-    """A data set or a label file is not as its layout demands."""
+    """A data set or a label file does not follow its layout."""
 
 
 class ConfigError(MpvssError):

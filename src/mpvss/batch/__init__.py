@@ -1,1 +1,1 @@
-"""Many videos, several workers, and long videos in segments: each finished exactly once."""
+"""Many videos, several workers, and long videos in chunks: each finished exactly once."""

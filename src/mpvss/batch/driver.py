@@ -21,7 +21,7 @@ from mpvss.types import Stop
 log = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 5.0
-# Workers that die one after the other before they have done anything: the machine is too small, or something is broken.
+# Workers that crash in a row before they have done anything: the machine is too small, or something is broken.
 _MOST_EARLY_DEATHS = 5
 
 
@@ -95,7 +95,7 @@ class Driver:
         """Do what is not whole; return what became of each video, or, where that was stopped, of those that are over.
 
         Raises:
-            MpvssError: Workers die before they do anything, or cannot load the model.
+            MpvssError: Workers crash before they do anything, or cannot load the model.
         """
         for job in self._jobs:
             event = self._manifest.items.get(job.name, {"event": None})
@@ -238,7 +238,7 @@ class Driver:
         if outcome.anew:
             self._remove_chunks(task.job.folder)
             task = replace(task, kind="video")
-        # Behind the others: what was wrong with a network or a store may be over by then.
+        # Retried after the other tasks, which gives a failing network or store time to recover.
         (self._fresh if task.kind == "video" else self._begun).append(task)
 
     def _fail(self, video: _Video, error: str) -> None:

@@ -44,7 +44,7 @@ class RayEngine:
             ) from error
         self._ray, self._setup, self._level = ray, setup, level
         if address not in {None, "local"}:
-            _demand_cluster(str(address))
+            _check_cluster(str(address))
         try:
             ray.init(address=address, include_dashboard=None if address else False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -177,7 +177,7 @@ def _is_lost_machine(error: Exception) -> bool:
     return bool(getattr(error, "preempted", False)) or "node has died" in str(error) or "preempt" in str(error).lower()
 
 
-def _demand_cluster(address: str) -> None:
+def _check_cluster(address: str) -> None:
     """Try to connect in another process, as Ray goes on trying for a quarter of an hour where nothing answers."""
     code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
     try:

@@ -109,8 +109,8 @@ def _interrupt(number: int, *_: Any) -> None:
 def _share_one_heap() -> None:
     """Have all threads allocate from one heap.
 
-    By default glibc gives each thread its own, freed images stay in each of them, and memory creeps up with the length
-    of a video: from 50 to 200 frames by 5 %, by 2 % with this, in the same time.
+    By default glibc gives each thread its own, freed images stay in each of them, and memory grows with the length of
+    a video (docs/LOG.md).
     """
     import ctypes
 

@@ -32,7 +32,7 @@ def open_dataset(spec: str, split: str | None = None) -> Dataset:
         At least one clip, each with at least one frame.
 
     Raises:
-        DataError: The kind is unknown, or the directory is not as its layout demands.
+        DataError: The kind is unknown, or the directory does not follow its layout.
     """
     kind, colon, directory = spec.partition(":")
     if kind not in DATASETS or not colon or not directory:

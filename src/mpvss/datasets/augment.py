@@ -91,12 +91,12 @@ class Augmentation:
 
 def _offset(whole: int, part: int, random: np.random.Generator) -> int:
     """Where the window begins: within the image, or before it where the window is larger."""
-    place = int(random.integers(abs(whole - part) + 1))
-    return place if part <= whole else -place
+    offset = int(random.integers(abs(whole - part) + 1))
+    return offset if part <= whole else -offset
 
 
 def resample(pair: Pair, window: tuple[int, int, int, int], size: tuple[int, int]) -> Pair:
-    """Cut a window out of both frames and bring it to a size.
+    """Cut a window out of both frames and resample it to a size.
 
     Args:
         pair: The frames.
@@ -113,7 +113,7 @@ def resample(pair: Pair, window: tuple[int, int, int, int], size: tuple[int, int
     inside = row_inside[:, None] & column_inside
     whole = bool(inside.all())
 
-    def picture(values: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 h w"]:
+    def image(values: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 h w"]:
         cut = _cut(values.permute(1, 2, 0).numpy(), window, _PADDING_GREY)
         mode = cv2.INTER_AREA if height > size[0] or width > size[1] else cv2.INTER_LINEAR
         resized = cut if cut.shape[:2] == size else cv2.resize(cut, (size[1], size[0]), interpolation=mode)
@@ -122,8 +122,8 @@ def resample(pair: Pair, window: tuple[int, int, int, int], size: tuple[int, int
     def label(values: Int64[Tensor, "H W"] | None) -> Int64[Tensor, "h w"] | None:
         if values is None:
             return None
-        chosen = values.numpy()[np.ix_(rows, columns)]
-        return torch.from_numpy(chosen if whole else np.where(inside, chosen, IGNORE))
+        nearest = values.numpy()[np.ix_(rows, columns)]
+        return torch.from_numpy(nearest if whole else np.where(inside, nearest, IGNORE))
 
     flow, visible = pair.flow, pair.visible
     if flow is not None:
@@ -138,11 +138,11 @@ def resample(pair: Pair, window: tuple[int, int, int, int], size: tuple[int, int
         if share.shape[:2] != size:
             share = cv2.resize(share, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
         visible = torch.from_numpy((share == 255) & inside)
-        visible = visible & inside_picture(flow) if flow is not None else visible
+        visible = visible & inside_image(flow) if flow is not None else visible
     return replace(
         pair,
-        current=picture(pair.current),
-        key=picture(pair.key),
+        current=image(pair.current),
+        key=image(pair.key),
         current_label=label(pair.current_label),
         key_label=label(pair.key_label),
         flow=flow,
@@ -150,8 +150,8 @@ def resample(pair: Pair, window: tuple[int, int, int, int], size: tuple[int, int
     )
 
 
-def inside_picture(flow: Float[Tensor, "2 H W"]) -> Bool[Tensor, "H W"]:
-    """Where a flow points to a place between the centres of the outermost pixels."""
+def inside_image(flow: Float[Tensor, "2 H W"]) -> Bool[Tensor, "H W"]:
+    """Where a flow points to a position between the centres of the outermost pixels."""
     height, width = flow.shape[-2:]
     x = flow[0] + torch.arange(width)
     y = flow[1] + torch.arange(height)[:, None]
@@ -160,8 +160,8 @@ def inside_picture(flow: Float[Tensor, "2 H W"]) -> Bool[Tensor, "H W"]:
 
 def _nearest(begin: int, length: int, size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """The source row of every row of the result, and whether the image has it."""
-    places = begin + ((np.arange(size) + 0.5) * length / size).astype(np.int64)
-    return places.clip(0, limit - 1), (places >= 0) & (places < limit)
+    indices = begin + ((np.arange(size) + 0.5) * length / size).astype(np.int64)
+    return indices.clip(0, limit - 1), (indices >= 0) & (indices < limit)
 
 
 def _cut(values: np.ndarray, window: tuple[int, int, int, int], fill: int) -> np.ndarray:

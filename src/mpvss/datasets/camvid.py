@@ -41,7 +41,7 @@ def open_camvid(root: Path, split: str | None) -> Dataset:
         split: Name of a split; ``None`` is test where there is one, or the only one.
 
     Raises:
-        DataError: The directory is not as the layouts demand, or ``split`` is needed or not there.
+        DataError: The directory follows none of the layouts, or ``split`` is needed or not there.
     """
     require_directory(root, _LAYOUT)
     splits = _splits(root)

@@ -60,7 +60,7 @@ def open_cityscapes(root: Path, split: str | None) -> Dataset:
         split: train, val or test; ``None`` is val.
 
     Raises:
-        DataError: The directory is not as the layout demands.
+        DataError: The directory does not follow the layout.
     """
     split = split or "val"
     whole_snippets = (root / "leftImg8bit_sequence" / split).is_dir()

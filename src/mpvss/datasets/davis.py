@@ -23,7 +23,7 @@ def open_davis(root: Path, split: str | None) -> Dataset:
         split: Name of a list in ``ImageSets``; ``None`` is val, or all clips where there are no lists.
 
     Raises:
-        DataError: The directory is not as the layouts demand.
+        DataError: The directory follows none of the layouts.
     """
     require_directory(root, _LAYOUT)
     if (root / "JPEGImages").is_dir():

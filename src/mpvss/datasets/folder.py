@@ -28,7 +28,7 @@ def open_folder(root: Path, split: str | None) -> Dataset:
         split: Name of a list of clips, ``DIR/SPLIT.txt``; ``None`` is all clips.
 
     Raises:
-        DataError: The directory is not as the layout demands.
+        DataError: The directory does not follow the layout.
     """
     images, labels = root / "images", root / "labels"
     require_directory(images, _LAYOUT)
@@ -58,12 +58,12 @@ def open_folder(root: Path, split: str | None) -> Dataset:
 
 def _frames(images: Path, labels: Path) -> list[ClipFrame]:
     """The frames of a clip, of which some, or all, may have no label."""
-    pictures = list_images(images)
-    if not pictures:
+    paths = list_images(images)
+    if not paths:
         raise DataError(f"{images}: empty, expected images; {contents(images)}")
     files = list_images(labels, (".png",)) if labels.is_dir() else {}
-    require_no_extra(pictures, files)
-    return [ClipFrame(path, files.get(name), index) for index, (name, path) in enumerate(pictures.items())]
+    require_no_extra(paths, files)
+    return [ClipFrame(path, files.get(name), index) for index, (name, path) in enumerate(paths.items())]
 
 
 def _listed(listing: Path, clip_names: list[str], images: Path) -> list[str]:

@@ -22,7 +22,7 @@ def open_vspw(root: Path, split: str | None) -> Dataset:
         split: Name of a list without ``.txt``; ``None`` is val. The test split may come without masks.
 
     Raises:
-        DataError: The directory is not as the layout demands.
+        DataError: The directory does not follow the layout.
     """
     split = split or "val"
     require_directory(root / "data", _LAYOUT)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mpvss.motion.warp import sampling_maps
 
 # Grey levels of colour error at which the weight falls to 1/e, the blur of that error in pixels of the image, and the
-# power of the distance. Chosen coarsely on the development clip (docs/LOG.md): half a point better than 8, 2 and 1.
+# power of the distance (docs/LOG.md).
 _ERROR_SCALE = 4.0
 _BLUR = 3.0
 _DISTANCE_POWER = 0.5
@@ -47,8 +47,8 @@ def blend_weight(
     judged on the CPU, where the images are; so few numbers are sooner there than on another device.
 
     Args:
-        current: The frame on a coarser grid, RGB 0..255.
-        key: The key frame on that grid.
+        current: The thumbnail of the frame, RGB 0..255.
+        key: The thumbnail of the key frame, same grid.
         flow: Backward flow from the frame to the key frame, pixels of that grid; on the CPU.
         distance: Frames between them, 1 to gap - 1.
         gap: Frames between the two key frames on either side.

@@ -20,8 +20,8 @@ _REACH = np.ones((5, 5), np.uint8)
 _COLOUR_BINS = 16
 # Grey levels added to an image's contrast, so that the noise of a black one stays small.
 _CONTRAST_FLOOR = 4.0
-# Mean difference in grey levels, brightness apart, below which nothing is a cut: a step of a fade to black in half a
-# second is at most 6, the smallest measured between two scenes 23.
+# Mean difference in grey levels, brightness apart, below which nothing is a cut: above a step of a fade to black, below
+# any cut measured (docs/LOG.md).
 _LEAST_DIFFERENCE = 10.0
 
 
@@ -75,11 +75,9 @@ class CutDetector:
     colours are others; and the image is not the same one in another light. The score is the square root of the three
     multiplied: fast motion keeps its colours and does not rise for long, a flash or a fade keeps the image.
 
-    Chosen on 1,307 frames of street video, film and hand-held sports at 12 to 30 frames a second. Without a cut the
-    score is at most 0.054 (0.060 with the colours taken away), the largest where a jumping motorcycle fills the
-    image. It is at least 0.232 at the five cuts of a montage, and 0.096 (0.091) where 3,484 pairs of other scenes
-    meet, the smallest where one road follows another. An image that moves by an eighth of its width within one frame
-    from rest, or a flash that burns out most of it, may count as a cut: that costs one key frame.
+    On the videos measured the threshold separates all cuts from all other frames (docs/LOG.md). An image that moves by
+    an eighth of its width within one frame from rest, or a flash that burns out most of it, may count as a cut: that
+    costs one key frame.
 
     Attributes:
         threshold: Score above which a frame begins another scene.
@@ -227,7 +225,7 @@ class KeyFrameFinder:
 
 @dataclass
 class ListedCuts:
-    """Cuts that an earlier reading of the video has found; one entry for each frame that will come."""
+    """Cuts from an earlier reading of the video; one entry for each frame that will come."""
 
     cuts: Sequence[bool]
     _next: int = field(default=0, init=False, repr=False)

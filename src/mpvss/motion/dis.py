@@ -133,7 +133,7 @@ class Dis:
 
 
 def _exposed_alike(here: UInt8[np.ndarray, "h w"], there: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Bring ``there`` to the mean of ``here`` if that brings them closer: an exposure that changes is no motion.
+    """Shift ``there`` to the mean of ``here`` if that brings them closer: an exposure that changes is no motion.
 
     Something bright that comes in changes the mean, too, but then the rest of the images is alike as it is.
     """

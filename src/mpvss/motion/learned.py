@@ -44,7 +44,7 @@ class LearnedFlow:
             ModelError: The flow is not finite.
         """
         weight = next(self.module.parameters())
-        now, then = (pictures.to(weight.device, weight.dtype) for pictures in (current, other))
+        now, then = (images.to(weight.device, weight.dtype) for images in (current, other))
         with torch.inference_mode():
             if isinstance(self.module, PixelFlow):
                 flow = self.module(now, then)

@@ -22,7 +22,7 @@ class Propagator(Protocol):
     """Anything that estimates backward flow between two images of a video. Stateless.
 
     ``name`` is what the command line calls it. ``per_query`` says whether each query gets a flow of its own, on the
-    grid of the masks; one flow for all of them is wanted at ``FLOW_GRID`` of the size of the class scores.
+    grid of the masks; one flow for all of them is estimated at ``FLOW_GRID`` of the size of the class scores.
 
     A propagator is called by one thread at a time, unless it has an attribute ``thread_safe`` that is true.
     """
@@ -47,10 +47,10 @@ class Propagator(Protocol):
             other: The key frame, or the neighbours when flows are chained: one for all (Bo = 1) or one each (Bo = B).
             queries: The key frame's query embeddings; propagators without queries ignore them.
             padded: Size that the grid covers: the image, padded at right and bottom where there are masks.
-            grid: Size of the grid that the flow is wanted on.
-            active: Queries whose flow is wanted; ``None`` for all.
+            grid: Size of the grid of the flow.
+            active: Queries whose flow is estimated; ``None`` for all.
 
         Returns:
-            Backward flow in pixels of that grid, order (x, y): one per wanted query (G = A) or one for all.
+            Backward flow in pixels of that grid, order (x, y): one per active query (G = A) or one for all.
         """
         ...

@@ -28,7 +28,7 @@ def _pixel_grid(height: int, width: int, dtype: torch.dtype, device: torch.devic
 
 
 def warp(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
-    """Fetch, for every pixel, the value that the flow points to.
+    """Warp values by a flow: sample, for every pixel, the value that the flow points to.
 
     To warp each query's mask by its own flow, fold the queries into the batch: masks (B*Q, 1, h, w) and flows
     (B*Q, 2, h, w). One flow for many masks is masks (B, Q, h, w) and one flow (B, 2, h, w).
@@ -56,7 +56,7 @@ def warp(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Fl
     if quick and not (torch.is_grad_enabled() and (values.requires_grad or flow.requires_grad)):
         return _warp_on_cpu(values, flow)
     position = flow + _pixel_grid(height, width, flow.dtype, flow.device)
-    # grid_sample wants -1..1 between the centres of the corner pixels; a grid of one pixel has only its centre.
+    # grid_sample expects -1..1 between the centres of the corner pixels; a grid of one pixel has only its centre.
     # Centred before scaling: subtracting 1 afterwards would lose bits.
     centre = flow.new_tensor([(width - 1) / 2, (height - 1) / 2])
     scale = flow.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
@@ -70,7 +70,7 @@ def sample(
     """``grid_sample``, bilinear with the border repeated, also on Apple's devices, where torch lacks that padding."""
     padding = "border"
     if values.device.type == "mps":
-        # A place that stays between the centres of the outermost pixels needs none.
+        # A position that stays between the centres of the outermost pixels needs none.
         size = grid.new_tensor([values.shape[-1], values.shape[-2]])
         limit = torch.ones_like(size) if align_corners else 1 - 1 / size
         grid, padding = torch.minimum(torch.maximum(grid, -limit), limit), "zeros"
@@ -143,11 +143,11 @@ def resize(
 
 
 def resize_flow(flow: Float[Tensor, "B 2 h1 w1"], size: tuple[int, int]) -> Float[Tensor, "B 2 h2 w2"]:
-    """Bring a flow to another grid: bilinear, and its values scaled by the ratio of the grids, per axis.
+    """Resample a flow to another grid, bilinear; its values are scaled by the ratio of the grids, per axis.
 
     Args:
         flow: Flow in pixels of its grid.
-        size: Height and width of the grid that is wanted.
+        size: Height and width of the new grid.
     """
     height, width = flow.shape[-2:]
     if (height, width) == tuple(size):
@@ -161,28 +161,28 @@ def resize_flow(flow: Float[Tensor, "B 2 h1 w1"], size: tuple[int, int]) -> Floa
 
 
 def fit_flow(
-    flow: Float[Tensor, "B 2 h1 w1"], covered: tuple[int, int], wanted: tuple[int, int], grid: tuple[int, int]
+    flow: Float[Tensor, "B 2 h1 w1"], covered: tuple[int, int], target: tuple[int, int], grid: tuple[int, int]
 ) -> Float[Tensor, "B 2 h2 w2"]:
-    """Bring a flow to a grid that covers a part of it, from the top left corner.
+    """Resample a flow to a grid that covers a part of it, from the top left corner.
 
     Args:
         flow: Flow in pixels of its grid.
         covered: Height and width in pixels of the image that the flow covers.
-        wanted: Height and width that the grid covers.
+        target: Height and width that the grid covers.
         grid: Height and width of the grid.
 
     Raises:
         ValueError: The flow covers less.
     """
-    whole = [side * all_ / part for side, all_, part in zip(grid, covered, wanted, strict=True)]
+    whole = [side * all_ / part for side, all_, part in zip(grid, covered, target, strict=True)]
     if whole[0] < grid[0] or whole[1] < grid[1]:
-        raise ValueError(f"the motion module's flow covers {covered} pixels, the grid {grid} covers {wanted}")
+        raise ValueError(f"the motion module's flow covers {covered} pixels, the grid {grid} covers {target}")
     if all(side.is_integer() for side in whole):
         return resize_flow(flow, (int(whole[0]), int(whole[1])))[..., : grid[0], : grid[1]]
-    # The flow ends between two pixels of the grid: the same interpolation, at the places of the grid's pixels.
+    # The flow ends between two pixels of the grid: the same interpolation, at the positions of the grid's pixels.
     ys, xs = (
         2 * (torch.arange(side, device=flow.device) + 0.5) / all_ - 1 for side, all_ in zip(grid, whole, strict=True)
     )
-    places = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], -1).to(flow.dtype).expand(len(flow), -1, -1, -1)
-    fitted = sample(flow, places, align_corners=False)
+    centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], -1).to(flow.dtype).expand(len(flow), -1, -1, -1)
+    fitted = sample(flow, centres, align_corners=False)
     return fitted * flow.new_tensor([whole[1] / flow.shape[-1], whole[0] / flow.shape[-2]])[:, None, None]

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-# Rows that a layer works on at a time on a CPU. Measured at 480x864 with one thread: 512 to 2048 are equal to 4 %; a
-# layer of the pixel decoder takes 16 % less than with all rows at once, a layer of Swin's first stage 40 %.
+# Rows that a layer works on at a time on a CPU, so that what lies between its products stays in cache (docs/LOG.md).
 _ROWS = 1024
 _LEVELS = 3
 _TEMPERATURE = 10000
@@ -79,7 +78,7 @@ def _pointwise(convolution: Any, image: Float[Tensor, "B C h w"]) -> Float[Tenso
 
 
 def _blocks(count: int, rows_each: int, device: torch.device) -> list[slice]:
-    """Cut things of so many rows into blocks that fit the cache; a GPU wants them all at once."""
+    """Cut items of so many rows into blocks that fit the cache; on a GPU all of them are one block."""
     step = max(1, _ROWS // rows_each) if device.type == "cpu" else max(1, count)
     return [slice(start, start + step) for start in range(0, count, step)]
 
@@ -116,7 +115,7 @@ def _swin_layer(layer: Any, rows: Float[Tensor, "B hw C"], size: Size) -> Float[
     attention = layer.attention
     batch, count, width = rows.shape
     window = int(layer.window_size)
-    places, is_padding, back, apart = _windows(size, window, int(layer.shift_size), rows.device)
+    sources, is_padding, back, apart = _windows(size, window, int(layer.shift_size), rows.device)
     bias = attention.relative_position_bias()
 
     def heads(projection: Any, windows: Float[Tensor, "Bn n C"]) -> Float[Tensor, "Bn H n d"]:
@@ -124,8 +123,8 @@ def _swin_layer(layer: Any, rows: Float[Tensor, "B hw C"], size: Size) -> Float[
         return projected.view(*projected.shape[:2], attention.num_attention_heads, -1).transpose(1, 2)
 
     outputs = []
-    for block in _blocks(len(places), batch * window**2, rows.device):
-        windows = layer.layernorm_before(rows.index_select(1, places[block].flatten()))
+    for block in _blocks(len(sources), batch * window**2, rows.device):
+        windows = layer.layernorm_before(rows.index_select(1, sources[block].flatten()))
         windows.masked_fill_(is_padding[block].flatten()[:, None], 0)
         windows = windows.view(-1, window**2, width)
         q, k, v = (heads(part, windows) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
@@ -145,11 +144,11 @@ def _swin_layer(layer: Any, rows: Float[Tensor, "B hw C"], size: Size) -> Float[
 def _windows(
     size: Size, window: int, shift: int, device: torch.device
 ) -> tuple[Int64[Tensor, "N n"], Bool[Tensor, "N n"], Int64[Tensor, " hw"], Bool[Tensor, "N n n"] | None]:
-    """Where each place of each window finds its row, and the way back.
+    """The source row of each cell of each window, and the way back.
 
     Returns:
-        For each place of each window its row; whether the place is padding; for each row its place; and for each window
-        which pairs of places the shift brought together from opposite borders, or ``None`` without a shift.
+        For each cell of each window its row; whether the cell is padding; for each row its cell; and for each window
+        which pairs of cells the shift brought together from opposite borders, or ``None`` without a shift.
     """
     height, width = size
     padded = (-(-height // window) * window, -(-width // window) * window)
@@ -160,16 +159,16 @@ def _windows(
 
     y, x = torch.meshgrid(torch.arange(padded[0]), torch.arange(padded[1]), indexing="ij")
     inside = (y < height) & (x < width)
-    places, is_padding = partition(torch.where(inside, y * width + x, 0)), partition(~inside)
+    sources, is_padding = partition(torch.where(inside, y * width + x, 0)), partition(~inside)
     back = torch.empty(height * width, dtype=torch.long)
     real = (~is_padding.flatten()).nonzero()[:, 0]
-    back[places.flatten()[real]] = real
+    back[sources.flatten()[real]] = real
     apart = None
     if shift:
         # What the shift brought from the top is not the neighbour of what it met at the bottom; columns likewise.
         region = partition((y < shift) * 2 + (x < shift) * 1)
         apart = (region[:, :, None] != region[:, None, :]).to(device)
-    return places.to(device), is_padding.to(device), back.to(device), apart
+    return sources.to(device), is_padding.to(device), back.to(device), apart
 
 
 # Pixel decoder
@@ -217,7 +216,7 @@ def _encoder_layer(
         torch.cat([offset[:, 0], offset[:, 1], logits])
         for offset, logits in zip(offsets, attention.attention_weights.parameters(), strict=True)
     )
-    # One row of the table per image, place and head.
+    # One row of the table per image, position and head.
     table = attention.value_proj(rows).float().view(batch * count * heads, width // heads)
     grid = _grid(sizes, heads, attention.n_points, rows.device)
     images = torch.arange(0, table.shape[0], count * heads, dtype=torch.int32, device=rows.device)[:, None, None]
@@ -225,10 +224,10 @@ def _encoder_layer(
     for block in _blocks(count, batch, rows.device):
         part = rows[:, block]
         x, y, logits = F.linear(part + positions[block], weight, bias).float().chunk(3, dim=2)
-        places, shares = grid.corners(x, y, block)
+        entries, shares = grid.corners(x, y, block)
         logits = logits.view(*logits.shape[:2], heads, points)
         attended = (logits - logits.amax(3, keepdim=True)).exp_()
-        bags = torch.cat([(place + images).view_as(logits) for place in places], dim=3)
+        bags = torch.cat([(entry + images).view_as(logits) for entry in entries], dim=3)
         weights = torch.cat([share.view_as(logits) * attended for share in shares], dim=3)
         sampled = F.embedding_bag(bags.flatten(0, 2), table, mode="sum", per_sample_weights=weights.flatten(0, 2))
         sampled = sampled.view(*logits.shape[:3], -1) / attended.sum(3, keepdim=True)
@@ -243,7 +242,7 @@ class _Grid:
     """Where deformable attention looks: constants of the levels' sizes, per column (head, level, point).
 
     Attributes:
-        centres: x and y, in pixels of each column's level, of each row's own place.
+        centres: x and y, in pixels of each column's level, of each row's own position.
         last: Last column and last row of each level's grid.
         width: Columns of the level's grid.
         start: First entry of the level, for this head, in the table of (row, head).
@@ -267,8 +266,8 @@ class _Grid:
             block: Which rows these are.
         """
         across, down = self._axis(x, 0, block), self._axis(y, 1, block)
-        places = [(row * self.width + column) * self.heads + self.start for row, _ in down for column, _ in across]
-        return places, [a * b for _, a in down for _, b in across]
+        entries = [(row * self.width + column) * self.heads + self.start for row, _ in down for column, _ in across]
+        return entries, [a * b for _, a in down for _, b in across]
 
     def _axis(self, offset: Float[Tensor, "B n c"], axis: int, block: slice) -> list[tuple[Tensor, Tensor]]:
         position = offset + self.centres[axis, block]
@@ -305,12 +304,12 @@ def _grid(sizes: tuple[Size, ...], heads: int, points: int, device: torch.device
 
 @lru_cache(maxsize=16)
 def position_rows(height: int, width: int, channels: int, device: torch.device) -> Float[Tensor, "hw D"]:
-    """Return the library's sine encoding of every place of a grid, y before x."""
+    """Return the library's sine encoding of every position of a grid, y before x."""
     exponent = torch.arange(0, channels // 2, 2, device=device) / (channels // 2)
 
     def encode(length: int) -> Tensor:
-        place = torch.arange(1, length + 1, device=device) / (length + _EPS) * (2 * math.pi)
-        angle = place[:, None] / _TEMPERATURE**exponent
+        position = torch.arange(1, length + 1, device=device) / (length + _EPS) * (2 * math.pi)
+        angle = position[:, None] / _TEMPERATURE**exponent
         return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
     y, x = encode(height)[:, None], encode(width)[None]
@@ -334,14 +333,14 @@ def _decode_queries(
         keys.append(value + position_rows(*size, value.shape[2], value.device).to(value.dtype))
         reduced.append(_rows(F.interpolate(mask_features, size=size, mode="bilinear", align_corners=False)))
     queries = module.queries_features.weight.expand(batch, -1, -1)
-    places = module.queries_embedder.weight
+    positions = module.queries_embedder.weight
     for number, layer in enumerate(decoder.layers):
         index = number % _LEVELS
         embeddings = decoder.mask_predictor.mask_embedder(decoder.layernorm(queries))
         # The library's rule: look only where the mask is, and everywhere where there is none.
         seen = (embeddings @ reduced[index].transpose(1, 2)) >= 0
         seen |= ~seen.any(2, keepdim=True)
-        queries = _decoder_layer(layer, queries, places, keys[index], values[index], seen)
+        queries = _decoder_layer(layer, queries, positions, keys[index], values[index], seen)
     normed: Tensor = decoder.layernorm(queries)
     return normed
 
@@ -349,7 +348,7 @@ def _decode_queries(
 def _decoder_layer(
     layer: Any,
     queries: Float[Tensor, "B Q D"],
-    places: Float[Tensor, "Q D"],
+    positions: Float[Tensor, "Q D"],
     keys: Float[Tensor, "B hw D"],
     values: Float[Tensor, "B hw D"],
     seen: Bool[Tensor, "B Q hw"],
@@ -359,12 +358,12 @@ def _decoder_layer(
     weights, biases = cross.in_proj_weight.chunk(3), cross.in_proj_bias.chunk(3)
     q, k, v = (
         F.linear(x, weight, bias)
-        for x, weight, bias in zip((queries + places, keys, values), weights, biases, strict=True)
+        for x, weight, bias in zip((queries + positions, keys, values), weights, biases, strict=True)
     )
     attended = cross.out_proj(_attend(q, k, v, cross.num_heads, seen[:, None]))
     queries = layer.cross_attn_layer_norm(queries + attended)
-    own, placed = layer.self_attn, queries + places
-    attended = _attend(own.q_proj(placed), own.k_proj(placed), own.v_proj(queries), own.num_heads)
+    own, positioned = layer.self_attn, queries + positions
+    attended = _attend(own.q_proj(positioned), own.k_proj(positioned), own.v_proj(queries), own.num_heads)
     queries = layer.self_attn_layer_norm(queries + own.out_proj(attended))
     out: Tensor = layer.final_layer_norm(queries + layer.fc2(layer.activation_fn(layer.fc1(queries))))
     return out

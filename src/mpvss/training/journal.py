@@ -107,15 +107,15 @@ def draw_sample(task: Task, batch: Batch) -> UInt8[np.ndarray, "H W 3"]:
     padded = tuple(side + -side % task.segmentor.rule.multiple for side in (height, width))
     full = F.interpolate(scores[None], size=padded, mode="bilinear", align_corners=False)[0, :, :height, :width]
     colours = np.vstack([palette_for(names), np.zeros((256, 3), np.uint8)])
-    pictures = [image.permute(1, 2, 0).cpu().numpy().astype(np.uint8) for image in strip]
-    pictures.append(colours[full.argmax(0).cpu().numpy()])
+    images = [image.permute(1, 2, 0).cpu().numpy().astype(np.uint8) for image in strip]
+    images.append(colours[full.argmax(0).cpu().numpy()])
     if batch.current_label is not None:
-        pictures.append(colours[batch.current_label[0].clamp(max=255).cpu().numpy()])
+        images.append(colours[batch.current_label[0].clamp(max=255).cpu().numpy()])
     if flow is not None:
         drawn = cv2.resize(draw_flow(flow), (padded[1], padded[0]), interpolation=cv2.INTER_NEAREST)
-        pictures.append(drawn[:height, :width])
+        images.append(drawn[:height, :width])
         if batch.flow is not None and batch.visible is not None:
             drawn = draw_flow(batch.flow[0])
             drawn[~batch.visible[0].cpu().numpy()] = 0
-            pictures.append(drawn)
-    return np.ascontiguousarray(np.concatenate([np.asarray(picture, np.uint8) for picture in pictures], 1))
+            images.append(drawn)
+    return np.ascontiguousarray(np.concatenate([np.asarray(image, np.uint8) for image in images], 1))

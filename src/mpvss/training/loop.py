@@ -86,7 +86,7 @@ def train(
 
     Raises:
         ConfigError: The configuration does not fit the model, the data or the run that is resumed.
-        DataError: A data set is not as its layout demands.
+        DataError: A data set does not follow its layout.
         ModelError: A model cannot be loaded.
         OutputError: ``run.out`` holds another run, or the disk is full.
         TrainingError: The loss is not finite.

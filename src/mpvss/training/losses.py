@@ -21,7 +21,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 from mpvss.motion.warp import warp
 from mpvss.training.config import LossConfig
 
-# A mask logit that costs nothing where the target is 0, and that no uncertain point is chosen from.
+# A mask logit that costs nothing where the target is 0, and where no uncertain point is sampled.
 _NOWHERE = -30.0
 _CHARBONNIER = 0.01
 # Labels are certain; a pixel on the wrong side of an outline costs 3, and its gradient stays finite.
@@ -268,7 +268,7 @@ def dis_flow(
     """
     engine: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     engine.setFinestScale(finest)
-    now, then = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (current, key))
+    now, then = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (current, key))
     back, forth = engine.calc(now, then, None), engine.calc(then, now, None)
     height, width = now.shape
     x = np.arange(width, dtype=np.float32) + back[..., 0]

@@ -77,7 +77,7 @@ class Samples(data.Dataset["Pair | MpvssError"]):
         size = pair.current.shape[-2:]
         flow, visible = pair.flow, pair.visible
         if flow is None and self._pseudo_flow is not None:
-            now, then = (picture.permute(1, 2, 0).contiguous().numpy() for picture in (pair.current, pair.key))
+            now, then = (image.permute(1, 2, 0).contiguous().numpy() for image in (pair.current, pair.key))
             flow, visible = (torch.from_numpy(values) for values in dis_flow(now, then, self._pseudo_flow))
         unlabelled = torch.full(size, IGNORE, dtype=torch.int64)
         return replace(
@@ -96,7 +96,7 @@ def open_samples(config: TrainConfig) -> tuple[Samples, tuple[str, ...]]:
         The samples and the classes of their labels.
 
     Raises:
-        DataError: A data set is not as its layout demands, or two of them have different numbers of classes.
+        DataError: A data set does not follow its layout, or two of them have different numbers of classes.
         ConfigError: An option of augmentation or simulation is out of range.
     """
     data_config = config.data
@@ -129,7 +129,7 @@ def open_samples(config: TrainConfig) -> tuple[Samples, tuple[str, ...]]:
 
 
 def check_labels(clips: Iterable[Clip], cache: Path) -> None:
-    """Read every label once, so that a wrong one is found before the first step and not in the middle of a run.
+    """Read every label once, so that a wrong one raises before the first step and not in the middle of a run.
 
     Args:
         clips: Whose labels are checked.

@@ -48,7 +48,7 @@ def predict_layers(
     Args:
         model: A Mask2Former or a MaskFormer of the transformers library.
         images: Normalised and padded.
-        every_layer: Whether all layers are wanted, or the last one alone.
+        every_layer: Whether to return all layers, or the last one alone.
 
     Raises:
         ModelError: The model's family cannot be trained.

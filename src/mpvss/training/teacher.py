@@ -116,14 +116,14 @@ def _write_scenes(video: str, segmentor: HuggingFaceSegmentor, part: Path, confi
             result = session.push(Frame(frame.index, frame.pts, small))[0]
             assert result.confidence is not None
             labels = np.where(result.confidence < confidence, result.labels.dtype.type(void), result.labels)
-            for kind, picture, suffix in (
+            for kind, pixels, suffix in (
                 ("images", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), "jpg"),
                 ("labels", labels, "png"),
             ):
                 folder = part / kind / f"{len(counts) - 1}"
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"{counts[-1]:06}.{suffix}"
-                if not cv2.imwrite(str(path), picture, _JPEG if suffix == "jpg" else ()):
+                if not cv2.imwrite(str(path), pixels, _JPEG if suffix == "jpg" else ()):
                     raise OSError(f"cannot write {path}")
             counts[-1] += 1
     return [scene for scene, count in enumerate(counts) if count > 1]

@@ -38,7 +38,7 @@ BROKEN_IMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, OverflowError),
     *(struct.error, zlib.error, MemoryError, RecursionError, Image.DecompressionBombError),
 )
-"""What Pillow raises on a file that is not the image its name promises: its own errors, and its slips."""
+"""What Pillow raises on a file that is not the image its name promises: its own errors, and uncaught ones."""
 
 SEVERAL = "hold several images, of which only the first is taken"
 CLIPPED = "exceed the full scale of the images around them and are clipped"
@@ -112,7 +112,7 @@ def read_rgb(
         path: The file.
         full_scale: Gives the full scale of the images around it, asked for where there are more than 8 bits a channel;
             ``None`` for the image's own.
-        note: Told what is not as it seems (``SEVERAL``, ``CLIPPED``), with the path.
+        note: Called with what was left out or changed (``SEVERAL``, ``CLIPPED``), and the path.
 
     Raises:
         ValueError: Or another of ``BROKEN_IMAGE``: it cannot be read.

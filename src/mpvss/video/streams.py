@@ -63,5 +63,5 @@ def describe_stream(stream: VideoStream) -> str:
     if context is None:
         return "unknown codec"
     rate = stream.average_rate or stream.guessed_rate
-    pace = f", {float(rate):.6g} frames a second" if rate else ""
-    return f"{context.name} {stream.codec_context.width}x{stream.codec_context.height} (width x height){pace}"
+    frame_rate = f", {float(rate):.6g} frames a second" if rate else ""
+    return f"{context.name} {stream.codec_context.width}x{stream.codec_context.height} (width x height){frame_rate}"

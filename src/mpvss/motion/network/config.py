@@ -65,30 +65,30 @@ class QueryFlowConfig:
     def __post_init__(self) -> None:
         stages = len(self.encoder_channels)
         for name in ("num_queries", "query_width", "downscale", "levels", "layers", "heads", "ffn_width", "mlp_width"):
-            _demand(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("encoder_channels", "encoder_kernels", "encoder_depths", "upsampled_channels"):
             values = getattr(self, name)
-            _demand(len(values) >= 1 and min(values) >= 1, name, "numbers of at least 1", values)
+            _check(len(values) >= 1 and min(values) >= 1, name, "numbers of at least 1", values)
         for name in ("encoder_kernels", "encoder_depths"):
             values = getattr(self, name)
-            _demand(len(values) == stages, name, f"{stages} numbers, one per stage", values)
-        _demand(all(k % 2 for k in self.encoder_kernels), "encoder_kernels", "odd numbers", self.encoder_kernels)
-        _demand(self.query_width % 4 == 0, "query_width", "a multiple of 4", self.query_width)
-        _demand(self.query_width % self.heads == 0, "heads", f"a divisor of query_width {self.query_width}", self.heads)
-        _demand(1 <= self.flow_stage < stages, "flow_stage", f"from 1 to {stages - 1}", self.flow_stage)
-        _demand(self.levels <= stages - self.flow_stage, "levels", f"at most {stages - self.flow_stage}", self.levels)
-        _demand(
+            _check(len(values) == stages, name, f"{stages} numbers, one per stage", values)
+        _check(all(k % 2 for k in self.encoder_kernels), "encoder_kernels", "odd numbers", self.encoder_kernels)
+        _check(self.query_width % 4 == 0, "query_width", "a multiple of 4", self.query_width)
+        _check(self.query_width % self.heads == 0, "heads", f"a divisor of query_width {self.query_width}", self.heads)
+        _check(1 <= self.flow_stage < stages, "flow_stage", f"from 1 to {stages - 1}", self.flow_stage)
+        _check(self.levels <= stages - self.flow_stage, "levels", f"at most {stages - self.flow_stage}", self.levels)
+        _check(
             len(self.upsampled_channels) == stages - self.flow_stage,
             "upsampled_channels",
             f"{stages - self.flow_stage} numbers",
             self.upsampled_channels,
         )
-        _demand(PAD_MULTIPLE % self.stride == 0, "downscale", f"a stride that divides {PAD_MULTIPLE}", self.stride)
+        _check(PAD_MULTIPLE % self.stride == 0, "downscale", f"a stride that divides {PAD_MULTIPLE}", self.stride)
         depth = sum(self.encoder_depths) + self.layers
-        _demand(depth <= _DEEPEST, "layers and encoder_depths", f"at most {_DEEPEST} in all", depth)
-        _demand(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        _check(depth <= _DEEPEST, "layers and encoder_depths", f"at most {_DEEPEST} in all", depth)
+        _check(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
         for name, choices in _CHOICES.items():
-            _demand(getattr(self, name) in choices, name, f"one of {', '.join(choices)}", getattr(self, name))
+            _check(getattr(self, name) in choices, name, f"one of {', '.join(choices)}", getattr(self, name))
 
     @property
     def stride(self) -> int:
@@ -105,6 +105,6 @@ class QueryFlowConfig:
         return convert(values, cls, what="a motion module's configuration", error=ConfigError)
 
 
-def _demand(good: bool, name: str, expected: object, value: object) -> None:
+def _check(good: bool, name: str, expected: object, value: object) -> None:
     if not good:
         raise ValueError(f"{name} must be {expected}, got {shown(value)}")

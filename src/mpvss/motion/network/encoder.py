@@ -12,14 +12,13 @@ IMAGE_MEAN = (0.411, 0.432, 0.450)
 # What the sides of both images are padded to, the same as for the segmentor, so that flow and masks fit.
 PAD_MULTIPLE = 32
 LEAKY_SLOPE = 0.1
-# Up to so many places, all images together, the last stages are products with the weights as they lie. torch's
-# convolution brings the weights (57 MB in the paper's last stage) into another order on each call: at 480x853 on one
-# thread the whole encoder takes 134 ms this way and 161 ms that way.
-_FEW_PLACES = 128
+# Up to so many positions, all images together, a stage is one matrix product with the weights in their stored order.
+# torch's convolution would reorder them on each call, which takes longer than the product (docs/LOG.md).
+_FEW_POSITIONS = 128
 
 
 def prepare_image(image: Float[Tensor, "B 3 H W"], downscale: int) -> Float[Tensor, "B 3 h w"]:
-    """Bring an image to the encoder's input: normalised, then zero-padded at right and bottom, then reduced.
+    """Prepare an image as the encoder's input: normalised, then zero-padded at right and bottom, then reduced.
 
     The mean over each square is, for a factor of 2, what bilinear resizing gives.
 
@@ -81,7 +80,7 @@ class MotionEncoder(nn.Module):
         x = torch.cat([current, key], dim=1)
         features = []
         for stage in self.stages:
-            few = x.device.type == "cpu" and x.shape[0] * x.shape[2] * x.shape[3] <= _FEW_PLACES
+            few = x.device.type == "cpu" and x.shape[0] * x.shape[2] * x.shape[3] <= _FEW_POSITIONS
             for layer in stage.children():
                 x = _convolve_few(layer, x) if few and isinstance(layer, nn.Conv2d) else layer(x)
             features.append(x)

@@ -161,7 +161,7 @@ class QueryFlow(_Trunk):
             key: One key frame for all of them, or one for each; the same size.
             queries: The key frame's query embeddings after the segmentor's last layer norm, one set for all or one for
                 each. Only their shape matters where the queries are learned or random.
-            active: Indices of the queries whose flow is wanted; all by default. Exact: all queries take part in the
+            active: Indices of the queries whose flow is estimated; all by default. Exact: all queries take part in the
                 attention, only the dense work per query is left out.
 
         Returns:
