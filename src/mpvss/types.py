@@ -1,6 +1,6 @@
-"""What travels through the program: frames in, segmentations out, and the geometry between them.
+"""The values passed through the program: frames in, segmentations out, and the geometry between them.
 
-Only numpy here, so that reading and writing video does not import a network library. The tensors that travel between
+Only numpy here, so that reading and writing video does not import a network library. The tensors passed between
 networks are in ``state.py``.
 """
 

@@ -38,7 +38,7 @@ class Engine(Protocol):
         ...
 
     def wait(self, seconds: float) -> tuple[list[Outcome], int]:
-        """Wait until something happens: what became of tasks, and how many workers died without one."""
+        """Wait until something happens: what became of tasks, and how many workers crashed without one."""
         ...
 
     def close(self) -> None:

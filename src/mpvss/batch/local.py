@@ -107,7 +107,7 @@ class LocalEngine:
             slot.pipe.send(task)
 
     def wait(self, seconds: float) -> tuple[list["Outcome"], int]:
-        """Wait until something happens: what became of tasks, and how many workers died without one.
+        """Wait until something happens: what became of tasks, and how many workers crashed without one.
 
         Raises:
             MpvssError: The workers cannot load the model.
@@ -144,16 +144,16 @@ class LocalEngine:
             else:
                 slot.task = None
                 outcomes.append(value)
-        outcomes += self._end_the_silent(waited, {by_pipe[pipe] for pipe in ready if isinstance(pipe, Connection)})
+        outcomes += self._end_stalled(waited, {by_pipe[pipe] for pipe in ready if isinstance(pipe, Connection)})
         return outcomes, deaths
 
-    def _end_the_silent(self, waited: float, heard: set[int]) -> "list[Outcome]":
-        """End workers that said nothing for long: stopped, or hanging where no signal but SIGKILL reaches them."""
+    def _end_stalled(self, waited: float, responsive: set[int]) -> "list[Outcome]":
+        """End workers without a heartbeat for too long: stopped, or hanging where only SIGKILL reaches them."""
         outcomes = []
         for number, slot in enumerate(self._slots):
             if slot is None:
                 continue
-            limit = overdue(slot, 0.0 if number in heard else waited, self._setup.stall)
+            limit = overdue(slot, 0.0 if number in responsive else waited, self._setup.stall)
             if limit is not None:
                 slot.process.kill()
                 lost = self._bury(number)

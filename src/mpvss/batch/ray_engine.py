@@ -76,7 +76,7 @@ class RayEngine:
         slot.answer = slot.handle.run.remote(task)
 
     def wait(self, seconds: float) -> tuple[list[Outcome], int]:
-        """Wait until something happens: what became of tasks, and how many workers died without one.
+        """Wait until something happens: what became of tasks, and how many workers crashed without one.
 
         Raises:
             MpvssError: The workers cannot load the model.
@@ -96,14 +96,14 @@ class RayEngine:
                 outcome, died = self._answered(waiting[reference])
                 outcomes += [outcome] if outcome is not None else []
                 deaths += died
-        heard = {number for reference, number in beats.items() if reference in ready}
-        deaths += sum([self._hear(number) for number in heard])
-        outcomes += self._end_the_silent(waited, heard)
+        responsive = {number for reference, number in beats.items() if reference in ready}
+        deaths += sum([self._receive_beat(number) for number in responsive])
+        outcomes += self._end_stalled(waited, responsive)
         self._say_what_is_missing()
         return outcomes, deaths
 
-    def _hear(self, number: int) -> bool:
-        """Take an actor's sign of life and wait for the next one; return whether it died while it had nothing to do."""
+    def _receive_beat(self, number: int) -> bool:
+        """Receive an actor's heartbeat, wait for the next one, and return whether it crashed while idle."""
         slot = self._slots[number]
         try:
             self._ray.get(slot.beat, timeout=0)
@@ -118,7 +118,7 @@ class RayEngine:
         return False
 
     def _answered(self, number: int) -> tuple[Outcome | None, bool]:
-        """What became of a worker's task, and whether it died without one.
+        """What became of a worker's task, and whether it crashed without one.
 
         Raises:
             MpvssError: The worker cannot load the model.
@@ -144,11 +144,11 @@ class RayEngine:
         self._ray.kill(self._slots[number].handle)
         self._slots[number] = self._start()
 
-    def _end_the_silent(self, waited: float, heard: set[int]) -> list[Outcome]:
-        """End actors that said nothing for long. Those that wait for a machine have not started."""
+    def _end_stalled(self, waited: float, responsive: set[int]) -> list[Outcome]:
+        """End actors without a heartbeat for too long. Those that wait for a machine have not started."""
         outcomes = []
         for number, slot in enumerate(self._slots):
-            limit = overdue(slot, waited if slot.started and number not in heard else 0.0, self._setup.stall)
+            limit = overdue(slot, waited if slot.started and number not in responsive else 0.0, self._setup.stall)
             if limit is not None:
                 if slot.task is not None:
                     outcomes.append(Outcome(slot.task, error=silent_error(limit), died=True))

@@ -269,7 +269,7 @@ def _require_equal_labels(
 ) -> float:
     """Return the share of tied pixels; refuse labels that differ anywhere else."""
     scores = class_scores([expected], geometry)
-    labels, others = (class_scores([view], geometry).argmax(0) for view in (expected, exported))
+    labels, others = (class_scores([prediction], geometry).argmax(0) for prediction in (expected, exported))
     different = (labels != others) & ~_tied(scores)
     if different.any() or not all(bool(torch.isfinite(t).all()) for t in (exported.class_logits, exported.mask_logits)):
         share = 100 * float(different.float().mean())

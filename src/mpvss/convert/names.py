@@ -259,7 +259,7 @@ def _segmentor_origins(config: "Mask2FormerConfig") -> dict[str, _Origin]:
     for level in range(3):
         for number in range(2):
             position = f"{level}.{number}"
-            origins |= _leaves(f"{ours}.input_projections.{position}", f"{published}.input_proj.{index}")
+            origins |= _leaves(f"{ours}.input_projections.{position}", f"{published}.input_proj.{position}")
     origins[f"{ours}.level_embed"] = _Origin(f"{published}.transformer.level_embed")
     for index in range(config.encoder_layers):
         layer, original = f"{ours}.encoder.layers.{index}", f"{published}.transformer.encoder.layers.{index}"

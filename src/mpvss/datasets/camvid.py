@@ -84,7 +84,7 @@ def _splits(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _listed(listing: Path, frames: list[ClipFrame]) -> list[ClipFrame]:
-    """The frames that a list names: on each line the path of an image, perhaps followed by that of its label."""
+    """The frames that a list names: on each line the path of an image, optionally followed by that of its label."""
     by_name = {frame.image_path.stem: frame for frame in frames}
     names = [PurePosixPath(line.split()[0]).stem for line in read_lines(listing) if line]
     for name in names:

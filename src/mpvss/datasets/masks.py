@@ -1,4 +1,4 @@
-"""Masks that a person drew at some frames of a video: found, checked and read, whatever tool wrote them."""
+"""Masks that a person drew at some frames of a video: listed, checked and read, whatever tool wrote them."""
 
 import logging
 import re
@@ -59,7 +59,7 @@ def find_masks(folder: Path, size: tuple[int, int], images: Sequence[str] = ()) 
     """Find and check the masks of a video.
 
     Args:
-        folder: PNG files, and perhaps ``labelmap.txt``; other files are left alone. See ``_by_frame`` for their names.
+        folder: PNG files, and optionally ``labelmap.txt``; others are ignored. See ``_by_frame`` for their names.
         size: Height and width of the video in pixels.
         images: What the images of a folder are called, by index; empty for a video.
 

@@ -51,7 +51,7 @@ def keep_classes(scores: ClassScores) -> ClassScores:
 
 
 def pack(scores: ClassScores, ids: Int64[Tensor, " P"] | None = None, top: float | None = None) -> Packed:
-    """Bring scores into order.
+    """Pack scores for warping.
 
     Args:
         scores: Of a key frame.

@@ -1,4 +1,4 @@
-"""The tensors that travel between networks: what a key frame leaves behind, and one prediction of a frame's masks."""
+"""The tensors passed between networks: what is kept of a key frame, and one prediction of a frame's masks."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""True labels at the key frames in the segmentor's place, so that propagation stands alone."""
+"""True labels at the key frames instead of the segmentor's, so that propagation stands alone."""
 
 from collections.abc import Callable
 from dataclasses import replace

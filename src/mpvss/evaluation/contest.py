@@ -84,7 +84,7 @@ def make_ours(options: BenchOptions) -> VideoSegmenter:
 
 
 def _random_weights(options: BenchOptions, built: Model) -> VideoSegmenter:
-    """Put one of the paper's models behind ``FixedActivity``."""
+    """Wrap one of the paper's models in ``FixedActivity``."""
     propagator = options.propagator or "query"
     rule = InputRule(short_side=None if options.size is None else min(options.size))
     network = built.segmentor.to(memory_format=torch.channels_last)

@@ -90,7 +90,7 @@ class Dis:
                 engine.setPatchStride(_OWN[self.preset][1])
                 engine.setGradientDescentIterations(24)
                 engine.setVariationalRefinementIterations(0)
-                # Patches by their own mean stop short of large motions; the whole images are brought to one instead.
+                # Patches by their own mean stop short of large motions; the whole images share one mean instead.
                 engine.setUseMeanNormalization(False)
             if self.finest_scale is not None:
                 engine.setFinestScale(self.finest_scale)

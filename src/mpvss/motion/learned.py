@@ -1,4 +1,4 @@
-"""The learned propagators ``query`` and ``flow``: a motion module behind the call that the pipeline makes."""
+"""The learned propagators ``query`` and ``flow``: a motion module as a ``Propagator``."""
 
 import torch
 from jaxtyping import Float, Int64, UInt8

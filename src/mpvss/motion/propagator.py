@@ -6,13 +6,13 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 FLOW_GRID = 2 / 3
-"""A side of the grid on which flows that move class scores are estimated and chained, as a share of the scores'."""
+"""A side of the grid on which flows that warp class scores are estimated and chained, as a share of the scores'."""
 
 
 def serves_both_ways(propagator: "Propagator", motion: str) -> bool:
     """Whether a flow between neighbours is estimated once for both directions, and inverted for the other one.
 
-    So it is where one flow moves everything and flows are chained; the flow of a query belongs to one key frame.
+    So it is where one flow warps everything and flows are chained; the flow of a query belongs to one key frame.
     """
     return motion == "chain" and not propagator.per_query
 

@@ -1,4 +1,4 @@
-"""Mask classifiers behind one call, and the one way to get one: ``load_segmentor``."""
+"""Mask classifiers with one interface, and the one way to load one: ``load_segmentor``."""
 
 from importlib.resources import files
 from pathlib import Path

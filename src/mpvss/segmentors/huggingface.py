@@ -1,4 +1,4 @@
-"""Mask classifiers of the transformers library behind one call; ``families`` says what differs between them."""
+"""Mask classifiers of the transformers library with one interface; ``families`` says what differs between them."""
 
 import logging
 from pathlib import Path

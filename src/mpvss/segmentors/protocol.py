@@ -19,7 +19,7 @@ _LONGEST_SIDE = 2**15
 
 @dataclass(frozen=True)
 class InputRule:
-    """How large an image a network wants and how its numbers are scaled.
+    """How large an image a network expects and how its numbers are scaled.
 
     Attributes:
         short_side: The shorter side is resized to this many pixels; ``None`` keeps the frame's size.

@@ -1,4 +1,4 @@
-"""What a training run is told: frozen dataclasses, read from YAML, every key and value checked."""
+"""The configuration of a training run: frozen dataclasses, read from YAML, every key and value checked."""
 
 import dataclasses
 import re
@@ -88,8 +88,8 @@ class DataConfig:
         scale: Range of the factor that images are resized by before the crop.
         flip: Whether every second sample is mirrored left to right.
         colour: Strength of the recolouring, 0 to 1.
-        pseudo_flow: Pairs without an exact flow get that of OpenCV's DIS where it is consistent both ways, found down
-            to this pyramid level: 0 the full size and slowest, 1 four times faster; ``None`` for none.
+        pseudo_flow: Pairs without an exact flow get that of OpenCV's DIS where it is consistent both ways, searched
+            down to this pyramid level: 0 the full size and slowest, 1 four times faster; ``None`` for none.
         validation: Data set of which ``validation_clips`` clips are scored; ``None`` for no validation.
         validation_split: Part of it.
         validation_clips: How many of its clips, the first ones.
@@ -189,7 +189,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where it runs and what it leaves behind.
+    """Where it runs and what it writes.
 
     Attributes:
         out: Directory of the run.
@@ -219,7 +219,7 @@ class TrainConfig:
     """A whole run.
 
     Attributes:
-        stage: ``segmentor`` trains it per frame; ``motion`` trains the motion module behind a frozen segmentor.
+        stage: ``segmentor`` trains it per frame; ``motion`` trains the motion module for a frozen segmentor.
         seed: Of everything random.
         model: What is trained.
         data: On what.

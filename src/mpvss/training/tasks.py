@@ -129,7 +129,7 @@ class SegmentorTask(nn.Module):
 
 
 class MotionTask(nn.Module):
-    """The motion module behind a segmentor that is frozen, in evaluation mode, except for its named heads.
+    """The motion module for a segmentor that is frozen, in evaluation mode, except for its named heads.
 
     The key frame's masks of every decoder layer are warped by one flow and compared with the current frame's labels.
 

@@ -14,12 +14,12 @@ Payload = TypeVar("Payload")
 
 # Most frames that wait while one is judged. Up to four wrong times in a row are known from a clock that starts anew.
 _AHEAD = 8
-# What it costs to take a time for wrong, also one that is where it should be by the times before, to believe in a gap,
-# and to believe in a new start.
+# What it costs to take a time for wrong, also one that is where it should be by the times before, to assume a gap,
+# and to assume a new start.
 _WRONG, _WRONG_IN_PLACE, _GAP, _ANEW = 2, 4, 1, 9
 # At the end of a source less is needed for it: there is nothing that could be shifted.
 _ANEW_AT_END = 4
-# The first frame of all is not believed to stand so far before the second.
+# The first frame of all is not assumed to stand so far before the second.
 _GAP_AT_BEGIN = 5
 # A step of so many usual ones is no gap.
 _USUAL = Fraction(3, 2)
@@ -205,7 +205,7 @@ class Clock(Generic[Payload]):
         return 2 * abs(pts + self._offset - self._last - (position + 1) * self._step) < self._step
 
     def _cost(self, before: int, after: int, between: int, anew: int, following: list[tuple[int, int]]) -> int:
-        """What it costs to believe that one time follows another with so many frames between them."""
+        """What it costs to assume that one time follows another with so many frames between them."""
         step = after - before
         if step <= 0:
             return anew

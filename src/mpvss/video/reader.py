@@ -179,7 +179,7 @@ class Reader:
                     "check that it is connected and switched on"
                 )
             try:
-                message = self._queue.get(timeout=_POLL_SECONDS)  # short waits, so that Ctrl-C is heard on every system
+                message = self._queue.get(timeout=_POLL_SECONDS)  # short waits, so that Ctrl-C is handled everywhere
                 break
             except queue.Empty:
                 continue

@@ -111,7 +111,7 @@ def _open_local(text: str, fps: Fraction | None, open_video: _OpenVideo) -> Vide
         try:
             return open_video(Address(str(path), "video", text, name))
         except SourceError:
-            if path.suffix.lower() != ".tga":  # which can be told by its name only
+            if path.suffix.lower() != ".tga":  # which only its name identifies
                 raise
             return ImageMedia([path], text, name, fps)
     if glob.has_magic(text):

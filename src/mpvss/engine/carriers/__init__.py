@@ -1,4 +1,4 @@
-"""Carriers: what a key frame leaves behind, and how it reaches the frames around it. One file a carrier."""
+"""Carriers: what is kept of a key frame, and how it is propagated to the frames around it. One file a carrier."""
 
 from typing import Any
 

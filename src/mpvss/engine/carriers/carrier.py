@@ -50,7 +50,7 @@ def check_min_score(min_score: float) -> None:
 
 @runtime_checkable
 class Carrier(Protocol[K]):
-    """Labels key frames, and propagates what they leave behind. Belongs to one video; holds its chain of flows."""
+    """Labels key frames, and propagates their state. Belongs to one video; holds its chain of flows."""
 
     clock: StageClock
 
