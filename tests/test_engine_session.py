@@ -17,7 +17,7 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
-from mpvss.engine.carriers import Inference, class_scores, make_carrier, queries
+from mpvss.engine.carriers import CARRIERS, Inference, class_scores, make_carrier, queries
 from mpvss.engine.decode import ClassScores
 from mpvss.engine.schedule import FixedInterval
 from mpvss.engine.session import Session
@@ -31,7 +31,7 @@ from mpvss.segmentors.protocol import Prediction
 from mpvss.training.config import make_config
 from mpvss.training.loop import train
 from mpvss.training.teacher import teach
-from mpvss.types import Frame
+from mpvss.types import Frame, Segmentation
 from test_motion_network import TINY
 from train_world import make_folder, make_segmentor, make_values
 
@@ -895,3 +895,39 @@ def test_options_of_a_call_replace_those_of_the_segmenter_and_of_nobody_else():
     assert segmenter.per_frame().with_options(propagator="auto").propagator is segmenter.propagator
     assert segmenter.class_names == ("red", "green", "blue")
     assert segmenter.palette.shape == (3, 3)
+
+
+def test_a_carrier_of_somebody_else_is_one_entry(monkeypatch):
+    """It carries what it likes; the session knows nothing of it."""
+
+    class Counting:
+        """Labels a frame by how many frames ago its key frame was."""
+
+        def __init__(self, inference):
+            self.inference, self.clock = inference, inference.clock
+
+        def keep(self, frame):
+            self.last = 0
+            return frame, self._result(frame, is_key=True)
+
+        def next(self, kept, frame):
+            self.last += 1
+            return self._result(frame, is_key=False)
+
+        def between(self, before, frames, after):
+            return [self.next(before, frame) for frame in frames]
+
+        def geometry(self, frame):
+            return self.inference.rule.fit(frame.size)
+
+        def close(self):
+            pass
+
+        def _result(self, frame, is_key):
+            return Segmentation(frame, np.full(frame.size, self.last, np.uint8), is_key)
+
+    monkeypatch.setitem(CARRIERS, "counting", Counting)
+    inference = carrier_of(VideoSegmenter(ColourSegmentor(), Hold())).inference
+    with Session(make_carrier(inference, "counting"), FixedInterval(3)) as session:
+        results = [result for frame in moving_frames(7) for result in session.push(frame)]
+    assert [int(result.labels[0, 0]) for result in results] == [0, 1, 2, 0, 1, 2, 0]
