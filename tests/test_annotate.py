@@ -471,3 +471,24 @@ def test_a_video_that_is_stopped_keeps_what_came(video, tmp_path):
     )  # fmt: skip
     assert (summary.stopped, summary.frames) == (True, 5)
     assert len(list(LabelReader(summary.outputs["labels"]))) == 5
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("numbers", [(0, 9), (8,)])
+def test_frames_that_wait_for_a_mask_that_does_not_come_are_kept(video, tmp_path, direction, numbers):
+    """Law: whatever a stop leaves undone, every frame that was taken is written, once."""
+
+    class AfterFive:
+        asked = 0
+
+        def is_set(self):
+            AfterFive.asked += 1
+            return AfterFive.asked > 5
+
+    masks = given(tmp_path / "masks", {str(number): noise([3, 300]) for number in numbers})
+    summary = propagate(video, masks, tmp_path / "out", Filler(Hold(), direction=direction), stop=AfterFive())
+    frames = list(LabelReader(summary.outputs["labels"]))
+    assert [index for index, *_ in frames] == list(range(5))
+    assert summary.frames == 5
+    filled = numbers[0] == 0
+    assert all((labels != np.iinfo(labels.dtype).max).any() == filled for _, _, labels, _ in frames)

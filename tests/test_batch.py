@@ -817,7 +817,7 @@ def test_shards_are_disjoint_and_complete(shards):
         ({"workers": 0}, "workers must be from 1 to 4096, got 0"),
         ({"retries": -1}, "retries must be at least 0, got -1"),
         ({"stall": 0}, "stall must be .* 1.*, got 0"),
-        ({"ray_address": "auto"}, "ray_address is for engine ray"),
+        ({"ray_address": "auto"}, "ray_address goes with engine ray only"),
         ({"ray_address": "auto", "engine": "ray"}, "say how many workers"),
         ({"shard": (3, 2)}, "shard must be i/n with i from 1 to n, got 3/2"),
         ({"resume": True, "overwrite": True}, "choose one"),

@@ -836,6 +836,18 @@ def test_images_of_opencv_are_pushed_as_they_are():
         rgb.push(frames[0], color="hsv")
 
 
+def test_options_that_a_session_does_not_look_at_are_refused():
+    segmenter = VideoSegmenter(ColourSegmentor(), Hold())
+    with pytest.raises(ValueError, match="start is of a source: push the frames that you want, or use stream"):
+        segmenter.session(start=2)
+    with pytest.raises(ValueError, match="device is for from_pretrained: this segmentor is loaded already"):
+        VideoSegmenter(ColourSegmentor(), Hold(), device="cpu")
+    with segmenter.session() as session:
+        session.push(moving_frames(1)[0])
+    with pytest.raises(ValueError, match="this session is finished"):
+        session.push(moving_frames(2)[1])
+
+
 def test_a_schedule_sees_the_confidence_of_what_was_propagated():
     """Law: the last frame of a window is not propagated yet; those before it are, going forward."""
     windows = []

@@ -333,7 +333,7 @@ def test_frames_are_played_back_and_forth():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "compact", "arch": "r50"}, "stands instead of a model, got 'r50' and 'compact'"),
+        ({"model": "compact", "arch": "r50"}, "goes without a model, got 'r50' and 'compact'"),
         ({"model": "compact", "classes": 3}, "a checkpoint has its own"),
         ({"arch": "r50", "classes": 0}, "classes must be from 1 to 65535, got 0"),
         ({"arch": "r50", "interval": 0}, "interval must be at least 1, got 0"),
@@ -410,7 +410,7 @@ def test_the_command_prints_what_was_measured(measured, result, monkeypatch, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "compact", "--arch", "r50"], "stands instead of a model"),
+        (["--model", "compact", "--arch", "r50"], "goes without a model"),
         (["--size", "big"], "HEIGHTxWIDTH"),
     ],
 )

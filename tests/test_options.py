@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 import typer
 
@@ -103,6 +104,14 @@ def test_keyword_arguments_are_typed_as_the_options():
         (SegmentOptions, {"stride": 10**9}, "stride must be at least 1"),
         (SegmentOptions, {"cuts": 1}, "cuts must be true or false, got 1"),
         (SegmentOptions, {"model": 5}, "model must be text, got 5"),
+        (SegmentOptions, {"classes": 5}, r"classes must be a list of names such as \('road',\), got 5"),
+        (SegmentOptions, {"classes": (1.5,)}, "classes must be a whole number, got 1.5"),
+        (SegmentOptions, {"classes": (None,)}, "classes must be text, got None"),
+        (OutputOptions, {"save": None}, "save must be a list of names"),
+        (BatchOptions, {"shard": "1/4"}, "shard must be 2 whole numbers, got '1/4'"),
+        (BatchOptions, {"shard": (1,)}, r"shard must be 2 whole numbers, got \(1,\)"),
+        (BatchOptions, {"state": 5}, "state must be text, got 5"),
+        (BenchOptions, {"size": (480, 640.5)}, "size must be a whole number, got 640.5"),
         (SegmentOptions, {"device": "tpu"}, "device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
         (SegmentOptions, {"device": "cpu:x"}, "device must be auto, cpu, cuda, cuda:N or mps"),
         (SegmentOptions, {"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
@@ -120,9 +129,9 @@ def test_keyword_arguments_are_typed_as_the_options():
         (OutputOptions, {"name": "a/b"}, "name must be a file's name without folders, of at most 200 bytes, got 'a/b'"),
         (BatchOptions, {"shard": (3, 2)}, "shard must be i/n with i from 1 to n, got 3/2"),
         (BatchOptions, {"resume": True, "overwrite": True}, "resume keeps what is finished and overwrite replaces it"),
-        (BatchOptions, {"ray_address": "auto"}, "ray_address is for engine ray: choose it too"),
+        (BatchOptions, {"ray_address": "auto"}, "ray_address goes with engine ray only"),
         (BatchOptions, {"engine": "ray", "ray_address": "auto"}, "say how many workers it is to run"),
-        (BenchOptions, {"arch": "r50", "model": "compact"}, "arch stands instead of a model"),
+        (BenchOptions, {"arch": "r50", "model": "compact"}, "arch goes without a model"),
         (BenchOptions, {"classes": 5}, "classes is for an arch with random weights"),
         (BenchOptions, {"size": (16, 64)}, "size must be at least 32x32, got 16x64"),
         (FillOptions, {"propagator": "none"}, "propagator none brings no mask to another frame: choose another"),
@@ -141,15 +150,25 @@ def test_a_wrong_value_is_refused_where_it_is_given(kind, values, message):
     assert len(str(caught.value)) < 600
 
 
+def test_what_means_the_same_is_the_same():
+    """Law: lists, text for paths and numbers of numpy are taken as what the option holds."""
+    assert SegmentOptions(classes=["road"]) == SegmentOptions(classes=("road",))
+    assert hash(SegmentOptions(classes=["road"])) == hash(SegmentOptions(classes=("road",)))
+    assert BatchOptions(state="dir").state == Path("dir")
+    assert SegmentOptions(interval=np.int64(3), tolerance=np.float32(0.5)) == SegmentOptions(interval=3, tolerance=0.5)
+
+
 def test_what_is_no_option_is_refused_by_its_name():
     with pytest.raises(OptionError, match=r"intervall is no option here; expected one of .*interval"):
         SegmentOptions().replace(intervall=5)
     assert SegmentOptions().replace(interval=5).replace() == SegmentOptions(interval=5)
 
 
-@pytest.mark.parametrize("text", ["480", "480x", "x480", "0x480", "480x853x3", "99999x480", "-1x5", "4.5x5"])
+@pytest.mark.parametrize("text", ["480", "480x", "x480", "0x480", "480x853x3", "5x5", "99999x480", "-1x5", "4.5x5"])
 def test_a_size_that_is_none(text):
-    with pytest.raises(ValueError, match="expected a size as HEIGHTxWIDTH such as 480x853, up to 8192 a side, got"):
+    with pytest.raises(
+        ValueError, match="expected a size as HEIGHTxWIDTH such as 480x853, from 32 to 8192 a side, got"
+    ):
         parse_size(text)
     assert parse_size("480x853") == (480, 853)
 

@@ -14,22 +14,54 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpvss.annotate import FillSummary
+    from mpvss.batch.tasks import BatchSummary
     from mpvss.convert.architectures import build
+    from mpvss.convert.export import ExportSummary
+    from mpvss.engine.carriers import Carrier
+    from mpvss.engine.schedule import Schedule
     from mpvss.engine.session import Session
     from mpvss.errors import ConfigError, DataError, ModelError, MpvssError, OptionError, OutputError, SourceError
+    from mpvss.evaluation.benchmark import BenchResult
+    from mpvss.evaluation.results import CompareResult, EvalResult
     from mpvss.labels import palette_for
+    from mpvss.motion.propagator import Propagator
     from mpvss.motion.propagators import make_propagator
-    from mpvss.options import OutputOptions, SegmentOptions
+    from mpvss.options import (
+        BatchOptions,
+        BenchOptions,
+        DistillOptions,
+        EvalOptions,
+        FillOptions,
+        OutputOptions,
+        SegmentOptions,
+    )
     from mpvss.outputs.draw import overlay
     from mpvss.outputs.labels import LabelReader
+    from mpvss.outputs.sink import Sink
     from mpvss.segmenter import VideoSegmenter
+    from mpvss.segmentors import Segmentor
     from mpvss.segmentors.protocol import InputRule, Prediction
-    from mpvss.types import Frame, RunSummary, Segmentation
-    from mpvss.video import probe, read
+    from mpvss.training.loop import TrainSummary
+    from mpvss.types import Comparison, Frame, RunSummary, Segmentation, Stop
+    from mpvss.video import VideoInfo, probe, read
 
 __all__ = [
+    "BatchOptions",
+    "BatchSummary",
+    "BenchOptions",
+    "BenchResult",
+    "Carrier",
+    "CompareResult",
+    "Comparison",
     "ConfigError",
     "DataError",
+    "DistillOptions",
+    "EvalOptions",
+    "EvalResult",
+    "ExportSummary",
+    "FillOptions",
+    "FillSummary",
     "Frame",
     "InputRule",
     "LabelReader",
@@ -39,11 +71,18 @@ __all__ = [
     "OutputError",
     "OutputOptions",
     "Prediction",
+    "Propagator",
     "RunSummary",
+    "Schedule",
     "SegmentOptions",
     "Segmentation",
+    "Segmentor",
     "Session",
+    "Sink",
     "SourceError",
+    "Stop",
+    "TrainSummary",
+    "VideoInfo",
     "VideoSegmenter",
     "__version__",
     "build",
@@ -60,8 +99,21 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 _HOMES = {
+    "BatchOptions": "mpvss.options",
+    "BatchSummary": "mpvss.batch.tasks",
+    "BenchOptions": "mpvss.options",
+    "BenchResult": "mpvss.evaluation.benchmark",
+    "Carrier": "mpvss.engine.carriers",
+    "CompareResult": "mpvss.evaluation.results",
+    "Comparison": "mpvss.types",
     "ConfigError": "mpvss.errors",
     "DataError": "mpvss.errors",
+    "DistillOptions": "mpvss.options",
+    "EvalOptions": "mpvss.options",
+    "EvalResult": "mpvss.evaluation.results",
+    "ExportSummary": "mpvss.convert.export",
+    "FillOptions": "mpvss.options",
+    "FillSummary": "mpvss.annotate",
     "Frame": "mpvss.types",
     "InputRule": "mpvss.segmentors.protocol",
     "LabelReader": "mpvss.outputs.labels",
@@ -71,11 +123,18 @@ _HOMES = {
     "OutputError": "mpvss.errors",
     "OutputOptions": "mpvss.options",
     "Prediction": "mpvss.segmentors.protocol",
+    "Propagator": "mpvss.motion.propagator",
     "RunSummary": "mpvss.types",
+    "Schedule": "mpvss.engine.schedule",
     "SegmentOptions": "mpvss.options",
     "Segmentation": "mpvss.types",
+    "Segmentor": "mpvss.segmentors",
     "Session": "mpvss.engine.session",
+    "Sink": "mpvss.outputs.sink",
     "SourceError": "mpvss.errors",
+    "Stop": "mpvss.types",
+    "TrainSummary": "mpvss.training.loop",
+    "VideoInfo": "mpvss.video",
     "VideoSegmenter": "mpvss.segmenter",
     "build": "mpvss.convert.architectures",
     "make_propagator": "mpvss.motion.propagators",
@@ -90,3 +149,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mpvss' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

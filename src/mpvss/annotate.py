@@ -24,7 +24,7 @@ from mpvss.engine.schedule import ListedKeyFrames, check_direction
 from mpvss.engine.session import Session
 from mpvss.engine.spill import Spill
 from mpvss.engine.true_labels import true_label_carrier
-from mpvss.errors import DataError
+from mpvss.errors import DataError, OptionError
 from mpvss.labels import ignore_id, label_dtype
 from mpvss.motion.propagator import Propagator
 from mpvss.motion.propagators import describe_propagator
@@ -63,21 +63,27 @@ class Filler:
         check_motion(self.motion)
         check_direction(self.direction)
 
-    def fill(self, frames: Iterable[Frame], masks: Masks, dtype: _Type) -> Iterator[Segmentation]:
+    def fill(
+        self, frames: Iterable[Frame], masks: Masks, dtype: _Type, stop: Stop | None = None
+    ) -> Iterator[Segmentation]:
         """Label every frame, in order. Memory is bounded: what a long gap leaves waiting lies in a temporary file.
 
         Args:
             frames: The video.
             masks: At least one.
             dtype: Type of the labels; it holds every id.
+            stop: Ends the video before the next frame is taken, once it is set; frames that wait are still labelled.
 
         Raises:
             DataError: A mask belongs to a frame that does not come, or cannot be read.
         """
         filling = _Filling(self, masks, dtype)
-        for frame in frames:
+        for frame in until(frames, stop):
             yield from filling.push(frame)
-        filling.finish()
+        if stop is not None and stop.is_set():
+            yield from filling.flush()
+        else:
+            filling.finish()
 
     def session(self, labels: Iterable[Labels], ids: _Ids, keys: tuple[int, ...], direction: str) -> Session:
         """Return a session whose first key frame has the first labels, and those at ``keys`` the following ones."""
@@ -118,7 +124,16 @@ class _Filling:
         elif self._filler.direction == "both":
             self._lead.append(self._spill.keep_frame(frame))
         else:
-            yield Segmentation(frame, np.full(frame.size, np.iinfo(self._dtype).max, self._dtype), False)
+            yield self._unlabelled(frame)
+
+    def flush(self) -> Iterator[Segmentation]:
+        """Label the frames that wait for a mask that will not come: from the mask before them, if there is one."""
+        if self._session is not None:
+            yield from self._filled(self._session.finish())
+        yield from map(self._unlabelled, self._lead)
+
+    def _unlabelled(self, frame: Frame) -> Segmentation:
+        return Segmentation(frame, np.full(frame.size, np.iinfo(self._dtype).max, self._dtype), False)
 
     def finish(self) -> None:
         """Check that no mask is left."""
@@ -224,19 +239,22 @@ def propagate(
     """
     began = time.perf_counter()
     options = OutputOptions(save=("labels", "png")).replace(**output)
+    if options.compare:
+        raise OptionError("compare", "is for a segmentor: masks made by hand have nothing to be compared with")
     with read(source) as reader:
         given = find_masks(Path(masks), reader.info.size, reader.names)
         paths = output_paths(options.name or reader.info.name, Path(out), options)
         first = next(reader)
-        unlabelled = 0
+        unlabelled, last = 0, first.pts
         with Sinks(reader, paths, options, given.names, _describe(filler, given), given.drawn) as sinks:
-            for result in filler.fill(until(chain([first], reader), stop), given, label_dtype(len(given.names))):
+            for result in filler.fill(chain([first], reader), given, label_dtype(len(given.names)), stop):
                 sinks.write(result)
+                last = result.pts
                 unlabelled += filler.direction == "forward" and result.index < min(given.files)
                 if on_frame is not None:
                     on_frame(result)
             if stop is not None and stop.is_set():  # sound goes on no longer than the frames
-                sinks.end = result.pts + 1 / (reader.info.frame_rate or IMAGE_RATE)
+                sinks.end = last + 1 / (reader.info.frame_rate or IMAGE_RATE)
         for message in reader.warnings:
             log.warning("%s: %s", reader.info.source, message)
         if unlabelled:

@@ -9,6 +9,7 @@ line. Importing this module imports no network and no codec.
 
 import dataclasses
 import math
+import numbers
 import os
 import re
 import types
@@ -33,7 +34,7 @@ Time = str | float | Fraction
 """Seconds, or text such as "1:02.5"."""
 
 LARGEST_COUNT = 10**6
-LONGEST_SIDE = 8192
+SHORTEST_SIDE, LONGEST_SIDE = 32, 8192
 _LONGEST_NAME = 200
 _T = TypeVar("_T")
 _O = TypeVar("_O", bound="Options")
@@ -127,7 +128,10 @@ class Options:
         """
         own: Any = type(self)
         for declared in fields(self):
-            _check(declared.name, getattr(self, declared.name), types_of(own)[declared.name], declared)
+            value = getattr(self, declared.name)
+            checked = _checked(declared.name, value, types_of(own)[declared.name], declaration(declared))
+            if checked is not value:
+                object.__setattr__(self, declared.name, checked)
 
     def replace(self: _O, **changes: Any) -> _O:
         """Return the same options but for these.
@@ -164,40 +168,43 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Fraction | Path) else value
 
 
-def _check(name: str, value: Any, annotation: Any, declared: "dataclasses.Field[Any]") -> None:
+def _checked(name: str, value: Any, annotation: Any, known: Declaration) -> Any:
+    """Return a value as its option holds it: lists become tuples, text becomes a path where only a path will do."""
     if value is None and is_optional(annotation):
-        return
-    parts, known = alternatives(annotation), declaration(declared)
-    allowed = choices(annotation)
+        return value
+    parts, allowed = alternatives(annotation), choices(annotation)
+    listed = next((part for part in parts if get_origin(part) is tuple), None)
     if allowed is not None:
         if value not in allowed:
             raise OptionError(name, f"must be one of {', '.join(allowed)}, got {shown(value)}")
+    elif listed is not None:
+        value = _checked_list(name, value, get_args(listed), known)
     elif bool in parts:
         if not isinstance(value, bool):
             raise OptionError(name, f"must be true or false, got {shown(value)}")
-    elif any(get_origin(part) is tuple for part in parts):
-        if isinstance(value, str) and str in _members(parts):
-            raise OptionError(name, f"must be a list of names such as ({value!r:.40},), got {shown(value)}")
-    elif str in parts and not (isinstance(value, int | float) and {int, float} & set(parts)):
-        if not isinstance(value, tuple(part for part in parts if isinstance(part, type))):
-            raise OptionError(name, f"must be text, got {shown(value)}")
-    elif float in parts or int in parts:
+    elif isinstance(value, numbers.Real) and {int, float} & set(parts):
         _check_number(name, value, known, whole=float not in parts)
+    elif Path in parts and isinstance(value, str | Path):
+        return value if str in parts else Path(value)
+    elif not isinstance(value, tuple(part for part in parts if isinstance(part, type))):
+        kinds = "text" if str in parts or Path in parts else "a whole number" if float not in parts else "a number"
+        raise OptionError(name, f"must be {kinds}, got {shown(value)}")
+    return value
 
 
-def _members(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the types that the tuples among these types hold."""
-    return tuple(
-        kind
-        for part in parts
-        if get_origin(part) is tuple
-        for member in get_args(part)
-        for kind in alternatives(member)
-    )
+def _checked_list(name: str, value: Any, members: tuple[Any, ...], known: Declaration) -> tuple[Any, ...]:
+    if members[-1] is Ellipsis:
+        if isinstance(value, str) or not isinstance(value, tuple | list):
+            example = f"({value!r:.40},)" if isinstance(value, str) else "('road',)"
+            raise OptionError(name, f"must be a list of names such as {example}, got {shown(value)}")
+        return tuple(_checked(name, each, members[0], known) for each in value)
+    if not isinstance(value, tuple | list) or len(value) != len(members):
+        raise OptionError(name, f"must be {len(members)} whole numbers, got {shown(value)}")
+    return tuple(_checked(name, each, int, known) for each in value)
 
 
 def _check_number(name: str, value: Any, known: Declaration, *, whole: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+    if isinstance(value, bool) or (whole and not isinstance(value, numbers.Integral)):
         raise OptionError(name, f"must be a {'whole ' if whole else ''}number, got {shown(value)}")
     low, high = known.low, known.high
     if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
@@ -220,13 +227,14 @@ def parse_size(text: str) -> tuple[int, int]:
     """Return height and width of "HEIGHTxWIDTH".
 
     Raises:
-        ValueError: It is no size, or a side is longer than 8192 pixels.
+        ValueError: It is no size, or a side is not from 32 to 8192 pixels.
     """
     height, times, width = text.partition("x")
     sides = [side for side in (height, width) if re.fullmatch("[0-9]{1,5}", side) and 0 < int(side) <= LONGEST_SIDE]
-    if not times or len(sides) < 2:
+    if not times or len(sides) < 2 or min(int(height), int(width)) < SHORTEST_SIDE:
         raise ValueError(
-            f"expected a size as HEIGHTxWIDTH such as 480x853, up to {LONGEST_SIDE} a side, got {shown(text)}"
+            f"expected a size as HEIGHTxWIDTH such as 480x853, from {SHORTEST_SIDE} to {LONGEST_SIDE} a side, "
+            f"got {shown(text)}"
         )
     return int(height), int(width)
 
@@ -273,7 +281,9 @@ class ModelOptions(Options):
     dtype: DtypeName = option("float32", "Precision of the networks.")
     backend: BackendName = option("torch", "torch, or onnx for a directory made by export, on the CPU.")
     fast: bool = option(True, "Our own forward pass; --no-fast for the library's.")
-    threads: int | None = _count(None, "Threads of the networks and of OpenCV. Default: as many as cores.", high=1024)
+    threads: int | None = _count(
+        None, "Threads of the networks and of OpenCV. Default: all cores, or 1 in a batch.", high=1024
+    )
 
     def __post_init__(self) -> None:
         """See ``Options``; and the backend must run on the device in this precision."""
@@ -300,7 +310,7 @@ class PropagationOptions(Options):
     interval: int | None = _count(None, "Frames from one key frame to the next. Default: 10 both, 5 forward.")
     cuts: bool = option(True, "Scene cuts are key frames too.")
     short_side: int | None = _count(
-        None, "Pixels of the shorter side the networks see.", low=32, high=LONGEST_SIDE, metavar="PIXELS"
+        None, "Pixels of the shorter side the networks see.", low=SHORTEST_SIDE, high=LONGEST_SIDE, metavar="PIXELS"
     )
     tolerance: float = option(
         1e-3, "By how much leaving queries out of propagation may change a class score.", low=0, high=1
@@ -492,7 +502,7 @@ class BatchOptions(Options):
         """See ``Options``; and options that exclude each other."""
         super().__post_init__()
         if self.ray_address is not None and self.engine != "ray":
-            raise OptionError("ray_address", "is for engine ray: choose it too")
+            raise OptionError("ray_address", "goes with engine ray only")
         if self.ray_address is not None and self.workers is None:
             raise OptionError("ray_address", "names a cluster of any size: say how many workers it is to run")
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
@@ -517,7 +527,7 @@ class EvalOptions(PropagationOptions, ModelOptions):
         """See ``Options``; and options that exclude each other."""
         super().__post_init__()
         if self.predictions is not None and (self.oracle or self.save_predictions is not None):
-            raise OptionError("predictions", "are only scored: leave out oracle and save_predictions")
+            raise OptionError("predictions", "are only scored: neither true labels nor saving go with it")
 
 
 @dataclass(frozen=True)
@@ -544,10 +554,10 @@ class BenchOptions(Options):
         """See ``Options``; and options that do not go together."""
         super().__post_init__()
         if self.model is not None and self.arch is not None:
-            raise OptionError("arch", f"stands instead of a model, got {shown(self.arch)} and {shown(self.model)}")
+            raise OptionError("arch", f"goes without a model, got {shown(self.arch)} and {shown(self.model)}")
         if self.arch is None and self.classes is not None:
             raise OptionError("classes", "is for an arch with random weights; a checkpoint has its own")
-        if self.size is not None and min(self.size) < 32:
+        if self.size is not None and min(self.size) < SHORTEST_SIDE:
             raise OptionError("size", f"must be at least 32x32, got {self.size[0]}x{self.size[1]}")
 
 

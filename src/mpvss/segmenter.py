@@ -1,6 +1,6 @@
 """A segmentor and a propagator, ready for any number of videos."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import fields
 from fractions import Fraction
@@ -33,6 +33,7 @@ from mpvss.options import (
     ProcessOverrides,
     SegmentOptions,
     SegmentOverrides,
+    SourceOptions,
     VideoOverrides,
 )
 from mpvss.segmentors import Segmentor, load_segmentor
@@ -45,6 +46,7 @@ DEFAULT_INTERVAL: dict[str, int] = {"both": 10, "forward": 5}
 # The segmentor on every frame: there is no frame between to bring masks to.
 _NO_PROPAGATION: Propagator = Hold()
 _OF_THE_MODEL = tuple(each.name for each in fields(ModelOptions))
+_OF_THE_SOURCE = tuple(each.name for each in fields(SourceOptions))
 _OF_THE_OUTPUT = tuple(each.name for each in fields(OutputOptions))
 
 
@@ -61,6 +63,12 @@ def _check_name(model: str | Path) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{shown(str(model))}: expected a model's name or directory, got: {reason}") from error
+
+
+def _refuse(overrides: Mapping[str, Any], names: tuple[str, ...], why: str) -> None:
+    wrong = next((name for name in overrides if name in names), None)
+    if wrong is not None:
+        raise OptionError(wrong, why)
 
 
 class VideoSegmenter:
@@ -91,6 +99,7 @@ class VideoSegmenter:
         Raises:
             OptionError: An option is unknown or out of its range.
         """
+        _refuse(overrides, _OF_THE_MODEL, "is for from_pretrained: this segmentor is loaded already")
         self.options = (options or SegmentOptions()).replace(**overrides)
         self.segmentor, self.propagator, self._own = segmentor, propagator, propagator
         # What ``from_pretrained`` decided about the networks; of a segmentor that was made otherwise nobody knows.
@@ -140,12 +149,7 @@ class VideoSegmenter:
                 f"{options.model}: made by mpvss export: give --backend onnx, or the model that was exported"
             )
         device, dtype = choose_device(options.device), choose_dtype(options.dtype)
-        source, name, module = find_motion(options.model, options.propagator)
-        if module is not None:
-            # Before it gets there: some devices have no double.
-            double = any(weight.dtype == torch.float64 for weight in module.parameters())
-            module = (module.float() if double else module).to(device)
-        propagator = make_propagator(name, module)
+        source, propagator = cls._learned(options)
         segmentor = load_segmentor(source, device=device, dtype=dtype, fast=options.fast)
         if options.fast:
             fold_batch_norm(segmentor.model)
@@ -156,6 +160,16 @@ class VideoSegmenter:
             "backend": options.backend, "device": str(device), "dtype": options.dtype, "fast": options.fast
         }  # fmt: skip
         return segmenter
+
+    @staticmethod
+    def _learned(options: SegmentOptions) -> tuple[str | Path, Propagator | None]:
+        """Return what the segmentor is loaded from, and the propagator, on its device."""
+        source, name, module = find_motion(options.model, options.propagator)
+        if module is not None:
+            # Before it gets there: some devices have no double.
+            double = any(weight.dtype == torch.float64 for weight in module.parameters())
+            module = (module.float() if double else module).to(choose_device(options.device))
+        return source, make_propagator(name, module)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -190,9 +204,7 @@ class VideoSegmenter:
             OptionError: An option is unknown, out of its range, or decided when the model is loaded.
             ModelError: The propagator needs a motion module that was not loaded.
         """
-        fixed = next((name for name in overrides if name in _OF_THE_MODEL), None)
-        if fixed is not None:
-            raise OptionError(fixed, "is decided when the model is loaded; load another segmenter for it")
+        _refuse(overrides, _OF_THE_MODEL, "is decided when the model is loaded; load another segmenter for it")
         if not overrides:
             return self
         options = self.options.replace(**overrides)
@@ -206,7 +218,11 @@ class VideoSegmenter:
 
     def _propagator(self, name: str) -> Propagator | None:
         own = self._own
-        return own if name == "auto" or (own is not None and own.name == name) else make_propagator(name)
+        if name == "auto" or (own is not None and own.name == name):
+            return own
+        if name in LEARNED and self._runtime["device"] is not None and self._runtime["backend"] == "torch":
+            return self._learned(self.options.replace(propagator=name))[1]
+        return make_propagator(name)
 
     def per_frame(self) -> "VideoSegmenter":
         """Return the same segmentor without propagation, at the same size: the baseline."""
@@ -253,6 +269,7 @@ class VideoSegmenter:
             overrides: See ``with_options``. With direction ``forward``, which is also the default, each frame is
                 answered at once; ``both`` waits for the next key frame.
         """
+        _refuse(overrides, _OF_THE_SOURCE, "is of a source: push the frames that you want, or use stream")
         segmenter = self.with_options(**overrides)
         options = segmenter.options
         direction = options.direction or "forward"

@@ -28,7 +28,7 @@ _ORPHAN_SECONDS = 60.0
 
 def run_batch(
     sources: Sequence[str],
-    out: str,
+    out: str | Path,
     settings: Settings,
     options: BatchOptions,
     *,
@@ -56,6 +56,7 @@ def run_batch(
         ModelError: The model cannot be loaded.
     """
     began = time.monotonic()
+    out = str(out)
     out = out if is_remote(out) else str(Path(local(out)).absolute())
     jobs = [job for job in expand(sources) if options.shard is None or in_shard(job.name, options.shard)]
     manifest, work = _open_state(out, options)

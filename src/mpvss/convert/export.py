@@ -15,14 +15,15 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from mpvss._files import atomic, output_errors
+from mpvss._validate import shown
 from mpvss.engine.decode import class_scores
 from mpvss.engine.state import WarpedPrediction
-from mpvss.errors import ModelError, OutputError
+from mpvss.errors import ModelError, OptionError, OutputError
 from mpvss.motion import QueryFlow
 from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.network.pretrained import read_config
 from mpvss.motion.warp import warp
-from mpvss.options import PropagatorName
+from mpvss.options import SHORTEST_SIDE, PropagatorName
 from mpvss.progress import progress
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import EMBEDDED, HuggingFaceSegmentor
@@ -83,7 +84,10 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
     Raises:
         ModelError: A package is missing, the model cannot be loaded or exported, or the result differs from torch.
         OutputError: ``out`` exists, or cannot be written.
+        OptionError: A side is too short, or the size is none.
     """
+    if len(size) != 2 or any(not isinstance(side, int) or side < SHORTEST_SIDE for side in size):
+        raise OptionError("size", f"must be height and width of at least {SHORTEST_SIDE} pixels, got {shown(size)}")
     _require_exporter()
     out = Path(out)
     with output_errors(out):

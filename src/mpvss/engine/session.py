@@ -93,6 +93,8 @@ class Session:
     def _checked(self, frame: Frame | UInt8[np.ndarray, "H W 3"], copy: bool, color: str) -> Frame:
         if self._finished:
             raise ValueError("this session is finished; begin another one for more frames")
+        if color not in ("rgb", "bgr"):
+            raise ValueError(f"color must be rgb or bgr, got {color!r}")
         check_image(frame.rgb if isinstance(frame, Frame) else frame)
         if not isinstance(frame, Frame):
             frame = Frame(self._pushed, self._pushed / IMAGE_RATE, frame)
@@ -103,8 +105,6 @@ class Session:
             )
         self._pushed += 1
         self._last_pts = frame.pts
-        if color not in ("rgb", "bgr"):
-            raise ValueError(f"color must be rgb or bgr, got {color!r}")
         if color == "bgr":
             return replace(frame, rgb=frame.rgb[..., ::-1].copy())
         return replace(frame, rgb=frame.rgb.copy()) if copy else frame
@@ -139,4 +139,5 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._finished = True
         self.close()

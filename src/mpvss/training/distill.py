@@ -10,6 +10,7 @@ from mpvss.segmentors import load_segmentor
 from mpvss.training.config import TrainConfig, make_config
 from mpvss.training.loop import TrainSummary, train
 from mpvss.training.teacher import SPLIT, teach
+from mpvss.types import Stop
 
 # 0.59 M parameters for one flow and 1.01 M for one a query of ``compact``, at stride 4.
 LIGHT: dict[str, Any] = {
@@ -83,7 +84,12 @@ def distill_config(taught: str, out: Path, options: DistillOptions) -> TrainConf
 
 
 def distill(
-    videos: Sequence[str], out: Path, options: DistillOptions | None = None, *, quiet: bool = False
+    videos: Sequence[str],
+    out: str | Path,
+    options: DistillOptions | None = None,
+    *,
+    quiet: bool = False,
+    stop: Stop | None = None,
 ) -> TrainSummary:
     """Teach a motion module on unlabelled videos.
 
@@ -92,10 +98,11 @@ def distill(
         out: Directory of the run, which ``--model`` takes afterwards.
         options: What is trained; its model is the teacher, and what the motion module is for.
         quiet: No progress bar.
+        stop: Ends the training after a step, once it is set, with a checkpoint to go on from.
     """
-    options = options or DistillOptions()
+    options, out = options or DistillOptions(), Path(out)
     cache = options.cache or out / "teacher"
     config = distill_config(f"folder:{cache}", out, options)
     segmentor = load_segmentor(options.model, device=choose_device(config.run.device))
     teach(videos, segmentor, cache, confidence=options.confidence, stride=options.stride)
-    return train(config, resume=options.resume, quiet=quiet)
+    return train(config, resume=options.resume, quiet=quiet, stop=stop)
