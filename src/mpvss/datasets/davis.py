@@ -52,7 +52,7 @@ def _clip_names(root: Path, split: str | None, images: Path) -> list[str]:
     if split is None and not lists.is_dir():
         return [folder.name for folder in list_folders(images)]
     require_directory(lists, _LAYOUT)
-    # The two releases of these clips keep their lists in different places: of frames, or of clips.
+    # The two releases of these clips keep their lists in different folders, one of frames and one of clips.
     candidates = [lists / folder / f"{split or 'val'}.txt" for folder in ("480p", "2016")]
     listing = next((path for path in candidates if path.is_file()), None)
     if listing is None:

@@ -1,8 +1,8 @@
 """The families of mask classifiers of the transformers library, each in one class: how it is built, run and read.
 
-To add a family, write its class and a line in ``FAMILIES``. Each family keeps the query
-embeddings that its class and mask logits are made from in another place; ``predict`` reads them there. The tests prove
-each by recomputing the model's own logits from them.
+To add a family, write its class and a line in ``FAMILIES``. Each family keeps the query embeddings, which its class and
+mask logits are made from, in another attribute; ``predict`` reads them there. The tests prove each by recomputing the
+model's own logits from them.
 """
 
 import math
