@@ -51,7 +51,7 @@ class Predictor:
                 segmentor = self._segmenter.segmentor
                 ids = class_table(segmentor.name, segmentor.class_names, dataset)
         else:
-            # Without propagation every frame is a key frame, and the propagator is never called.
+            # Without propagation every frame is a key frame, and the propagator does not matter.
             self.propagator = make_propagator("hold" if options.propagator == "none" else options.propagator)
         self._ids = np.array(ids)
 
