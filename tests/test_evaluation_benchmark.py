@@ -302,7 +302,7 @@ def test_multiply_adds_of_plain_decoding_are_those_of_the_cost_command():
 def test_multiply_adds_of_an_arch_are_those_of_the_cost_command():
     size = (64, 96)
     counted = bench(BenchOptions(arch="r50", size=size, repeats=1, runs=0))["gmac"]
-    published = cost("r50", size)["gmac"]
+    published = cost("r50", size).to_dict()["gmac"]
     assert counted == pytest.approx(published, rel=0.01)
 
 
