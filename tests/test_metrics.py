@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import reference_metrics as reference
+from helpers import moving_frames
 from mpvss.metrics import (
     ConfusionMatrix,
     Flicker,
+    Matcher,
     MiouByDistance,
     RegionSimilarity,
     VideoConsistency,
@@ -434,3 +436,22 @@ def test_flicker_brings_the_picture_to_the_size_of_the_labels():
     assert metric.update(texture(48, 64), labels) == 0
     with pytest.raises(ValueError, match="at least 16x16"):
         Flicker().update(texture(12, 40), np.zeros((12, 40), np.uint8))
+
+
+def test_one_flow_serves_several_label_maps():
+    """Law: with shared matches each flicker is what it is alone."""
+    random = np.random.default_rng(0)
+    frames = [frame.rgb for frame in moving_frames(4, (40, 60))]
+    maps = [[random.integers(0, 3, (40, 60)) for _ in frames] for _ in range(2)]
+    matcher, shared, alone = Matcher(), (Flicker(), Flicker()), (Flicker(), Flicker())
+    for number, rgb in enumerate(frames):
+        matches = matcher.next(rgb, (40, 60))
+        assert (matches is None) == (number == 0)
+        for which in range(2):
+            ours, own = (
+                shared[which].compare(maps[which][number], matches),
+                alone[which].update(rgb, maps[which][number]),
+            )
+            assert ours == own or number == 0
+    assert [flicker.value for flicker in shared] == [flicker.value for flicker in alone]
+    assert shared[0].value != shared[1].value > 0

@@ -6,6 +6,7 @@ maps are integer arrays; ids below 0 or from K upwards are not classes.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, TypeVar
 
 import numpy as np
@@ -496,12 +497,61 @@ class RegionSimilarity(_Metric):
         return self._clip_sum / self.clips if self.clips else math.nan
 
 
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Where the pixels of a frame were in the frame before.
+
+    Attributes:
+        consistent: Pixels whose flow, back and forth, leads to within one pixel; the others are not compared.
+        rows: Of the frame before, for each consistent pixel.
+        columns: Likewise.
+    """
+
+    consistent: Bool[np.ndarray, "h w"]
+    rows: Integer[np.ndarray, " n"]
+    columns: Integer[np.ndarray, " n"]
+
+
+class Matcher:
+    """Matches each frame with the one before by optical flow (DIS, medium preset), for any number of label maps."""
+
+    def __init__(self) -> None:
+        self._grey: np.ndarray | None = None
+
+    def next(self, rgb: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Matches | None:
+        """Take the next frame; return its matches, or ``None`` for the first one.
+
+        Args:
+            rgb: RGB image; resized to ``size`` where it has another.
+            size: Height and width of the label maps, the same for every frame.
+        """
+        import cv2
+
+        height, width = size
+        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        if grey.shape != size:
+            grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
+        before, self._grey = self._grey, grey
+        if before is None:
+            return None
+        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        backward = dis.calc(grey, before, None)
+        forward = dis.calc(before, grey, None)
+        x = np.arange(width, dtype=np.float32) + backward[..., 0]
+        y = np.arange(height, dtype=np.float32)[:, None] + backward[..., 1]
+        back_again = cv2.remap(forward, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        error = np.hypot(*np.moveaxis(backward + back_again, -1, 0))
+        column, row = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
+        consistent = (error < 1) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        return Matches(consistent, row[consistent], column[consistent])
+
+
 class Flicker(_Metric):
     """Share of pixels whose label differs from the label that the same spot had in the previous frame; needs no truth.
 
     The previous frame's labels are warped, nearest pixel, by the optical flow from the current frame to the previous
-    one (DIS, medium preset, at the size of the labels). Only pixels with a consistent flow count: the flow forward
-    again, from where the pixel came, leads back to within one pixel. Pixels from outside the image do not count.
+    one (see ``Matcher``, at the size of the labels). Only pixels with a consistent flow count: the flow forward again,
+    from where the pixel came, leads back to within one pixel. Pixels from outside the image do not count.
     """
 
     _settings = ()
@@ -510,7 +560,7 @@ class Flicker(_Metric):
     def __init__(self) -> None:
         self._changed = 0
         self._compared = 0
-        self._grey: np.ndarray | None = None
+        self._matcher = Matcher()
         self._labels: np.ndarray | None = None
 
     def update(self, rgb: UInt8[np.ndarray, "H W 3"], labels: Integer[np.ndarray, "h w"]) -> float:
@@ -527,8 +577,27 @@ class Flicker(_Metric):
             ValueError: The labels are too small, or not of the size of the frame before.
             TypeError: The labels are not integers.
         """
-        import cv2
+        self._check(labels)
+        return self.compare(labels, self._matcher.next(rgb, (labels.shape[0], labels.shape[1])))
 
+    def compare(self, labels: Integer[np.ndarray, "h w"], matches: Matches | None) -> float:
+        """Take the next frame where its matches are known, as those of several label maps of one video are.
+
+        Args:
+            labels: As for ``update``.
+            matches: With the frame before; ``None`` for the first frame.
+        """
+        self._check(labels)
+        before, self._labels = self._labels, labels.copy()
+        if before is None or matches is None:
+            return math.nan
+        changed = int(np.count_nonzero(labels[matches.consistent] != before[matches.rows, matches.columns]))
+        compared = len(matches.rows)
+        self._changed += changed
+        self._compared += compared
+        return changed / compared if compared else math.nan
+
+    def _check(self, labels: Integer[np.ndarray, "h w"]) -> None:
         _require_integers(labels=labels)
         height, width = labels.shape
         if min(height, width) < SMALLEST_FLOW:
@@ -540,28 +609,6 @@ class Flicker(_Metric):
                 f"labels must keep their size, got {labels.shape} after {self._labels.shape}; "
                 "use one Flicker for each video, and merge them"
             )
-        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-        if grey.shape != labels.shape:
-            grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
-        before_grey, before_labels = self._grey, self._labels
-        self._grey, self._labels = grey, labels.copy()
-        if before_grey is None or before_labels is None:
-            return math.nan
-
-        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        backward = dis.calc(grey, before_grey, None)
-        forward = dis.calc(before_grey, grey, None)
-        x = np.arange(width, dtype=np.float32) + backward[..., 0]
-        y = np.arange(height, dtype=np.float32)[:, None] + backward[..., 1]
-        back_again = cv2.remap(forward, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        error = np.hypot(*np.moveaxis(backward + back_again, -1, 0))
-        column, row = np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
-        consistent = (error < 1) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        changed = int(np.count_nonzero(labels[consistent] != before_labels[row[consistent], column[consistent]]))
-        compared = int(np.count_nonzero(consistent))
-        self._changed += changed
-        self._compared += compared
-        return changed / compared if compared else math.nan
 
     @property
     def value(self) -> float:

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from mpvss.metrics import SMALLEST_FLOW, Flicker
+from mpvss.metrics import SMALLEST_FLOW, Flicker, Matcher
 from mpvss.outputs import draw
 from mpvss.outputs.overlay import SourceVideo
 from mpvss.outputs.sink import RunInfo
@@ -18,7 +18,7 @@ class CompareSink(SourceVideo):
     def __init__(self, path: Path, info: RunInfo) -> None:
         super().__init__(path, info, draw.side_by_side_size(info.reader.info.size))
         self._drawers = (draw.ResultDrawer(info), draw.ResultDrawer(info))
-        self._flicker = (Flicker(), Flicker())
+        self._flicker, self._matcher = (Flicker(), Flicker()), Matcher()
         self._per_frame: Segmentation | None = None
         self._seconds = (0.0, 0.0)
 
@@ -41,12 +41,14 @@ class CompareSink(SourceVideo):
         if self._per_frame is None:
             raise ValueError("expected the segmentor's own result to compare with, got none")
         results, self._per_frame = (self._per_frame, result), None
+        if min(result.frame.size) >= SMALLEST_FLOW:  # one flow serves both
+            matches = self._matcher.next(result.frame.rgb, result.frame.size)
+            for flicker, shown in zip(self._flicker, results, strict=True):
+                flicker.compare(shown.labels, matches)
         captions, images = [], []
         for name, flicker, drawer, shown, seconds in zip(
             ("per frame", "propagated"), self._flicker, self._drawers, results, self._seconds, strict=True
         ):
-            if min(shown.frame.size) >= SMALLEST_FLOW:
-                flicker.update(shown.frame.rgb, shown.labels)
             share = "" if math.isnan(flicker.value) else f"   flicker {100 * flicker.value:.2f} %"
             captions.append(f"{name}   {1000 * seconds:.0f} ms{share}")
             images.append(drawer.draw(shown))
