@@ -905,6 +905,8 @@ def test_options_of_a_call_replace_those_of_the_segmenter_and_of_nobody_else():
     with pytest.raises(ModelError, match="propagator query needs a motion module"):
         segmenter.with_options(propagator="query")
     assert segmenter.per_frame().with_options(propagator="auto").propagator is segmenter.propagator
+    small = segmenter.with_options(short_side=32)
+    assert (small.rule.short_side, small.with_options(short_side=None).rule) == (32, segmenter.rule)
     assert segmenter.class_names == ("red", "green", "blue")
     assert segmenter.palette.shape == (3, 3)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,8 +276,9 @@ def test_an_export_is_no_model_for_torch(exported):
 
 def test_the_command_says_what_it_wrote(monkeypatch, capfd, tmp_path):
     found = {"out": "here", "files": {"key.onnx": 18.34}, "max_difference": {"flow": 1.5e-5}, "ties": 0.001}
+    summary = onnx_export.ExportSummary(**found | {"out": Path("here")})
     asked = []
-    monkeypatch.setattr(onnx_export, "export", lambda *given, **options: asked.append((given, options)) or found)
+    monkeypatch.setattr(onnx_export, "export", lambda *given, **options: asked.append((given, options)) or summary)
     assert cli.run(["export", "--size", "48x64", "-o", str(tmp_path), "--overwrite"]) == 0
     assert asked == [(("compact", (48, 64), tmp_path), {"overwrite": True})]
     said = capfd.readouterr().out

@@ -36,7 +36,7 @@ from mpvss.options import (
     SourceOptions,
     VideoOverrides,
 )
-from mpvss.segmentors import Segmentor, load_segmentor
+from mpvss.segmentors import InputRule, Segmentor, load_segmentor
 from mpvss.segmentors.efficientnet import fold_batch_norm
 from mpvss.types import Frame, Geometry, RunSummary, Segmentation, Stop, until
 from mpvss.video import parse_time, read
@@ -69,6 +69,10 @@ def _refuse(overrides: Mapping[str, Any], names: tuple[str, ...], why: str) -> N
     wrong = next((name for name in overrides if name in names), None)
     if wrong is not None:
         raise OptionError(wrong, why)
+
+
+def _rule(segmentor: Segmentor, short_side: int | None) -> InputRule:
+    return segmentor.rule if short_side is None else segmentor.rule.with_short_side(short_side)
 
 
 class VideoSegmenter:
@@ -104,8 +108,7 @@ class VideoSegmenter:
         self.segmentor, self.propagator, self._own = segmentor, propagator, propagator
         # What ``from_pretrained`` decided about the networks; of a segmentor that was made otherwise nobody knows.
         self._runtime: dict[str, Any] = dict.fromkeys(("backend", "device", "dtype", "fast"))
-        short_side = self.options.short_side
-        self.rule = segmentor.rule if short_side is None else segmentor.rule.with_short_side(short_side)
+        self.rule = _rule(segmentor, self.options.short_side)
 
     @classmethod
     def from_pretrained(
@@ -212,8 +215,8 @@ class VideoSegmenter:
         other.options = options
         if "propagator" in overrides:
             other.propagator = self._propagator(options.propagator)
-        if options.short_side not in (self.options.short_side, None):
-            other.rule = self.segmentor.rule.with_short_side(options.short_side)
+        if options.short_side != self.options.short_side:
+            other.rule = _rule(self.segmentor, options.short_side)
         return other
 
     def _propagator(self, name: str) -> Propagator | None:

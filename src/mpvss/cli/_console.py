@@ -53,12 +53,6 @@ def interruptible(advance: Callable[..., object]) -> Callable[..., None]:
     return step
 
 
-def plain(result: Any) -> dict[str, Any]:
-    """Return the plain values of a result."""
-    values: dict[str, Any] = result if isinstance(result, dict) else result.to_dict()
-    return values
-
-
 def print_json(value: Any) -> None:
     """Print one JSON object, without secrets of addresses."""
     print(json.dumps(public(value)))

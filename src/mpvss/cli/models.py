@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mpvss._validate import printable
-from mpvss.cli._console import plain, print_json, print_table, set_up
+from mpvss.cli._console import print_json, print_table, set_up
 from mpvss.cli._options import expand, flags_named
 from mpvss.cli.app import app
 from mpvss.errors import ConfigError, DataError
@@ -143,7 +143,7 @@ def export(
         parsed = parse_size(size)
     from mpvss.convert.export import export as export_model
 
-    summary = plain(export_model(model, parsed, out, overwrite=overwrite))
+    summary = export_model(model, parsed, out, overwrite=overwrite).to_dict()
     if console.as_json:
         print_json(summary)
         return

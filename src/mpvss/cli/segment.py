@@ -62,22 +62,15 @@ def segment(
     summaries = []
     for source, info in zip(sources, infos, strict=True):
         with progress(info.name, _expected_frames(info, options), quiet=console.quiet) as advance:
-            run = _in_chunks if resume else _whole
-            summaries.append(run(segmenter, source, out, output, interruptible(advance)))
+            step = interruptible(advance)
+            if resume:
+                summaries.append(_in_chunks(segmenter, source, out, output, step))
+            else:
+                summaries.append(segmenter.process(source, out, output, on_frame=step))
         if not console.as_json:
             print_run(summaries[-1])
     if console.as_json:
         print_json({"videos": [summary.to_dict() for summary in summaries]})
-
-
-def _whole(
-    segmenter: "VideoSegmenter",
-    source: str,
-    out: Path,
-    output: OutputOptions,
-    on_frame: "Callable[[Segmentation], None]",
-) -> "RunSummary":
-    return segmenter.process(source, out, output, on_frame=on_frame)
 
 
 def _in_chunks(
