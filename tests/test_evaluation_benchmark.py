@@ -19,7 +19,7 @@ from mpvss.convert.cost import cost, count_gmac
 from mpvss.engine.decode import class_scores, decode
 from mpvss.engine.schedule import CutDetector
 from mpvss.engine.state import WarpedPrediction
-from mpvss.errors import MpvssError, OutputError, SourceError
+from mpvss.errors import MpvssError, OptionError, OutputError, SourceError
 from mpvss.evaluation import benchmark, charts, contest
 from mpvss.evaluation.benchmark import ratios, resolve
 from mpvss.evaluation.contest import (
@@ -345,6 +345,12 @@ def test_frames_are_played_back_and_forth():
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         BenchOptions(**options)
+
+
+@pytest.mark.parametrize("values", [{"device": "cuda"}, {"dtype": "bfloat16"}, {"short_side": 240}])
+def test_options_of_a_video_of_ones_own(values):
+    with pytest.raises(OptionError, match=f"{next(iter(values))} is for a VIDEO of yours"):
+        resolve(BenchOptions(**values))
 
 
 def test_a_video_shorter_than_an_interval(directory, tmp_path):

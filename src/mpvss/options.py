@@ -531,10 +531,12 @@ class EvalOptions(PropagationOptions, ModelOptions):
 
 
 @dataclass(frozen=True)
-class BenchOptions(Options):
+class BenchOptions(ModelOptions):
     """What is measured, and how often."""
 
-    model: str | None = option(None, "compact, a hub id such as owner/name, or a directory. Default: compact.")
+    model: str | Path | None = option(  # type: ignore[assignment]
+        None, "compact, a hub id such as owner/name, or a directory. Default: compact."
+    )
     arch: str | None = option(None, "Instead: r50, r101, swin-t, swin-s, swin-b or swin-l, with random weights.")
     classes: int | None = _count(None, "Classes of an --arch. Default: 124.", high=65535)
     size: tuple[int, int] | None = option(
@@ -543,15 +545,17 @@ class BenchOptions(Options):
     propagator: PropagatorName | None = option(None, "Default: query for an --arch, or what segment takes.")
     motion: MotionName | None = option(None, "Default: direct for an --arch, or what segment takes.")
     direction: DirectionName | None = option(None, "Default: forward for an --arch, or both.")
-    interval: int | None = _count(None, "Default: 5 forward, 10 both.")
-    frames: int | None = _count(None, "Frames of a whole run. Default: one interval of an --arch, or five.")
+    interval: int | None = _count(None, "Default: 5 forward, 10 both; on a VIDEO 5, 10 and 20.")
+    short_side: int | None = again(PropagationOptions, "short_side")
+    frames: int | None = _count(
+        None, "Frames of a whole run. Default: one interval of an --arch, or five; 101 of a VIDEO."
+    )
     repeats: int = _count(3, "Rounds of the segmentation alone, after one to warm up.")
     runs: int | None = _count(None, "Whole runs from file to files; 0 for none. Default: 1 for an --arch, or 3.", low=0)
-    source: str | None = option(None, "Measure on this; without it one is made.", metavar="VIDEO")
-    threads: int | None = again(ModelOptions, "threads")
+    source: str | None = option(None, "Compare with the library on this; without it one is made.", metavar="FILE")
 
     def __post_init__(self) -> None:
-        """See ``Options``; and options that do not go together."""
+        """See ``ModelOptions``; and options that do not go together."""
         super().__post_init__()
         if self.model is not None and self.arch is not None:
             raise OptionError("arch", f"goes without a model, got {shown(self.arch)} and {shown(self.model)}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mpvss._validate import printable
 from mpvss.cli._console import interruptible, log, print_json, print_table, set_up
 from mpvss.cli._options import expand, flags_named
 from mpvss.cli.app import app
@@ -100,16 +101,26 @@ def compare(
 def bench(
     options: BenchOptions,
     console: ConsoleOptions,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory for BENCH.json and BENCH.png.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the seconds of a frame.")] = None,
+    video: Annotated[
+        str | None,
+        typer.Argument(metavar="[VIDEO]", help="Your clip: per frame against k = 5, 10, 20. Without it: the library."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory for BENCH.json and BENCH.png. Of a VIDEO: out.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the figures.")] = None,
 ) -> None:
-    """Measure how much faster than the library on every frame, in one run, taking turns; on the CPU."""
+    """Measure what propagation saves, in one run: on your VIDEO, or against the library on every frame."""
     set_up(console)
-    from mpvss.evaluation import benchmark
     from mpvss.evaluation.charts import require_matplotlib
 
-    if out is not None or plot is not None:
+    if plot is not None or (out is not None and video is None):
         require_matplotlib()
+    if video is not None:
+        _prove(video, options, console, out or Path("out"), plot)
+        return
+    from mpvss.evaluation import benchmark
+
     with flags_named():
         result = benchmark.bench(options)
     if out is not None:
@@ -120,6 +131,33 @@ def bench(
         print_json(result.to_dict())
     else:
         _print_bench(result.to_dict())
+
+
+# Options of bench that go with the comparison with the library only.
+_NOT_OF_A_VIDEO = ("arch", "classes", "size", "source")
+
+
+def _prove(video: str, options: BenchOptions, console: ConsoleOptions, out: Path, plot: Path | None) -> None:
+    from mpvss.evaluation import charts, proof
+
+    wrong = next((name for name in _NOT_OF_A_VIDEO if getattr(options, name) is not None), None)
+    if wrong is not None:
+        raise ConfigError(f"--{wrong} goes without a VIDEO, got {video}: leave one of the two out")
+    with flags_named():
+        result = proof.prove(video, options)
+    paths = proof.save(result, out, picture=charts.installed())
+    if plot is not None:
+        proof.plot(result, plot)
+    if console.as_json:
+        print_json(result.to_dict())
+        return
+    print(printable(result.title))
+    print_table(proof.HEAD, proof.table(result))
+    if not result.whole:
+        print("the video goes on: --frames takes more of it")
+    if len(paths) == 1:
+        log.warning("no picture: it needs matplotlib, pip install 'mpvss[eval]'")
+    print("written:", printable(" ".join(map(str, paths))))
 
 
 def _print_bench(values: dict[str, Any]) -> None:

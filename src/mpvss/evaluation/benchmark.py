@@ -25,7 +25,7 @@ from mpvss.convert.cost import count_gmac
 from mpvss.engine.decode import score_size
 from mpvss.engine.session import Session
 from mpvss.engine.stage_clock import STAGES
-from mpvss.errors import MpvssError, SourceError
+from mpvss.errors import MpvssError, OptionError, SourceError
 from mpvss.evaluation import charts
 from mpvss.evaluation.contest import (
     ACTIVE_QUERIES,
@@ -61,7 +61,14 @@ Numbers = dict[str, float | None]
 
 
 def resolve(options: BenchOptions) -> BenchOptions:
-    """Return the same options with the numbers that depend on the kind of model filled in."""
+    """Return the same options with the numbers that depend on the kind of model filled in.
+
+    Raises:
+        OptionError: The networks are to run elsewhere or otherwise than the library's, on the CPU in float32.
+    """
+    for name, allowed in (("device", ("auto", "cpu")), ("dtype", ("float32",)), ("short_side", (None,))):
+        if getattr(options, name) not in allowed:
+            raise OptionError(name, "is for a VIDEO of yours: the library is compared with on the CPU, in float32")
     random = options.arch is not None
     direction = options.direction or ("forward" if random else "both")
     interval = 1 if options.propagator == "none" else options.interval or DEFAULT_INTERVAL.get(direction, 1)

@@ -30,13 +30,18 @@ _SETTINGS: Any = {
 }
 
 
+def installed() -> bool:
+    """Whether charts can be drawn."""
+    return find_spec("matplotlib") is not None
+
+
 def require_matplotlib() -> None:
     """Refuse to begin what would end without its charts.
 
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
+    if not installed():
         raise ConfigError("charts need matplotlib, which is not installed: pip install 'mpvss[eval]'")
 
 
@@ -190,4 +195,27 @@ def seconds_bars(parts: Mapping[str, Mapping[str, float]], runs: Mapping[str, fl
         axes.grid(axis="x", color=_GRID)
     below.set_xlabel("milliseconds a frame")
     _legend(above)
+    return figure
+
+
+def bar_panels(title: str, names: Sequence[str], panels: Mapping[str, Sequence[float]]) -> "Figure":
+    """Draw panels of bars side by side, one bar a name, each with its value; a panel's key is its axis's name."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_INCHES, 1.2 + 0.42 * len(names)), dpi=_DPI, layout="constrained")
+    figure.set_label(title)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    for number, (label, values) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, labelcolor=_SOFT)
+        axes.set_axisbelow(True)
+        axes.barh(list(names), values, 0.62, color=[_BASE] + [_RUN] * (len(names) - 1))
+        for y, value in enumerate(values):
+            axes.annotate(f"{value:.3g}", (value, y), (4, 0), textcoords="offset points", va="center")
+        axes.set(xlabel=label, xlim=(0, 1.18 * max([*values, 1e-9])), ylim=(len(names) - 0.5, -0.5))
+        axes.grid(axis="x", color=_GRID)
+        if number:
+            axes.set_yticklabels([])
     return figure

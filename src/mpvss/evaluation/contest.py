@@ -29,6 +29,7 @@ ACTIVE_QUERIES = 20
 PRESENT_CLASSES = 12
 # Probability of an active query's class, and of any class at all for the others.
 _SURE, _UNSURE = 0.95, 1e-6
+_OF_OURS = ("propagator", "motion", "interval", "backend", "fast")
 
 Labeller = Callable[[Frame], np.ndarray]
 
@@ -76,7 +77,7 @@ def make_contest(options: BenchOptions) -> Contest:
 def make_ours(options: BenchOptions) -> VideoSegmenter:
     """Load or build ours alone. Options are resolved."""
     if options.arch is None:
-        values = {name: getattr(options, name) for name in ("propagator", "motion", "interval")}
+        values = {name: getattr(options, name) for name in _OF_OURS}
         given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         return VideoSegmenter.from_pretrained(str(options.model), device="cpu", **given)
     assert options.classes is not None
