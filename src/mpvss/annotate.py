@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
+from mpvss._threads import threads
 from mpvss._validate import shown_address
 from mpvss.datasets.masks import Masks, find_masks
 from mpvss.engine.decode import Labels
@@ -282,7 +282,7 @@ def _describe(filler: Filler, masks: Masks) -> dict[str, Any]:
         "motion": filler.motion,
         "direction": filler.direction,
         "flow": describe_propagator(filler.propagator),
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
         "masks": sorted(masks.files),
     }
     if masks.binary:

@@ -7,22 +7,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
+import numpy as np
 from jaxtyping import UInt8
-from torch import Tensor
 
-from mpvss._devices import choose_device, choose_dtype
-from mpvss._threads import use_threads
+from mpvss._threads import threads, use_threads
 from mpvss._validate import shown
-from mpvss.convert.checkpoint import check_fits
 from mpvss.engine.carriers import Inference, make_carrier
 from mpvss.engine.schedule import SCHEDULES, CutDetector, Cuts, FixedInterval, Schedule
 from mpvss.engine.session import Session
-from mpvss.engine.state import KeyState
+from mpvss.engine.state import KeyState, PixelState
 from mpvss.errors import ModelError, OptionError
 from mpvss.labels import palette_for, resolve_classes
 from mpvss.motion.dis import Hold
-from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.propagator import Propagator
 from mpvss.motion.propagators import LEARNED, describe_propagator, find_motion, make_propagator
 from mpvss.options import (
@@ -36,8 +32,7 @@ from mpvss.options import (
     SourceOptions,
     VideoOverrides,
 )
-from mpvss.segmentors import InputRule, Segmentor, load_segmentor
-from mpvss.segmentors.efficientnet import fold_batch_norm
+from mpvss.segmentors import InputRule, PixelPrediction, Segmentor, load_segmentor
 from mpvss.types import Frame, Geometry, RunSummary, Segmentation, Stop, until
 from mpvss.video import parse_time, read
 
@@ -151,6 +146,11 @@ class VideoSegmenter:
             raise ModelError(
                 f"{options.model}: made by mpvss export: give --backend onnx, or the model that was exported"
             )
+        from mpvss._devices import choose_device, choose_dtype
+        from mpvss.convert.checkpoint import check_fits
+        from mpvss.motion.learned import LearnedFlow
+        from mpvss.segmentors.efficientnet import fold_batch_norm
+
         device, dtype = choose_device(options.device), choose_dtype(options.dtype)
         source, propagator = cls._learned(options)
         segmentor = load_segmentor(source, device=device, dtype=dtype, fast=options.fast)
@@ -169,6 +169,10 @@ class VideoSegmenter:
         """Return what the segmentor is loaded from, and the propagator, on its device."""
         source, name, module = find_motion(options.model, options.propagator)
         if module is not None:
+            import torch
+
+            from mpvss._devices import choose_device
+
             # Before it gets there: some devices have no double.
             double = any(weight.dtype == torch.float64 for weight in module.parameters())
             module = (module.float() if double else module).to(choose_device(options.device))
@@ -231,14 +235,21 @@ class VideoSegmenter:
         """Return the same segmentor without propagation, at the same size: the baseline."""
         return self.with_options(propagator="none")
 
-    def segment(self, frame: Frame, image: UInt8[Tensor, "3 H W"], geometry: Geometry) -> KeyState:
+    def segment(self, frame: Frame, image: UInt8[np.ndarray, "H W 3"], geometry: Geometry) -> KeyState | PixelState:
         """Run the segmentor on one prepared frame.
 
         Raises:
             ModelError: Its answer is not of the shape that its classes ask for.
         """
-        prediction = self.segmentor(image[None])
-        classes = len(self.segmentor.class_names)
+        prediction, classes = self.segmentor(image[None]), len(self.segmentor.class_names)
+        if isinstance(prediction, PixelPrediction):
+            ids = np.arange(classes) if prediction.ids is None else prediction.ids
+            if prediction.scores.shape[1] != len(ids):
+                raise ModelError(
+                    f"{self.segmentor.name}: expected scores of {len(ids)} classes, got {prediction.scores.shape[1]} "
+                    "maps; class_names has one name for each class"
+                )
+            return PixelState(frame, image, prediction.scores[0], prediction.kind, ids, classes, geometry)
         if prediction.class_logits.shape[-1] != classes + 1:
             raise ModelError(
                 f"{self.segmentor.name}: expected class logits of {classes} classes and, last, no object, got "
@@ -327,7 +338,7 @@ class VideoSegmenter:
             "long_side": self.rule.long_side,
             "multiple": self.rule.multiple,
             "flow": describe_propagator(self.propagator),
-            "threads": torch.get_num_threads(),
+            "threads": threads(),
             **self._runtime,
         }
         del options["model"]  # which stands beside them

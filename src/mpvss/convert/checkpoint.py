@@ -26,7 +26,7 @@ from mpvss.convert.names import (
     infer_segmentor_config,
 )
 from mpvss.errors import ModelError, OutputError
-from mpvss.motion.network.pretrained import read_config
+from mpvss.motion.network.directory import read_config
 from mpvss.motion.network.query_flow import PixelFlow, QueryFlow
 
 SEGMENTOR_FOLDER = "segmentor"

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpvss.convert.architectures import NUM_QUERIES, segmentor_config
-from mpvss.motion.network.config import QueryFlowConfig
-from mpvss.motion.network.encoder import PAD_MULTIPLE
+from mpvss.motion.network.config import PAD_MULTIPLE, QueryFlowConfig
 from mpvss.motion.network.query_flow import QueryFlow
 from mpvss.motion.warp import resize_flow, warp
 

@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor, nn
 
 from mpvss._files import atomic, output_errors
@@ -20,15 +21,16 @@ from mpvss.engine.decode import class_scores
 from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import ModelError, OptionError, OutputError
 from mpvss.motion import QueryFlow
+from mpvss.motion.arrays import warp_each
 from mpvss.motion.learned import LearnedFlow
-from mpvss.motion.network.pretrained import read_config
-from mpvss.motion.warp import warp
+from mpvss.motion.network.directory import read_config
 from mpvss.options import SHORTEST_SIDE, PropagatorName
 from mpvss.progress import progress
 from mpvss.segmenter import VideoSegmenter
-from mpvss.segmentors import EMBEDDED, HuggingFaceSegmentor
-from mpvss.segmentors.huggingface import library_prediction
+from mpvss.segmentors import EMBEDDED
+from mpvss.segmentors.huggingface import HuggingFaceSegmentor, library_prediction
 from mpvss.segmentors.onnx import EXPORT_NAME, KEY_NAME, MOTION_NAME, ExportInfo, load_exported, require_runtime
+from mpvss.segmentors.tensors import normalised
 from mpvss.types import Geometry, shown_size
 
 # Two class scores that differ by less than this share of the larger one are a tie.
@@ -155,7 +157,7 @@ def _write_segmentor(
     """Export the segmentor; return what torch gives for an image: class logits, mask logits, queries."""
     assert isinstance(segmenter.segmentor, HuggingFaceSegmentor)
     network = _KeyNetwork(segmenter.segmentor, (image.shape[-2], image.shape[-1]))
-    pixels = segmenter.rule.normalise(image)
+    pixels = normalised(segmenter.rule, image)
     _export(network, {"pixels": pixels}, ("class_logits", "mask_logits", "queries"), path)
     with torch.inference_mode():
         outputs: tuple[Tensor, Tensor, Tensor] = network(pixels)
@@ -234,13 +236,16 @@ def _verify(
 ) -> tuple[dict[str, float], float]:
     """Run the exported networks and compare; returns differences by output, and the share of tied pixels."""
     segmentor, flow = load_exported(folder)
-    exported = segmentor(other)
+    now, then = (np.ascontiguousarray(image.permute(0, 2, 3, 1).numpy()) for image in (current, other))
+    exported = segmentor(then)
     values = (exported.class_logits, exported.mask_logits, exported.queries)
+    class_logits, mask_logits, queries = (value.numpy() for value in expected)
     difference = {
-        name: float((ours - torchs).abs().max())
-        for name, ours, torchs in zip(("class_logits", "mask_logits", "queries"), values, expected, strict=True)
+        name: float(np.abs(ours - torchs).max())
+        for name, ours, torchs in zip(
+            ("class_logits", "mask_logits", "queries"), values, (class_logits, mask_logits, queries), strict=True
+        )
     }
-    class_logits, mask_logits, queries = expected
     tied = _require_equal_labels(
         WarpedPrediction(class_logits[0], mask_logits[0]),
         WarpedPrediction(exported.class_logits[0], exported.mask_logits[0]),
@@ -251,14 +256,14 @@ def _verify(
         return difference, tied
     assert isinstance(learned, LearnedFlow)
     grid = (mask_logits.shape[-2], mask_logits.shape[-1])
-    half = None if flow.name == "flow" else torch.arange(0, queries.shape[1], 2)
+    half = None if flow.name == "flow" else np.arange(0, queries.shape[1], 2)
     largest = 0.0
     for active in (None, half):
-        flows = [by.estimate_flow(current, other, queries, geometry.padded, grid, active)[0] for by in (learned, flow)]
-        largest = max(largest, float((flows[0] - flows[1]).abs().max()))
+        flows = [by.estimate_flow(now, then, queries, geometry.padded, grid, active)[0] for by in (learned, flow)]
+        largest = max(largest, float(np.abs(flows[0] - flows[1]).max()))
         kept = slice(None) if active is None else active
         masks, classes = mask_logits[0][kept], class_logits[0][kept]
-        warped = [warp(masks[None], one)[0] if len(one) == 1 else warp(masks[:, None], one)[:, 0] for one in flows]
+        warped = [warp_each(masks, one) for one in flows]
         tied = max(
             tied,
             _require_equal_labels(
@@ -275,18 +280,17 @@ def _require_equal_labels(
     scores = class_scores([expected], geometry)
     labels, others = (class_scores([prediction], geometry).argmax(0) for prediction in (expected, exported))
     different = (labels != others) & ~_tied(scores)
-    if different.any() or not all(bool(torch.isfinite(t).all()) for t in (exported.class_logits, exported.mask_logits)):
-        share = 100 * float(different.float().mean())
+    if different.any() or not all(np.isfinite(t).all() for t in (exported.class_logits, exported.mask_logits)):
+        share = 100 * float(different.mean())
         raise ModelError(
             f"{name}: the exported network gives other labels than torch at {share:.3g} % of the pixels; it was not "
             "kept, use backend torch"
         )
-    return float(_tied(scores).float().mean())
+    return float(_tied(scores).mean())
 
 
-def _tied(scores: Float[Tensor, "K H W"]) -> Bool[Tensor, "H W"]:
+def _tied(scores: Float32[np.ndarray, "K H W"]) -> Bool[np.ndarray, "H W"]:
     if len(scores) == 1:
-        return torch.zeros_like(scores[0], dtype=torch.bool)
-    best, second = scores.topk(2, dim=0).values
-    tied: Tensor = best - second <= _TIE * best
-    return tied
+        return np.zeros(scores.shape[1:], bool)
+    second, best = np.partition(scores, -2, axis=0)[-2:]
+    return np.asarray(best - second <= _TIE * best)

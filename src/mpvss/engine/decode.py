@@ -13,17 +13,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64, UInt8, UInt16
-from torch import Tensor
+from jaxtyping import Float32, Int64, UInt8, UInt16
 
-from mpvss.engine.state import WarpedPrediction
+from mpvss.engine.activations import sigmoid, softmax
+from mpvss.engine.state import PixelState, WarpedPrediction
 from mpvss.labels import ignore_id, label_dtype
-from mpvss.motion.warp import resize, sample
+from mpvss.motion.arrays import resize, spread
 from mpvss.types import Geometry
 
-# Queries that are upsampled at once on a CPU: all of them would fill tens of megabytes a frame, and no cache.
+# Queries that are upsampled at once: all of them would fill tens of megabytes a frame, and no cache.
 _QUERIES = 8
 # With fewer classes than this, leaving some out costs more than it saves.
 _FEW_CLASSES = 16
@@ -31,6 +29,8 @@ _FEW_CLASSES = 16
 _TIE = 1e-6
 
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
+Classes = Int64[np.ndarray, " P"]
+Planes = Float32[np.ndarray, "P H W"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class ClassScores:
         num_classes: Number of all classes.
     """
 
-    ids: Int64[Tensor, " P"]
-    planes: Float[Tensor, "P H W"] | UInt8[Tensor, "P H W"]
+    ids: Classes
+    planes: Planes | UInt8[np.ndarray, "P H W"]
     num_classes: int
 
 
@@ -53,65 +53,55 @@ def score_size(geometry: Geometry) -> tuple[int, int]:
     return min(geometry.source, geometry.resized)
 
 
-def _at_scores(maps: Float[Tensor, "C h w"], geometry: Geometry) -> Float[Tensor, "C H W"]:
-    """Interpolate maps that cover the padded image at the pixels where scores are made."""
-    height, width = score_size(geometry)
-    # The padded image in pixels of the scores: whole numbers, where one image is the other or nothing was padded.
-    covered = [
-        padded * side / resized
-        for padded, side, resized in zip(geometry.padded, (height, width), geometry.resized, strict=True)
-    ]
-    if all(side.is_integer() for side in covered):
-        return resize(maps, (int(covered[0]), int(covered[1])))[:, :height, :width]
-    ys, xs = (
-        2 * (torch.arange(side, device=maps.device) + 0.5) / whole - 1
-        for side, whole in zip((height, width), covered, strict=True)
+def _at(size: tuple[int, int], maps: Planes, geometry: Geometry) -> Planes:
+    """Interpolate maps that cover the padded image at the pixels of an image of this size without padding."""
+    # The padded image in those pixels: whole numbers, where one image is the other or nothing was padded.
+    height, width = (
+        padded * side / resized for padded, side, resized in zip(geometry.padded, size, geometry.resized, strict=True)
     )
-    grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], -1).to(maps.dtype)
-    return sample(maps[None], grid[None], align_corners=False)[0]
+    return np.asarray(spread(maps, (height, width), size))
 
 
-def possible_classes(predictions: Sequence[WarpedPrediction]) -> Int64[Tensor, " P"]:
+def possible_classes(predictions: Sequence[WarpedPrediction]) -> Classes:
     """Return the classes that may win at some pixel, ascending; none of the others does, ties aside.
 
     Between the centres of neighbouring cells of the mask grid no interpolated logit is larger than the largest of the
     cells around, nor smaller than the smallest. So each class has bounds of its score in each such square, and one
     whose upper bound lies below another's lower bound in all of them cannot win.
     """
-    probabilities = [prediction.class_logits.softmax(1)[:, :-1] for prediction in predictions]
+    probabilities = [softmax(prediction.class_logits, 1)[:, :-1] for prediction in predictions]
     num_classes = probabilities[0].shape[1]
     if num_classes <= _FEW_CLASSES:
-        return torch.arange(num_classes, device=probabilities[0].device)
-    most_of = torch.stack([probability.sum(0) for probability in probabilities]).amax(0)
-    some = (most_of > _TIE).nonzero()[:, 0]
+        return np.arange(num_classes)
+    most_of = np.max([probability.sum(0) for probability in probabilities], axis=0)
+    some = np.flatnonzero(most_of > _TIE)
     if len(some) == 0:  # all queries say "no object": every class is a tie with every other
-        return most_of.argmax()[None]
-    upper: Tensor | float = 0.0
-    lower: Tensor | float = 0.0
+        return np.asarray(most_of.argmax(keepdims=True))
+    upper, lower = np.zeros((2, len(some), 1), np.float32)
     for prediction, probability in zip(predictions, probabilities, strict=True):
+        of_queries = np.ascontiguousarray(probability[:, some].T)
         highest, lowest = _around(prediction.mask_logits)
-        most, least = (
-            probability[:, some].T @ highest.sigmoid().flatten(1),
-            probability[:, some].T @ lowest.sigmoid().flatten(1),
-        )
+        most, least = (of_queries @ sigmoid(extreme).reshape(len(extreme), -1) for extreme in (highest, lowest))
         if prediction.weight is not None:
             heaviest, lightest = _around(prediction.weight[None])
-            most, least = most * heaviest.flatten(), least * lightest.flatten()
+            most, least = most * heaviest.ravel(), least * lightest.ravel()
         upper, lower = upper + most, lower + least
-    assert isinstance(upper, Tensor) and isinstance(lower, Tensor)
-    kept = (upper >= lower.amax(0) - _TIE).any(1)
-    return some[kept]
+    return np.asarray(some[(upper >= lower.max(0) - _TIE).any(1)])
 
 
-def _around(maps: Float[Tensor, "C h w"]) -> tuple[Float[Tensor, "C h1 w1"], Float[Tensor, "C h1 w1"]]:
+def _around(maps: Planes) -> tuple[Planes, Planes]:
     """The largest and the smallest of each four neighbouring cells; of what there is on a grid of one row or column."""
-    kernel = (min(2, maps.shape[1]), min(2, maps.shape[2]))
-    return F.max_pool2d(maps, kernel, 1), -F.max_pool2d(-maps, kernel, 1)
+    highest = lowest = maps
+    if maps.shape[1] > 1:
+        highest = np.maximum(highest[:, 1:], highest[:, :-1])
+        lowest = np.minimum(lowest[:, 1:], lowest[:, :-1])
+    if maps.shape[2] > 1:
+        highest = np.maximum(highest[..., 1:], highest[..., :-1])
+        lowest = np.minimum(lowest[..., 1:], lowest[..., :-1])
+    return highest, lowest
 
 
-def class_scores(
-    predictions: Sequence[WarpedPrediction], geometry: Geometry, classes: Int64[Tensor, " P"] | None = None
-) -> Float[Tensor, "P H W"]:
+def class_scores(predictions: Sequence[WarpedPrediction], geometry: Geometry, classes: Classes | None = None) -> Planes:
     """Return the blended class scores at ``score_size``.
 
     Args:
@@ -124,29 +114,25 @@ def class_scores(
     """
     if not predictions:
         raise ValueError("decoding needs at least one prediction")
-    scores: Tensor | None = None
+    scores: Planes | None = None
     for prediction in predictions:
         part = _scores_of(prediction, geometry, classes)
         if prediction.weight is not None:
-            part *= _at_scores(prediction.weight[None], geometry)
-        scores = part if scores is None else scores.add_(part)
+            part *= _at(score_size(geometry), prediction.weight[None], geometry)
+        scores = part if scores is None else scores + part
     assert scores is not None
     return scores
 
 
-def _scores_of(
-    prediction: WarpedPrediction, geometry: Geometry, classes: Int64[Tensor, " P"] | None
-) -> Float[Tensor, "P H W"]:
-    probability = prediction.class_logits.softmax(1)[:, :-1]
-    if classes is not None:
-        probability = probability[:, classes]
+def _scores_of(prediction: WarpedPrediction, geometry: Geometry, classes: Classes | None) -> Planes:
+    probability = softmax(prediction.class_logits, 1)[:, :-1]
+    of_queries = np.ascontiguousarray((probability if classes is None else probability[:, classes]).T)
     size = score_size(geometry)
-    scores = probability.new_zeros(probability.shape[1], size[0] * size[1])
-    at_once = _QUERIES if scores.device.type == "cpu" else len(probability)
-    for first in range(0, len(probability), at_once):
-        some = slice(first, first + at_once)
-        shown = _at_scores(prediction.mask_logits[some], geometry).sigmoid()
-        scores.addmm_(probability[some].T, shown.flatten(1))
+    scores = np.zeros((len(of_queries), size[0] * size[1]), np.float32)
+    for first in range(0, len(probability), _QUERIES):
+        some = slice(first, first + _QUERIES)
+        shown = sigmoid(_at(size, prediction.mask_logits[some], geometry))
+        scores += of_queries[:, some] @ shown.reshape(len(shown), -1)
     return scores.reshape(-1, *size)
 
 
@@ -160,25 +146,77 @@ def score(predictions: Sequence[WarpedPrediction], geometry: Geometry, *, every_
         raise ValueError("decoding needs at least one prediction")
     for prediction in predictions:
         if any(
-            torch.isnan(x).any()
+            np.isnan(x).any()
             for x in (prediction.mask_logits, prediction.class_logits, prediction.weight)
             if x is not None
         ):
             raise ValueError("decoding expects finite logits, got NaN in the masks, the classes or the weights")
-    logits = predictions[0].class_logits
-    num_classes = logits.shape[1] - 1
-    classes = torch.arange(num_classes, device=logits.device) if every_class else possible_classes(predictions)
+    num_classes = predictions[0].class_logits.shape[1] - 1
+    classes = np.arange(num_classes) if every_class else possible_classes(predictions)
     return ClassScores(classes, class_scores(predictions, geometry, classes), num_classes)
 
 
 def averaged(scores: ClassScores, predictions: Sequence[WarpedPrediction], geometry: Geometry) -> ClassScores:
     """Return the scores of several predictions divided by the sum of their weights: on the scale of one."""
-    total = sum(
-        _at_scores(prediction.weight[None], geometry) for prediction in predictions if prediction.weight is not None
-    )
-    if not isinstance(total, Tensor):
+    weights = [
+        _at(score_size(geometry), prediction.weight[None], geometry)
+        for prediction in predictions
+        if prediction.weight is not None
+    ]
+    if not weights:
         return scores
-    return replace(scores, planes=scores.planes / total.clamp(min=torch.finfo(total.dtype).tiny))
+    total = np.maximum(np.sum(weights, axis=0), np.finfo(np.float32).tiny)
+    return replace(scores, planes=scores.planes / total)
+
+
+def possible_maps(maps: Planes) -> Int64[np.ndarray, " P"]:
+    """Return which maps may be the largest at some place between the centres of neighbouring cells; as above."""
+    if len(maps) <= _FEW_CLASSES:
+        return np.arange(len(maps))
+    highest, lowest = _around(maps)
+    return np.flatnonzero((highest >= lowest.max(0)).any((1, 2)))
+
+
+def pixel_scores(state: PixelState, *, every_class: bool = False) -> ClassScores:
+    """Return the class scores of a segmentor of pixels at ``score_size``: its own, or the softmax of its logits.
+
+    Without ``every_class`` maps that are the largest nowhere are left out, of the softmax, too.
+
+    Raises:
+        ValueError: They hold NaN.
+    """
+    if np.isnan(state.maps).any():
+        raise ValueError("decoding expects finite scores, got NaN in the maps of the classes")
+    maps, ids = state.maps, state.ids
+    if not every_class:
+        kept = possible_maps(maps)
+        maps, ids = maps[kept], ids[kept]
+    planes = _at(score_size(state.geometry), maps, state.geometry)
+    return ClassScores(ids, softmax(planes, 0) if state.kind == "logits" else planes, state.num_classes)
+
+
+def pixel_labels(state: PixelState, *, classes: Sequence[int] | None = None) -> Labels:
+    """Return the label map of a key frame: its maps resized to the frame, as libraries do, and the largest.
+
+    Args:
+        state: Of the key frame.
+        classes: Only these are kept; pixels of other classes get the ignore id. ``None`` keeps all.
+    """
+    kept = possible_maps(state.maps)
+    size = state.geometry.source
+    winner, best = np.zeros(size, np.intp), _at(size, state.maps[kept[:1]], state.geometry)[0]
+    for position, number in enumerate(kept[1:], 1):
+        plane = _at(size, state.maps[number : number + 1], state.geometry)[0]
+        winner[plane > best] = position
+        np.maximum(best, plane, out=best)
+    return _numbered(winner, _kept_ids(state.ids[kept], state.num_classes, classes))
+
+
+def _kept_ids(ids: Classes, num_classes: int, classes: Sequence[int] | None) -> Any:
+    numbers = ids.astype(label_dtype(num_classes))
+    if classes is not None:
+        numbers[~np.isin(ids, list(classes))] = ignore_id(num_classes)
+    return numbers
 
 
 def label_map(
@@ -201,35 +239,28 @@ def label_map(
     planes = scores.planes
     enlarged = tuple(planes.shape[1:]) != geometry.source
     # One class after the other: three maps of the source's size instead of one for every class.
-    best = resize(planes[:1], geometry.source)[0] if enlarged else planes[0].clone()
-    winner = torch.zeros_like(best, dtype=torch.uint8 if len(planes) <= 256 else torch.int32)
-    # OpenCV takes a third of torch's time, and no threads of its own.
-    quick = best.device.type == "cpu" and best.dtype in (torch.float32, torch.uint8) and winner.dtype == torch.uint8
+    best = resize(planes[:1], geometry.source)[0] if enlarged else planes[0].copy()
+    winner = np.zeros(best.shape, np.uint8 if len(planes) <= 256 else np.int32)
     for number in range(1, len(planes)):
         plane = resize(planes[number : number + 1], geometry.source)[0] if enlarged else planes[number]
         # Numbers rise, so the last one that won is the largest of those that did.
-        if quick:
-            won = cv2.compare(plane.numpy(), best.numpy(), cv2.CMP_GT)
+        if winner.dtype == np.uint8:
+            won = cv2.compare(plane, best, cv2.CMP_GT)
             # An array of one: OpenCV takes a bare number for an image where the images are as small.
-            cv2.max(winner.numpy(), cv2.min(won, np.full(1, number, np.uint8)), dst=winner.numpy())
-            cv2.max(best.numpy(), plane.numpy(), dst=best.numpy())
+            cv2.max(winner, cv2.min(won, np.full(1, number, np.uint8)), dst=winner)
         else:
-            torch.maximum(winner, (plane > best).to(winner.dtype).mul_(number), out=winner)
-            torch.maximum(best, plane, out=best)
-    ids = scores.ids.to("cpu").numpy().astype(label_dtype(scores.num_classes))
-    if classes is not None:
-        ids[~np.isin(ids, list(classes))] = ignore_id(scores.num_classes)
-    labels: Labels = _numbered(winner.to("cpu").numpy(), ids)
+            winner[plane > best] = number
+        cv2.max(best, plane, dst=best)
+    labels = _numbered(winner, _kept_ids(scores.ids, scores.num_classes, classes))
     if min_score > 0:
-        labels[(best < min_score).to("cpu").numpy()] = ignore_id(scores.num_classes)
+        labels[best < min_score] = ignore_id(scores.num_classes)
     if not confidence:
         return labels, None
-    total = planes.sum(0, keepdim=True, dtype=torch.float32)
-    share = best / (resize(total, geometry.source) if enlarged else total)[0].clamp(min=1e-12)
-    return labels, share.to("cpu", torch.float32).numpy()
+    total = planes.sum(0, keepdims=True, dtype=np.float32)
+    return labels, best / np.maximum((resize(total, geometry.source) if enlarged else total)[0], 1e-12)
 
 
-def _numbered(winner: Any, ids: UInt8[np.ndarray, " P"] | UInt16[np.ndarray, " P"]) -> Labels:
+def _numbered(winner: Any, ids: Any) -> Labels:
     """``ids[winner]``; for bytes in a tenth of numpy's time."""
     if winner.dtype != np.uint8 or ids.dtype != np.uint8:
         return np.asarray(ids[winner])

@@ -1,19 +1,15 @@
 """Flows from frames to their key frames: chained from neighbour to neighbour, or direct.
 
-Works on whatever arrays the propagator answers with; the images and keys are opaque here.
+The images and keys are opaque here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from jaxtyping import Float
-from torch import Tensor
-
-from mpvss.motion.warp import compose, invert
+from mpvss.motion.arrays import Flow, compose, invert
 
 MOTIONS = ("chain", "direct")
-Flow = Float[Tensor, "G 2 h w"]
 
 
 @runtime_checkable

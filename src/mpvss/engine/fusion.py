@@ -4,11 +4,10 @@ import math
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, UInt8
-from torch import Tensor
+from jaxtyping import Float32, UInt8
 
-from mpvss.motion.warp import sampling_maps
+from mpvss.engine.activations import sigmoid, softmax
+from mpvss.motion.arrays import Flow, sampling_maps
 
 # Grey levels of colour error at which the weight falls to 1/e, the blur of that error in pixels of the image, and the
 # power of the distance (docs/LOG.md).
@@ -18,14 +17,13 @@ _DISTANCE_POWER = 0.5
 
 
 def thumbnail(
-    image: UInt8[Tensor, "3 H W"], padded: tuple[int, int], grid: tuple[int, int]
+    image: UInt8[np.ndarray, "H W 3"], padded: tuple[int, int], grid: tuple[int, int]
 ) -> Float32[np.ndarray, "h w 3"]:
     """Return the downsampled image, RGB 0..255: averages over each cell of the grid."""
-    pixels = image.permute(1, 2, 0).numpy()
-    bottom, right = padded[0] - pixels.shape[0], padded[1] - pixels.shape[1]
+    bottom, right = padded[0] - image.shape[0], padded[1] - image.shape[1]
     if bottom or right:
-        pixels = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    return np.asarray(cv2.resize(pixels, grid[::-1], interpolation=cv2.INTER_AREA), np.float32)
+        image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(image, grid[::-1], interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _blur(error: Float32[np.ndarray, "h w"], sigma: float) -> Float32[np.ndarray, "h w"]:
@@ -36,20 +34,19 @@ def _blur(error: Float32[np.ndarray, "h w"], sigma: float) -> Float32[np.ndarray
 def blend_weight(
     current: Float32[np.ndarray, "h w 3"],
     key: Float32[np.ndarray, "h w 3"],
-    flow: Float[Tensor, "2 h w"],
+    flow: Float32[np.ndarray, "2 h w"],
     distance: int,
     gap: int,
     padded: tuple[int, int],
-) -> Float[Tensor, "h w"]:
+) -> Float32[np.ndarray, "h w"]:
     """Weight of one key frame at each pixel: ``sqrt(1 - distance / gap) * exp(-error / 4)``.
 
-    The error is the mean absolute RGB difference between the frame and the key frame warped to it, blurred. It is
-    judged on the CPU, where the images are; so few numbers are sooner there than on another device.
+    The error is the mean absolute RGB difference between the frame and the key frame warped to it, blurred.
 
     Args:
         current: The thumbnail of the frame, RGB 0..255.
         key: The thumbnail of the key frame, same grid.
-        flow: Backward flow from the frame to the key frame, pixels of that grid; on the CPU.
+        flow: Backward flow from the frame to the key frame, pixels of that grid.
         distance: Frames between them, 1 to gap - 1.
         gap: Frames between the two key frames on either side.
         padded: Size that the grid covers, which gives the blur its unit.
@@ -61,18 +58,19 @@ def blend_weight(
     warped = cv2.remap(key, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     error = cv2.transform(cv2.absdiff(current, warped), np.full((1, 3), 1 / 3, np.float32))
     error = _blur(error, _BLUR * current.shape[1] / padded[1])
-    return torch.from_numpy(float((1 - distance / gap) ** _DISTANCE_POWER) * cv2.exp(error * (-1 / _ERROR_SCALE)))
+    near = float((1 - distance / gap) ** _DISTANCE_POWER)
+    return np.asarray(near * cv2.exp(error * (-1 / _ERROR_SCALE)), np.float32)
 
 
 def visible_flow(
-    flow: Float[Tensor, "G 2 h w"], class_logits: Float[Tensor, "Q K1"], warped_masks: Float[Tensor, "Q h w"]
-) -> Float[Tensor, "2 h w"]:
+    flow: Flow, class_logits: Float32[np.ndarray, "Q K1"], warped_masks: Float32[np.ndarray, "Q h w"]
+) -> Float32[np.ndarray, "2 h w"]:
     """Return, where every query has a flow of its own, the flow of the query that shows at each pixel.
 
     The query that shows is the one with the largest p(any class) sigmoid(mask).
     """
     if len(flow) == 1:
-        return flow[0]
-    present = 1 - class_logits.softmax(1)[:, -1]
-    winner = (present[:, None, None] * warped_masks.sigmoid()).argmax(0)
-    return flow.gather(0, winner[None, None].expand(1, 2, -1, -1))[0]
+        return np.asarray(flow[0])
+    present = 1 - softmax(class_logits, 1)[:, -1]
+    winner = (present[:, None, None] * sigmoid(warped_masks)).argmax(0)
+    return np.asarray(np.take_along_axis(flow, winner[None, None], 0)[0])

@@ -1,7 +1,7 @@
 """Class scores of key frames, propagated to other frames by one flow for all of them.
 
 Masks that share a flow need not be warped one by one and scored again: the key frame's class scores are made once, and
-sampled where the flow points. On a CPU they lie four classes to a pixel, which OpenCV samples in the time of one; and
+sampled where the flow points. They lie four classes to a pixel, which OpenCV samples in the time of one; and
 quantised to 8 bits where only the largest is asked for, a quarter of the memory and somewhat quicker.
 """
 
@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Int64, UInt8
-from torch import Tensor
+from jaxtyping import Float32, Int64, UInt8
 
 from mpvss.engine.decode import ClassScores
-from mpvss.motion.warp import resize_flow, sampling_maps, warp
+from mpvss.motion.arrays import resize_flow, sampling_maps
 
 # Classes that peak below this in both key frames, and win nowhere, are not kept.
 _LEAST_PEAK = 0.05
+_Weight = Float32[np.ndarray, "H W"]
 _Block = Float32[np.ndarray, "H W 4"] | UInt8[np.ndarray, "H W 4"]
 
 
@@ -28,47 +27,42 @@ class Packed:
     Attributes:
         ids: Classes, ascending.
         num_classes: Number of all classes.
-        blocks: On a CPU: four classes in each, the last one filled up with zeros; scores, or scores
-            quantised to 8 bits. Elsewhere empty.
-        planes: Elsewhere than on a CPU: one plane a class.
+        blocks: Four classes in each, the last one filled up with zeros; scores, or scores quantised to 8 bits.
     """
 
-    ids: Int64[Tensor, " P"]
+    ids: Int64[np.ndarray, " P"]
     num_classes: int
-    blocks: tuple[_Block, ...] = ()
-    planes: Float[Tensor, "P H W"] | None = None
+    blocks: tuple[_Block, ...]
 
 
 def keep_classes(scores: ClassScores) -> ClassScores:
     """Keep the classes that win somewhere, or peak above a twentieth."""
     if len(scores.ids) == 1:
         return scores
-    best = scores.planes.amax(0)
-    kept = ((scores.planes >= best) & (best > 0)).flatten(1).any(1) | (scores.planes.flatten(1).amax(1) >= _LEAST_PEAK)
+    best = scores.planes.max(0)
+    wins = ((scores.planes >= best) & (best > 0)).any((1, 2))
+    kept = wins | (scores.planes.max((1, 2)) >= _LEAST_PEAK)
     if kept.all() or not kept.any():
         return scores
     return replace(scores, ids=scores.ids[kept], planes=scores.planes[kept])
 
 
-def pack(scores: ClassScores, ids: Int64[Tensor, " P"] | None = None, top: float | None = None) -> Packed:
+def pack(scores: ClassScores, ids: Int64[np.ndarray, " P"] | None = None, top: float | None = None) -> Packed:
     """Pack scores for warping.
 
     Args:
         scores: Of a key frame.
         ids: Classes to pack, ascending; those that the key frame lacks score zero. ``None`` for its own.
-        top: On a CPU, quantise to 8 bits, of which 255 stands for this score and any above.
+        top: Quantise to 8 bits, of which 255 stands for this score and any above.
     """
     planes = scores.planes
-    if ids is not None and not torch.equal(ids, scores.ids):
-        position = torch.searchsorted(ids, scores.ids)
-        planes = planes.new_zeros(len(ids), *planes.shape[1:])
-        planes[position] = scores.planes
+    if ids is not None and not np.array_equal(ids, scores.ids):
+        planes = np.zeros((len(ids), *planes.shape[1:]), planes.dtype)
+        planes[np.searchsorted(ids, scores.ids)] = scores.planes
     ids = scores.ids if ids is None else ids
-    if planes.device.type != "cpu" or planes.dtype != torch.float32:
-        return Packed(ids, scores.num_classes, planes=planes)
     blocks = []
     for first in range(0, len(planes), 4):
-        four = list(planes[first : first + 4].contiguous().numpy())
+        four = list(np.ascontiguousarray(planes[first : first + 4]))
         if top is not None:
             four = [cv2.convertScaleAbs(plane, alpha=255 / top) for plane in four]
         four += [np.zeros_like(four[0])] * (4 - len(four))
@@ -76,47 +70,36 @@ def pack(scores: ClassScores, ids: Int64[Tensor, " P"] | None = None, top: float
     return Packed(ids, scores.num_classes, tuple(blocks))
 
 
-def union_of_classes(one: ClassScores, other: ClassScores) -> Int64[Tensor, " P"]:
+def union_of_classes(one: ClassScores, other: ClassScores) -> Int64[np.ndarray, " P"]:
     """The classes of either, ascending."""
-    ids: Tensor = torch.unique(torch.cat([one.ids, other.ids]))
-    return ids
+    return np.union1d(one.ids, other.ids)
 
 
-def warp_packed(packed: Packed, flow: Float[Tensor, "2 h w"]) -> Packed:
+def warp_packed(packed: Packed, flow: Float32[np.ndarray, "2 h w"]) -> Packed:
     """Return the scores where the flow, of any grid, points: ``warp`` of each class."""
-    if packed.planes is not None:
-        whole = resize_flow(flow[None].to(packed.planes.device), (packed.planes.shape[1], packed.planes.shape[2]))
-        return replace(packed, planes=warp(packed.planes[None], whole)[0])
     height, width = packed.blocks[0].shape[:2]
     x, y = sampling_maps(resize_flow(flow[None], (height, width))[0])
     sampled = (cv2.remap(block, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for block in packed.blocks)
     return replace(packed, blocks=tuple(sampled))
 
 
-def blend(sides: tuple[Packed, Packed], weights: tuple[Float[Tensor, "H W"], Float[Tensor, "H W"]]) -> Packed:
+def blend(sides: tuple[Packed, Packed], weights: tuple[_Weight, _Weight]) -> Packed:
     """Return the weighted mean of the scores of two key frames with the same classes; only the weights' ratio counts.
 
     Where no side has any weight, scores are zero.
     """
     (one, other), (left, right) = sides, weights
     # OpenCV adds a little to the sum of the weights: beside a larger weight of one it is nothing.
-    larger = torch.maximum(left, right).clamp(min=torch.finfo(left.dtype).tiny)
+    larger = np.maximum(np.maximum(left, right), np.finfo(np.float32).tiny)
     left, right = left / larger, right / larger
-    if one.planes is not None and other.planes is not None:
-        total = one.planes * left + other.planes * right
-        return replace(one, planes=total / (left + right).clamp(min=1e-5))
-    a, b = (weight.contiguous().numpy() for weight in (left, right))
-    blocks = [cv2.blendLinear(x, y, a, b) for x, y in zip(one.blocks, other.blocks, strict=True)]
+    blocks = [cv2.blendLinear(x, y, left, right) for x, y in zip(one.blocks, other.blocks, strict=True)]
     return replace(one, blocks=tuple(blocks))
 
 
 def unpack(packed: Packed) -> ClassScores:
     """Return one plane a class again: scores, or scores quantised as they were packed."""
-    planes = packed.planes
-    if planes is None:
-        dtype = torch.uint8 if packed.blocks[0].dtype == np.uint8 else torch.float32
-        planes = torch.empty(len(packed.ids), *packed.blocks[0].shape[:2], dtype=dtype)
-        for number, block in enumerate(packed.blocks):
-            four = list(planes[4 * number : 4 * number + 4].numpy())
-            cv2.mixChannels([block], four, [index for channel in range(len(four)) for index in (channel, channel)])
+    planes = np.empty((len(packed.ids), *packed.blocks[0].shape[:2]), packed.blocks[0].dtype)
+    for number, block in enumerate(packed.blocks):
+        four = list(planes[4 * number : 4 * number + 4])
+        cv2.mixChannels([block], four, [index for channel in range(len(four)) for index in (channel, channel)])
     return ClassScores(packed.ids, planes, packed.num_classes)

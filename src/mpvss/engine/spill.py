@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import IO, TypeVar, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mpvss.errors import OutputError
 from mpvss.types import Frame
@@ -63,14 +61,6 @@ class Spill:
                     f"take them ({error.strerror or error}); set TMPDIR to a folder with room, or make the distance "
                     "between key frames or masks smaller, or use direction forward"
                 ) from error
-
-    def keep_tensor(self, values: Tensor) -> Tensor:
-        """Do the same with a tensor, if it is on the CPU: the memory of another device is not ours to count."""
-        if values.device.type != "cpu":
-            return values
-        array = values.numpy()
-        kept = self.keep(array)
-        return values if kept is array else torch.from_numpy(kept)
 
     def keep_frame(self, frame: Frame) -> Frame:
         """Do the same with a frame's image."""

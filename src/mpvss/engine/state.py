@@ -1,10 +1,12 @@
-"""The tensors passed between networks: what is kept of a key frame, and one prediction of a frame's masks."""
+"""What is kept of a key frame, and one prediction of a frame's masks."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
 
+from mpvss.engine.activations import softmax
 from mpvss.types import Frame, Geometry
 
 
@@ -24,21 +26,12 @@ class KeyState:
     """
 
     frame: Frame
-    image: UInt8[Tensor, "3 H W"]
-    class_logits: Float[Tensor, "A K1"]
-    mask_logits: Float[Tensor, "A h w"]
-    queries: Float[Tensor, "Q D"]
+    image: UInt8[np.ndarray, "H W 3"]
+    class_logits: Float32[np.ndarray, "A K1"]
+    mask_logits: Float32[np.ndarray, "A h w"]
+    queries: Float32[np.ndarray, "Q D"]
     geometry: Geometry
-    active: Int64[Tensor, " A"] | None = None
-
-    def plain(self) -> "KeyState":
-        """Return the state as the program computes with it: float32, without gradients."""
-        return replace(
-            self,
-            class_logits=self.class_logits.detach().float(),
-            mask_logits=self.mask_logits.detach().float(),
-            queries=self.queries.detach().float(),
-        )
+    active: Int64[np.ndarray, " A"] | None = None
 
     def only_active(self, tolerance: float) -> "KeyState":
         """Return the state without the queries that cannot change any class score by more than ``tolerance``.
@@ -46,14 +39,36 @@ class KeyState:
         A query adds at most its probability of a class to the class's score, wherever its mask goes. So the queries
         with the smallest such bounds are left out as long as the sum of the bounds stays within the tolerance.
         """
-        bounds = self.class_logits.softmax(1)[:, :-1].amax(1)
-        ascending, order = bounds.sort()
-        # In doubles, which some devices lack.
-        dropped = int((ascending.cpu().double().cumsum(0) <= tolerance).sum())
+        bounds = softmax(self.class_logits, 1)[:, :-1].max(1)
+        order = np.argsort(bounds, kind="stable")
+        dropped = int((bounds[order].astype(np.float64).cumsum() <= tolerance).sum())
         if dropped == 0 or self.active is not None:
             return self
-        kept = order[min(dropped, len(order) - 1) :].sort().values
+        kept = np.sort(order[min(dropped, len(order) - 1) :])
         return replace(self, class_logits=self.class_logits[kept], mask_logits=self.mask_logits[kept], active=kept)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelState:
+    """What a segmentor of pixels said about a key frame.
+
+    Attributes:
+        frame: The key frame.
+        image: The frame at the network's size, before padding and normalisation, RGB 0..255.
+        maps: One map a class, on a grid of the padded image.
+        kind: ``logits``, or ``scores`` of 0 or more; the largest wins.
+        ids: The class of each map, ascending.
+        num_classes: Number of all classes.
+        geometry: How the frame became the network's input.
+    """
+
+    frame: Frame
+    image: UInt8[np.ndarray, "H W 3"]
+    maps: Float32[np.ndarray, "P h w"]
+    kind: Literal["logits", "scores"]
+    ids: Int64[np.ndarray, " P"]
+    num_classes: int
+    geometry: Geometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +81,6 @@ class WarpedPrediction:
         weight: Weight per pixel of the mask grid, 0 or more; ``None`` where it is the only prediction.
     """
 
-    class_logits: Float[Tensor, "Q K1"]
-    mask_logits: Float[Tensor, "Q h w"]
-    weight: Float[Tensor, "h w"] | None = None
+    class_logits: Float32[np.ndarray, "Q K1"]
+    mask_logits: Float32[np.ndarray, "Q h w"]
+    weight: Float32[np.ndarray, "h w"] | None = None

@@ -4,17 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8
-from torch import Tensor
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from mpvss.engine.carriers import Carrier, Inference, make_carrier
 from mpvss.engine.decode import Labels
 from mpvss.engine.state import KeyState
+from mpvss.errors import ModelError
 from mpvss.motion.propagator import Propagator
-from mpvss.segmentors.protocol import InputRule, Segmentor
+from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor
 from mpvss.types import Frame, Geometry
 
 # True masks are one-hot: a finite logit, so that its average at a border is a number, and a small one, so that the
@@ -43,7 +42,7 @@ def true_label_carrier(
     """
     queries_from = segmentor if propagator.name == "query" else None
 
-    def predict(frame: Frame, image: UInt8[Tensor, "3 H W"], geometry: Geometry) -> KeyState:
+    def predict(frame: Frame, image: UInt8[np.ndarray, "H W 3"], geometry: Geometry) -> KeyState:
         return true_state(label(frame), ids, frame, image, geometry, segmentor=queries_from)
 
     return make_carrier(Inference(predict, oracle_rule(segmentor), propagator, motion))
@@ -53,7 +52,7 @@ def true_state(
     labels: Labels,
     ids: Int64[np.ndarray, " K"],
     frame: Frame,
-    image: UInt8[Tensor, "3 h w"],
+    image: UInt8[np.ndarray, "h w 3"],
     geometry: Geometry,
     *,
     segmentor: Segmentor | None = None,
@@ -81,29 +80,34 @@ def true_state(
     if not np.isin(present, ids).all():
         raise ValueError(f"labels hold {np.setdiff1d(present, ids)[0]}, which is not one of the ids")
     bottom, right = (padded - side for padded, side in zip(geometry.padded, labels.shape, strict=True))
-    padded = torch.from_numpy(np.pad(labels, ((0, bottom), (0, right)), mode="edge").astype(np.int32))
-    masks = padded == torch.from_numpy(present.astype(np.int32))[:, None, None]
-    class_logits = torch.zeros(len(present), len(ids) + 1)
-    class_logits[torch.arange(len(present)), torch.from_numpy(np.searchsorted(ids, present))] = _CLASS_LOGIT
-    mask_logits = masks.float().mul_(2 * _MASK_LOGIT).sub_(_MASK_LOGIT)
-    queries, active = torch.zeros(len(present), 1), None
+    masks = np.pad(labels, ((0, bottom), (0, right)), mode="edge") == present[:, None, None]
+    class_logits = np.zeros((len(present), len(ids) + 1), np.float32)
+    class_logits[np.arange(len(present)), np.searchsorted(ids, present)] = _CLASS_LOGIT
+    mask_logits = np.where(masks, np.float32(_MASK_LOGIT), np.float32(-_MASK_LOGIT))
+    queries, active = np.zeros((len(present), 1), np.float32), None
     if segmentor is not None:
         prediction = segmentor(image[None])
+        if not isinstance(prediction, Prediction):
+            raise ModelError(f"{segmentor.name}: expected a segmentor with queries for the query propagator")
         queries, active = prediction.queries[0], _best_overlap(masks, prediction.mask_logits[0])
     return KeyState(frame, image, class_logits, mask_logits, queries, geometry, active=active)
 
 
-def _best_overlap(segments: Bool[Tensor, "S H W"], mask_logits: Float[Tensor, "Q h w"]) -> Int64[Tensor, " S"]:
+def _best_overlap(
+    segments: Bool[np.ndarray, "S H W"], mask_logits: Float32[np.ndarray, "Q h w"]
+) -> Int64[np.ndarray, " S"]:
     """For each segment the query whose mask has the largest intersection over union with it, on the mask grid.
 
     Several segments may have the same one.
     """
-    grid = mask_logits.shape[-2:]
-    true = F.interpolate(segments[None].float(), size=grid, mode="area")[0].flatten(1)
-    masks = (mask_logits > 0).float().flatten(1).to(true.device)
+    height, width = mask_logits.shape[-2:]
+    true = np.stack(
+        [cv2.resize(each.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) for each in segments]
+    ).reshape(len(segments), -1)
+    masks = (mask_logits > 0).astype(np.float32).reshape(len(mask_logits), -1)
     overlap = true @ masks.T
     union = true.sum(1)[:, None] + masks.sum(1)[None] - overlap
-    return (overlap / union.clamp(min=1e-6)).argmax(1)
+    return np.asarray((overlap / np.maximum(union, 1e-6)).argmax(1))
 
 
 def oracle_rule(segmentor: Segmentor | None) -> InputRule:

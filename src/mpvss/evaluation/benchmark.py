@@ -17,14 +17,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from mpvss._files import output_errors, write_json
 from mpvss.convert.cost import count_gmac
 from mpvss.engine.decode import score_size
 from mpvss.engine.session import Session
 from mpvss.engine.stage_clock import STAGES
+from mpvss.engine.state import KeyState
 from mpvss.errors import MpvssError, OptionError, SourceError
 from mpvss.evaluation import charts
 from mpvss.evaluation.contest import (
@@ -353,18 +354,23 @@ def _count(contest: Contest, frames: list[Frame], direction: DirectionName, inte
     propagator = ours.propagator
     (then, geometry), (now, _) = (prepare(frame, ours.rule) for frame in frames[:2])
     state = ours.segment(frames[0], then, geometry)
+    assert isinstance(state, KeyState)
     grid = (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
 
-    def estimate() -> Tensor:
-        return propagator.estimate_flow(now[None], then[None], state.queries[None], geometry.padded, grid)[0]
+    def estimate() -> np.ndarray:
+        flow: np.ndarray = propagator.estimate_flow(now[None], then[None], state.queries[None], geometry.padded, grid)[
+            0
+        ]
+        return flow
 
     def propagate() -> None:
         if not propagator.per_query:  # nothing is decoded between key frames: the scores of all classes are warped
             classes = state.class_logits.shape[1] - 1
             warp(torch.zeros(1, classes, *score_size(geometry)), torch.zeros(1, 2, *score_size(geometry)))
             return
-        masks = state.mask_logits[None] if len(flow) == 1 else state.mask_logits[:, None]
-        plain_decode(state.class_logits, warp(masks, flow).reshape_as(state.mask_logits), geometry)
+        logits, masks, flows = map(torch.from_numpy, (state.class_logits, state.mask_logits, flow))
+        warped = warp(masks[None] if len(flows) == 1 else masks[:, None], flows)
+        plain_decode(logits, warped.reshape_as(masks), geometry)
 
     # Each of the two sides has its own masks and its own part of the class scores.
     sides = 2 if direction == "both" else 1

@@ -22,6 +22,7 @@ from mpvss.options import BenchOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor, library_prediction
 from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare, resize_frame
+from mpvss.segmentors.tensors import TensorPrediction
 from mpvss.types import Frame, Geometry, Segmentation
 
 # What trained models show on street scenes: so many of the hundred queries are active, for so many classes.
@@ -124,18 +125,19 @@ class Library:
         self,
         segmentor: HuggingFaceSegmentor,
         rule: InputRule,
-        finish: Callable[[Prediction], Prediction] = lambda prediction: prediction,
+        finish: Callable[[TensorPrediction], TensorPrediction] = lambda prediction: prediction,
     ) -> None:
         segmentor.model.to(memory_format=torch.contiguous_format)
         self.segmentor = segmentor
         self.rule = rule
         self.finish = finish
 
-    def forward(self, frame: Frame) -> tuple[Prediction, Geometry]:
+    def forward(self, frame: Frame) -> tuple[TensorPrediction, Geometry]:
         """Run the network on a frame; returns its logits, and how the frame became its input."""
         image, geometry = prepare(frame, self.rule)
+        pixels = torch.from_numpy(self.rule.normalise(image[None]))
         with torch.inference_mode():
-            prediction = library_prediction(self.segmentor, self.rule.normalise(image[None]), geometry.resized)
+            prediction = library_prediction(self.segmentor, pixels, geometry.resized)
         return self.finish(prediction), geometry
 
     def __call__(self, frame: Frame) -> np.ndarray:
@@ -157,11 +159,13 @@ class FixedActivity:
         self.segmentor = segmentor
         self._logits = fixed_class_logits(segmentor.num_queries, len(segmentor.class_names))
 
-    def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Prediction:
+    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction:
         """Segment a batch; see ``Segmentor``."""
-        return self.finish(self.segmentor(images))
+        prediction = self.segmentor(images)
+        fixed = np.broadcast_to(self._logits.numpy(), prediction.class_logits.shape)
+        return replace(prediction, class_logits=np.ascontiguousarray(fixed))
 
-    def finish(self, prediction: Prediction) -> Prediction:
+    def finish(self, prediction: TensorPrediction) -> TensorPrediction:
         """Return a prediction with the fixed classes."""
         return replace(prediction, class_logits=self._logits.expand_as(prediction.class_logits))
 
@@ -192,7 +196,7 @@ def segformer_b0(num_classes: int, rule: InputRule) -> Labeller:
         geometry = rule.fit(frame.size)
         image = resize_frame(frame, min(geometry.source, geometry.resized))
         with torch.inference_mode():
-            logits = model(pixel_values=rule.normalise(image[None])).logits
+            logits = model(pixel_values=torch.from_numpy(rule.normalise(image[None]))).logits
             full = F.interpolate(logits, size=geometry.source, mode="bilinear", align_corners=False)[0]
             return full.argmax(0).numpy().astype(label_dtype(num_classes))
 

@@ -11,6 +11,7 @@ from mpvss.datasets import Clip, Dataset
 from mpvss.engine.decode import Labels, score_size
 from mpvss.engine.schedule import CutDetector, FixedInterval
 from mpvss.engine.session import Session
+from mpvss.engine.state import KeyState, PixelState
 from mpvss.engine.true_labels import true_label_carrier
 from mpvss.errors import DataError
 from mpvss.evaluation.label_files import class_table
@@ -146,16 +147,21 @@ def count_gmac_of_frames(segmenter: VideoSegmenter, frame: Frame) -> tuple[float
     from mpvss.convert.cost import count_gmac
 
     image, geometry = prepare(frame, segmenter.rule)
-    states = []
+    states: list[KeyState | PixelState] = []
     key = count_gmac(lambda: states.append(segmenter.segment(frame, image, geometry)))
-    queries, classes = states[0].class_logits.shape[0], states[0].class_logits.shape[1] - 1
-    grid = (states[0].mask_logits.shape[-2], states[0].mask_logits.shape[-1])
-    decoding = queries * (classes * math.prod(geometry.resized) + 4 * math.prod(geometry.padded)) / 1e9
+    state = states[0]
     propagator = segmenter.propagator
+    if isinstance(state, PixelState):
+        embeddings, grid, classes = None, score_size(geometry), len(state.maps)
+        decoding = 4 * classes * math.prod(geometry.source) / 1e9
+    else:
+        embeddings, grid = state.queries[None], (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
+        queries, classes = state.class_logits.shape[0], state.class_logits.shape[1] - 1
+        decoding = queries * (classes * math.prod(geometry.resized) + 4 * math.prod(geometry.padded)) / 1e9
     if propagator is None:
         return key + decoding, 0.0, 0.0
     estimate = propagator.estimate_flow
-    flow = count_gmac(lambda: estimate(image[None], image[None], states[0].queries[None], geometry.padded, grid))
+    flow = count_gmac(lambda: estimate(image[None], image[None], embeddings, geometry.padded, grid))
     if not propagator.per_query:
         return key + decoding, flow, 4 * classes * math.prod(score_size(geometry)) / 1e9
     return key + decoding, flow, 4 * queries * math.prod(grid) / 1e9 + decoding

@@ -9,12 +9,10 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from jaxtyping import Float32, Int64, UInt8
 
+from mpvss.motion.arrays import Flow, resize_flow
 from mpvss.motion.propagator import FLOW_GRID
-from mpvss.motion.warp import resize_flow
 
 _PRESETS = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
@@ -38,15 +36,15 @@ class Hold:
 
     def estimate_flow(
         self,
-        current: UInt8[Tensor, "B 3 H W"],
-        other: UInt8[Tensor, "Bo 3 H W"],  # noqa: ARG002 - a propagator's signature
-        queries: Float[Tensor, "1 Q D"] | None,  # noqa: ARG002
+        current: UInt8[np.ndarray, "B H W 3"],
+        other: UInt8[np.ndarray, "Bo H W 3"],  # noqa: ARG002 - a propagator's signature
+        queries: Float32[np.ndarray, "1 Q D"] | None,  # noqa: ARG002
         padded: tuple[int, int],  # noqa: ARG002
         grid: tuple[int, int],
-        active: Int64[Tensor, " A"] | None = None,  # noqa: ARG002
-    ) -> Float[Tensor, "B 1 2 h w"]:
+        active: Int64[np.ndarray, " A"] | None = None,  # noqa: ARG002
+    ) -> Float32[np.ndarray, "B 1 2 h w"]:
         """Return zeros; see ``Propagator.estimate_flow``."""
-        return torch.zeros(len(current), 1, 2, *grid)
+        return np.zeros((len(current), 1, 2, *grid), np.float32)
 
 
 @dataclass
@@ -97,8 +95,8 @@ class Dis:
             self._local.engine = engine
         return engine
 
-    def _grey(self, image: UInt8[Tensor, "3 H W"], padded: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-        grey = cv2.cvtColor(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2GRAY)
+    def _grey(self, image: UInt8[np.ndarray, "H W 3"], padded: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+        grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
         bottom, right = padded[0] - grey.shape[0], padded[1] - grey.shape[1]
         if bottom or right:
             # Pad before scaling, so that the flow's grid covers exactly what the masks' grid covers.
@@ -112,24 +110,22 @@ class Dis:
 
     def estimate_flow(
         self,
-        current: UInt8[Tensor, "B 3 H W"],
-        other: UInt8[Tensor, "Bo 3 H W"],
-        queries: Float[Tensor, "1 Q D"] | None,  # noqa: ARG002 - a propagator's signature
+        current: UInt8[np.ndarray, "B H W 3"],
+        other: UInt8[np.ndarray, "Bo H W 3"],
+        queries: Float32[np.ndarray, "1 Q D"] | None,  # noqa: ARG002 - a propagator's signature
         padded: tuple[int, int],
         grid: tuple[int, int],
-        active: Int64[Tensor, " A"] | None = None,  # noqa: ARG002
-    ) -> Float[Tensor, "B 1 2 h w"]:
+        active: Int64[np.ndarray, " A"] | None = None,  # noqa: ARG002
+    ) -> Float32[np.ndarray, "B 1 2 h w"]:
         """Return one flow for all masks; see ``Propagator.estimate_flow``."""
         if min(padded) * self._share() < _SMALLEST:
-            return torch.zeros(len(current), 1, 2, *grid)
+            return np.zeros((len(current), 1, 2, *grid), np.float32)
         flows = []
-        for now, then in zip(current, other.expand(len(current), -1, -1, -1), strict=True):
+        for now, then in zip(current, np.broadcast_to(other, (len(current), *other.shape[1:])), strict=True):
             here, there = self._grey(now, padded), self._grey(then, padded)
             flow = self._engine().calc(here, _exposed_alike(here, there), None)
-            planes = torch.empty(2, *flow.shape[:2])
-            cv2.mixChannels([flow], list(planes.numpy()), [0, 0, 1, 1])
-            flows.append(_to_grid(planes[None], grid))
-        return torch.stack(flows)
+            flows.append(_to_grid(np.stack(cv2.split(flow))[None], grid))
+        return np.stack(flows)
 
 
 def _exposed_alike(here: UInt8[np.ndarray, "h w"], there: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
@@ -142,11 +138,11 @@ def _exposed_alike(here: UInt8[np.ndarray, "h w"], there: UInt8[np.ndarray, "h w
     return np.asarray(scaled if closer else there)
 
 
-def _to_grid(flow: Float[Tensor, "1 2 H W"], grid: tuple[int, int]) -> Float[Tensor, "1 2 h w"]:
+def _to_grid(flow: Flow, grid: tuple[int, int]) -> Flow:
     """Average the flow over each cell of a coarser grid, so that the cell follows most of its pixels."""
     height, width = flow.shape[-2:]
     if grid[0] >= height or grid[1] >= width:
         return resize_flow(flow, grid)
-    planes = [cv2.resize(plane, grid[::-1], interpolation=cv2.INTER_AREA) for plane in flow[0].numpy()]
-    ratio = flow.new_tensor([grid[1] / width, grid[0] / height])
-    return torch.from_numpy(np.stack(planes))[None] * ratio[:, None, None]
+    planes = [cv2.resize(plane, grid[::-1], interpolation=cv2.INTER_AREA) for plane in flow[0]]
+    ratio = np.array([grid[1] / width, grid[0] / height], np.float32)
+    return np.stack(planes)[None] * ratio[:, None, None]

@@ -1,7 +1,8 @@
 """The learned propagators ``query`` and ``flow``: a motion module as a ``Propagator``."""
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from mpvss.errors import ModelError
@@ -29,6 +30,21 @@ class LearnedFlow:
 
     def estimate_flow(
         self,
+        current: UInt8[np.ndarray, "B H W 3"],
+        other: UInt8[np.ndarray, "Bo H W 3"],
+        queries: Float32[np.ndarray, "1 Q D"] | None,
+        padded: tuple[int, int],
+        grid: tuple[int, int],
+        active: Int64[np.ndarray, " A"] | None = None,
+    ) -> Float32[np.ndarray, "B G 2 h w"]:
+        """Return one flow per query, or one for all; see ``Propagator.estimate_flow`` and ``predict``."""
+        now, then = (torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) for images in (current, other))
+        embeddings, kept = (None if each is None else torch.from_numpy(each) for each in (queries, active))
+        flow = self.predict(now, then, embeddings, padded, grid, kept)
+        return np.asarray(flow.cpu().numpy())
+
+    def predict(
+        self,
         current: UInt8[Tensor, "B 3 H W"],
         other: UInt8[Tensor, "Bo 3 H W"],
         queries: Float[Tensor, "1 Q D"] | None,
@@ -36,7 +52,7 @@ class LearnedFlow:
         grid: tuple[int, int],
         active: Int64[Tensor, " A"] | None = None,
     ) -> Float[Tensor, "B G 2 h w"]:
-        """Return one flow per query, or one for all; see ``Propagator.estimate_flow``.
+        """Do the same with tensors, which stay on the module's device.
 
         Raises:
             ValueError: The grid covers more than the module's flow does, the image padded to multiples of 32; or

@@ -2,8 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
 
 FLOW_GRID = 2 / 3
 """A side of the grid on which flows that warp class scores are estimated and chained, as a share of the scores'."""
@@ -32,17 +32,17 @@ class Propagator(Protocol):
 
     def estimate_flow(
         self,
-        current: UInt8[Tensor, "B 3 H W"],
-        other: UInt8[Tensor, "Bo 3 H W"],
-        queries: Float[Tensor, "1 Q D"] | None,
+        current: UInt8[np.ndarray, "B H W 3"],
+        other: UInt8[np.ndarray, "Bo H W 3"],
+        queries: Float32[np.ndarray, "1 Q D"] | None,
         padded: tuple[int, int],
         grid: tuple[int, int],
-        active: Int64[Tensor, " A"] | None = None,
-    ) -> Float[Tensor, "B G 2 h w"]:
+        active: Int64[np.ndarray, " A"] | None = None,
+    ) -> Float32[np.ndarray, "B G 2 h w"]:
         """Estimate where the content of each pixel of ``current`` was in ``other``.
 
         Args:
-            current: Images, RGB 0..255, not padded, on the CPU: of the network's size with ``per_query``, else of
+            current: Images, RGB 0..255, not padded: of the network's size with ``per_query``, else of
                 the size of the class scores.
             other: The key frame, or the neighbours when flows are chained: one for all (Bo = 1) or one each (Bo = B).
             queries: The key frame's query embeddings; propagators without queries ignore them.

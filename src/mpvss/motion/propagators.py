@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from mpvss.convert.checkpoint import MOTION_TYPES, load_motion, segmentor_of
 from mpvss.errors import ModelError, OptionError
-from mpvss.motion import PixelFlow, QueryFlow
 from mpvss.motion.dis import Dis, Hold
-from mpvss.motion.learned import LearnedFlow
-from mpvss.motion.network.pretrained import read_config
+from mpvss.motion.network.directory import read_config
 from mpvss.motion.propagator import Propagator
 from mpvss.options import PropagatorName
 from mpvss.segmentors import EMBEDDED
+
+if TYPE_CHECKING:
+    from mpvss.motion.network.query_flow import PixelFlow, QueryFlow
 
 # What auto means, but for motion modules given as the model: the most accurate for its time (docs/LOG.md).
 BEST_PROPAGATOR = "dis"
@@ -23,7 +23,7 @@ PROPAGATORS = tuple(name for name in get_args(PropagatorName) if name != "auto")
 _PLAIN = (bool, int, float, str, type(None), list, tuple)
 
 
-def make_propagator(name: str, motion: QueryFlow | PixelFlow | None = None) -> Propagator | None:
+def make_propagator(name: str, motion: "QueryFlow | PixelFlow | None" = None) -> Propagator | None:
     """Return a propagator by its name, or ``None`` for ``none``: the segmentor on every frame.
 
     Args:
@@ -43,6 +43,8 @@ def make_propagator(name: str, motion: QueryFlow | PixelFlow | None = None) -> P
                 f"propagator {name} needs a motion module, and this model has none; pass a checkpoint directory that "
                 "holds one, or use propagator dis, which needs no training"
             )
+        from mpvss.motion.learned import LearnedFlow
+
         learned = LearnedFlow(motion)
         if learned.name != name:
             raise ModelError(f"propagator {name} was asked for, the checkpoint has a motion module for {learned.name}")
@@ -69,7 +71,7 @@ def meant_propagator(model: str | Path, propagator: str, backend: str = "torch")
     return own or BEST_PROPAGATOR
 
 
-def find_motion(model: str | Path, propagator: str) -> tuple[str | Path, str, QueryFlow | PixelFlow | None]:
+def find_motion(model: str | Path, propagator: str) -> tuple[str | Path, str, "QueryFlow | PixelFlow | None"]:
     """Return what to load the segmentor from, the propagator that is meant, and its motion module if it has one.
 
     The embedded model has its motion modules beside it.
@@ -77,8 +79,12 @@ def find_motion(model: str | Path, propagator: str) -> tuple[str | Path, str, Qu
     name = meant_propagator(model, propagator)
     if model in EMBEDDED:
         beside = Path(str(files("mpvss") / "assets" / f"{model}-{name}"))
-        shipped = name in LEARNED and beside.is_dir()
-        return model, name, load_motion(beside).float() if shipped else None
+        if name not in LEARNED or not beside.is_dir():
+            return model, name, None
+    from mpvss.convert.checkpoint import MOTION_TYPES, load_motion, segmentor_of
+
+    if model in EMBEDDED:
+        return model, name, load_motion(beside).float()
     on_disk = (Path(model) / "config.json").is_file()
     if not (on_disk or name in LEARNED) or read_config(model)["model_type"] not in MOTION_TYPES:
         return model, name, None

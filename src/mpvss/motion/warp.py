@@ -1,4 +1,4 @@
-"""The one warp, and the one flow convention of the program.
+"""The warp of tensors, and the one flow convention of the program; ``arrays.py`` does the same on a CPU with OpenCV.
 
 A flow at a pixel of the current frame points to where that pixel's content was in the other frame (the key frame, or
 the neighbour when flows are chained): backward warping. Units are pixels of the grid that the flow lives on, order
@@ -8,15 +8,12 @@ is the identity to rounding.
 
 from functools import lru_cache
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-# Rounds of the fixed point that inverts a flow: more change nothing (docs/LOG.md).
-_INVERSIONS = 2
+from mpvss.motion.arrays import INVERSIONS
 
 
 @lru_cache(maxsize=8)
@@ -52,9 +49,6 @@ def warp(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Fl
             f"warp expects flow and values on one grid, got flow {tuple(flow.shape[-2:])} and values "
             f"{(height, width)}; use resize_flow first"
         )
-    quick = values.device.type == flow.device.type == "cpu" and values.dtype == flow.dtype == torch.float32
-    if quick and not (torch.is_grad_enabled() and (values.requires_grad or flow.requires_grad)):
-        return _warp_on_cpu(values, flow)
     position = flow + _pixel_grid(height, width, flow.dtype, flow.device)
     # grid_sample expects -1..1 between the centres of the corner pixels; a grid of one pixel has only its centre.
     # Centred before scaling: subtracting 1 afterwards would lose bits.
@@ -75,27 +69,6 @@ def sample(
         limit = torch.ones_like(size) if align_corners else 1 - 1 / size
         grid, padding = torch.minimum(torch.maximum(grid, -limit), limit), "zeros"
     return F.grid_sample(values, grid, mode="bilinear", padding_mode=padding, align_corners=align_corners)
-
-
-def sampling_maps(
-    flow: Float[Tensor, "2 h w"],
-) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-    """The x and y that a flow points to at each pixel, as OpenCV's remap takes them."""
-    dx, dy = flow.numpy()
-    height, width = dx.shape
-    return dx + np.arange(width, dtype=np.float32), dy + np.arange(height, dtype=np.float32)[:, None]
-
-
-def _warp_on_cpu(values: Float[Tensor, "B C h w"], flow: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
-    """The same by OpenCV, in half the time. One channel after the other: it rounds positions where there are two."""
-    warped = torch.empty(values.shape)
-    for source, target, field in zip(
-        values.detach().contiguous(), warped, flow.detach().expand(len(values), -1, -1, -1), strict=True
-    ):
-        x, y = sampling_maps(field)
-        for plane, out in zip(source.numpy(), target.numpy(), strict=True):
-            cv2.remap(plane, x, y, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
-    return warped
 
 
 def compose(step: Float[Tensor, "B 2 h w"], accumulated: Float[Tensor, "B 2 h w"] | None) -> Float[Tensor, "B 2 h w"]:
@@ -125,21 +98,9 @@ def invert(flow: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B 2 h w"]:
         flow: Flow in pixels, small against what moves: between neighbouring frames.
     """
     back = -flow
-    for _ in range(_INVERSIONS):
+    for _ in range(INVERSIONS):
         back = -warp(flow, back)
     return back
-
-
-def resize(
-    maps: Float[Tensor, "C h w"] | UInt8[Tensor, "C h w"], size: tuple[int, int]
-) -> Float[Tensor, "C H W"] | UInt8[Tensor, "C H W"]:
-    """Bilinear, pixel centres at halves, the border repeated; on a CPU six times faster by OpenCV than by torch."""
-    if maps.device.type != "cpu" or maps.dtype not in (torch.float32, torch.uint8):
-        return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-    resized = torch.empty(len(maps), *size, dtype=maps.dtype)
-    for source, target in zip(maps.contiguous().numpy(), resized.numpy(), strict=True):
-        cv2.resize(source, (size[1], size[0]), dst=target, interpolation=cv2.INTER_LINEAR)
-    return resized
 
 
 def resize_flow(flow: Float[Tensor, "B 2 h1 w1"], size: tuple[int, int]) -> Float[Tensor, "B 2 h2 w2"]:
@@ -153,10 +114,6 @@ def resize_flow(flow: Float[Tensor, "B 2 h1 w1"], size: tuple[int, int]) -> Floa
     if (height, width) == tuple(size):
         return flow
     scale = flow.new_tensor([size[1] / width, size[0] / height])
-    # One flow for everything; those of many queries are left to torch, whose multiply-adds can be counted.
-    quick = len(flow) == 1 and flow.device.type == "cpu" and flow.dtype == torch.float32
-    if quick and not (torch.is_grad_enabled() and flow.requires_grad):
-        return resize(flow.detach().flatten(0, 1), size).reshape(*flow.shape[:2], *size) * scale[:, None, None]
     return F.interpolate(flow, size=size, mode="bilinear", align_corners=False) * scale[:, None, None]
 
 

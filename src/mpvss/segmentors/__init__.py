@@ -1,17 +1,19 @@
-"""Mask classifiers with one interface, and the one way to load one: ``load_segmentor``."""
+"""Segmentors with one interface, and the one way to load one: ``load_segmentor``."""
 
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from mpvss.segmentors.protocol import InputRule, PixelPrediction, Prediction, Segmentor, prepare, resize_frame
 
-from mpvss.segmentors.huggingface import HuggingFaceSegmentor, load_huggingface
-from mpvss.segmentors.protocol import InputRule, Prediction, Segmentor, prepare, resize_frame
+if TYPE_CHECKING:
+    from mpvss.segmentors.huggingface import HuggingFaceSegmentor
 
 __all__ = [
     "EMBEDDED",
     "HuggingFaceSegmentor",
     "InputRule",
+    "PixelPrediction",
     "Prediction",
     "Segmentor",
     "load_segmentor",
@@ -23,20 +25,34 @@ __all__ = [
 EMBEDDED = ("compact",)
 
 
+def __getattr__(name: str) -> Any:
+    """Import torch only where its segmentor is used."""
+    if name != "HuggingFaceSegmentor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mpvss.segmentors.huggingface import HuggingFaceSegmentor
+
+    return HuggingFaceSegmentor
+
+
 def load_segmentor(
-    model: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    fast: bool = True,
-) -> HuggingFaceSegmentor:
+    model: str | Path, *, device: Any = "cpu", dtype: Any = None, fast: bool = True
+) -> "HuggingFaceSegmentor":
     """Load a segmentor by the name of an embedded model, a hub id (owner/name) or a local directory.
 
-    Without ``fast`` a Mask2Former runs the library's own forward pass, which gives the same to rounding.
+    Args:
+        model: Which one.
+        device: Where it runs, as torch names it.
+        dtype: A type of torch; ``None`` for float32.
+        fast: Without it a Mask2Former runs the library's own forward pass, which gives the same to rounding.
 
     Raises:
         ModelError: There is no such model, or it is not a mask classifier, or its weights do not fit.
     """
+    import torch
+
+    from mpvss.segmentors.huggingface import load_huggingface
+
+    dtype = torch.float32 if dtype is None else dtype
     if model in EMBEDDED:
         folder = Path(str(files("mpvss") / "assets" / str(model)))
         return load_huggingface(folder, name=str(model), device=device, dtype=dtype, fast=fast)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mpvss.errors import ModelError
 from mpvss.segmentors import fast_mask2former
-from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.segmentors.protocol import InputRule
+from mpvss.segmentors.tensors import TensorPrediction
 from mpvss.segmentors.untrusted import first_line
 
 # Outside of its crop a query is absent: a logit whose sigmoid is zero, and small enough to interpolate.
@@ -38,7 +39,7 @@ class Family:
 
     def predict(
         self, model: Any, pixels: Float[Tensor, "B 3 Hp Wp"], task: Int64[Tensor, "1 n"] | None, size: tuple[int, int]
-    ) -> Prediction:
+    ) -> TensorPrediction:
         """Run the library's forward pass.
 
         Args:
@@ -49,7 +50,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def fast_predict(self, model: Any) -> Callable[..., Prediction] | None:  # noqa: ARG002 - a family overrides it
+    def fast_predict(self, model: Any) -> Callable[..., TensorPrediction] | None:  # noqa: ARG002 - a family overrides it
         """Return a faster way to the same numbers, called as ``predict``; ``None`` where there is none."""
         return None
 
@@ -80,18 +81,18 @@ class Mask2Former(Family):
 
     model_class = "Mask2FormerForUniversalSegmentation"
 
-    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> Prediction:  # noqa: ARG002
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> TensorPrediction:  # noqa: ARG002
         """See ``Family.predict``."""
         outputs = model(pixel_values=pixels)
         norm = model.model.transformer_module.decoder.layernorm
         queries = norm(outputs.transformer_decoder_last_hidden_state)
-        return Prediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
+        return TensorPrediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
 
-    def fast_predict(self, model: Any) -> Callable[..., Prediction] | None:
+    def fast_predict(self, model: Any) -> Callable[..., TensorPrediction] | None:
         """See ``fast_mask2former``."""
         if not fast_mask2former.supports(model):
             return None
-        return lambda model, pixels, *_: Prediction(*fast_mask2former.predict(model, pixels))
+        return lambda model, pixels, *_: TensorPrediction(*fast_mask2former.predict(model, pixels))
 
     def layers(self, model: Any, pixels: Tensor) -> tuple[Layers, Tensor]:
         """See ``Family.layers``."""
@@ -107,11 +108,11 @@ class MaskFormer(Family):
 
     model_class = "MaskFormerForInstanceSegmentation"
 
-    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> Prediction:  # noqa: ARG002
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> TensorPrediction:  # noqa: ARG002
         """See ``Family.predict``."""
         outputs = model(pixel_values=pixels)
         queries = outputs.transformer_decoder_last_hidden_state
-        return Prediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
+        return TensorPrediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
 
     def layers(self, model: Any, pixels: Tensor) -> tuple[Layers, Tensor]:
         """See ``Family.layers``."""
@@ -135,13 +136,13 @@ class OneFormer(Family):
     model_class = "OneFormerForUniversalSegmentation"
     task = "the task is semantic"
 
-    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> Prediction:  # noqa: ARG002
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> TensorPrediction:  # noqa: ARG002
         """See ``Family.predict``."""
         assert task is not None
         outputs = model(pixel_values=pixels, task_inputs=task.to(pixels.device).expand(len(pixels), -1))
         norm = model.model.transformer_module.decoder.decoder_norm
         queries = norm(outputs.transformer_decoder_object_queries)
-        return Prediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
+        return TensorPrediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
 
     def task_tokens(self, model_id: str, config: Any) -> Tensor:
         """See ``Family.task_tokens``.
@@ -175,7 +176,7 @@ class Eomt(Family):
     model_class = "EomtForUniversalSegmentation"
     channels_last = False
 
-    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> Prediction:  # noqa: ARG002
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> TensorPrediction:  # noqa: ARG002
         """See ``Family.predict``."""
         side = model.config.image_size
         stride = model.config.patch_size // 2**model.config.num_upscale_blocks
@@ -194,7 +195,7 @@ class Eomt(Family):
         grid = (pixels.shape[-2] // stride, pixels.shape[-1] // stride)
         masks = place_crops(by_crop(outputs.masks_queries_logits), [start // stride for start in starts], grid, axis)
         queries = by_crop(outputs.last_hidden_state[:, : model.config.num_queries])
-        return Prediction(by_image(by_crop(outputs.class_queries_logits)), by_image(masks), by_image(queries))
+        return TensorPrediction(by_image(by_crop(outputs.class_queries_logits)), by_image(masks), by_image(queries))
 
     def query_shape(self, config: Any) -> tuple[int, int]:
         """See ``Family.query_shape``; of one crop."""

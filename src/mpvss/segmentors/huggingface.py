@@ -1,14 +1,17 @@
 """Mask classifiers of the transformers library with one interface; ``families`` says what differs between them."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mpvss._hub import download_weights, quiet_library, require_hub
+from mpvss._threads import tell_torch
 from mpvss._validate import read_json, shown
 from mpvss._zoo import nearest_model
 from mpvss.errors import ModelError
@@ -16,10 +19,16 @@ from mpvss.segmentors.efficientnet import register
 from mpvss.segmentors.families import FAMILIES
 from mpvss.segmentors.preprocessing import read_input_rule
 from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.segmentors.tensors import TensorPrediction, normalised
 from mpvss.segmentors.untrusted import UNREADABLE, check_config, check_extent, first_line
 from mpvss.types import shown_size
 
 log = logging.getLogger(__name__)
+
+tell_torch()
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads that OpenMP began before, and would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 # What a network raises whose configuration fits its weights in number but not in sense.
 _DOES_NOT_RUN = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError)
@@ -75,13 +84,22 @@ class HuggingFaceSegmentor:
         self.query_width, self.num_queries = family.query_shape(model.config)
         self._device = next(model.parameters()).device
 
-    def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Prediction:
-        """Segment a batch; results are float32 on the model's device.
+    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction:
+        """Segment a batch; see ``Segmentor`` and ``predict``."""
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        found = self.predict(tensor)
+        logits, masks, queries = (
+            value.cpu().numpy() for value in (found.class_logits, found.mask_logits, found.queries)
+        )
+        return Prediction(logits, masks, queries)
+
+    def predict(self, images: UInt8[Tensor, "B 3 H W"]) -> TensorPrediction:
+        """Segment a batch of images, 0..255, not padded; results are float32 on the model's device.
 
         Raises:
             ModelError: The model does not run, or its answer is not finite somewhere.
         """
-        pixels: Float[Tensor, "B 3 Hp Wp"] = self.rule.normalise(images.to(self._device))
+        pixels: Float[Tensor, "B 3 Hp Wp"] = normalised(self.rule, images.to(self._device))
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         reduced = self._dtype != torch.float32
         with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, enabled=reduced):
@@ -92,12 +110,12 @@ class HuggingFaceSegmentor:
                     f"{self.name}: the model fails on an image of {shown_size(images.shape[-2:])} "
                     f"({first_line(error)}); its configuration does not fit its weights, or memory is short"
                 ) from error
-        if not (prediction.class_logits.isfinite().all() and prediction.mask_logits.isfinite().all()):
+        if not prediction.finite():
             raise ModelError(
                 f"{self.name}: the model's answer is not finite; its weights are damaged, or the precision is too low "
                 "for it: use float32"
             )
-        return Prediction(prediction.class_logits.float(), prediction.mask_logits.float(), prediction.queries.float())
+        return prediction.float()
 
 
 def _class_names(model: str, names: dict[int, str]) -> tuple[str, ...]:
@@ -113,7 +131,7 @@ def _class_names(model: str, names: dict[int, str]) -> tuple[str, ...]:
 
 def library_prediction(
     segmentor: HuggingFaceSegmentor, pixels: Float[Tensor, "B 3 Hp Wp"], size: tuple[int, int]
-) -> Prediction:
+) -> TensorPrediction:
     """Run a segmentor's network as the library has it, with gradients and precision as the caller has set them.
 
     Args:

@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
 
+from mpvss._threads import threads
 from mpvss._validate import convert, read_json, shown
 from mpvss.errors import ModelError
-from mpvss.motion.network.encoder import PAD_MULTIPLE
-from mpvss.motion.warp import fit_flow
+from mpvss.motion.arrays import fit_flow
+from mpvss.motion.network.config import PAD_MULTIPLE
 from mpvss.segmentors.protocol import InputRule, Prediction
 from mpvss.types import shown_size
 
@@ -93,18 +93,16 @@ class OnnxSegmentor:
         self._size = info.size
         self._session = session
 
-    def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Prediction:
+    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction:
         """Segment a batch, image by image; see ``Segmentor``.
 
         Raises:
             ModelError: The images are of another size than the networks were exported for.
         """
-        check_size(self._size, (images.shape[-2], images.shape[-1]))
+        check_size(self._size, (images.shape[1], images.shape[2]))
         pixels = self.rule.normalise(images)
-        outputs = [self._session.run(None, {"pixels": one[None].contiguous().numpy()}) for one in pixels]
-        class_logits, mask_logits, queries = (
-            torch.cat([torch.from_numpy(value) for value in values]) for values in zip(*outputs, strict=True)
-        )
+        outputs = [self._session.run(None, {"pixels": one[None]}) for one in pixels]
+        class_logits, mask_logits, queries = (np.concatenate(values) for values in zip(*outputs, strict=True))
         return Prediction(class_logits, mask_logits, queries)
 
 
@@ -122,38 +120,41 @@ class OnnxFlow:
         self.name = info.motion
         self.per_query = self.name == "query"
         self._size = info.size
-        self._all = torch.arange(info.num_queries)
+        self._all = np.arange(info.num_queries)
         self._session = session
 
     def estimate_flow(
         self,
-        current: UInt8[Tensor, "B 3 H W"],
-        other: UInt8[Tensor, "Bo 3 H W"],
-        queries: Float[Tensor, "1 Q D"] | None,
+        current: UInt8[np.ndarray, "B H W 3"],
+        other: UInt8[np.ndarray, "Bo H W 3"],
+        queries: Float32[np.ndarray, "1 Q D"] | None,
         padded: tuple[int, int],
         grid: tuple[int, int],
-        active: Int64[Tensor, " A"] | None = None,
-    ) -> Float[Tensor, "B G 2 h w"]:
+        active: Int64[np.ndarray, " A"] | None = None,
+    ) -> Float32[np.ndarray, "B G 2 h w"]:
         """Return one flow per query, or one for all; see ``Propagator.estimate_flow``.
 
         Raises:
             ModelError: The images are of another size than the networks were exported for.
             ValueError: Queries are missing.
         """
-        check_size(self._size, (current.shape[-2], current.shape[-1]))
+        check_size(self._size, (current.shape[1], current.shape[2]))
         covered = (-(-self._size[0] // PAD_MULTIPLE) * PAD_MULTIPLE, -(-self._size[1] // PAD_MULTIPLE) * PAD_MULTIPLE)
         shared = {}
         if self.name == "query":
             if queries is None:
                 raise ValueError("the query propagator expects the key frame's queries, got none")
-            shared["queries"] = queries.float().contiguous().numpy()
-            shared["active"] = (self._all if active is None else active).numpy()
+            shared["queries"] = np.ascontiguousarray(queries)
+            shared["active"] = self._all if active is None else active
         flows = []
-        for now, then in zip(current, other.expand(len(current), -1, -1, -1), strict=True):
-            pair = {"current": now[None].float().numpy(), "other": then[None].float().numpy()}
-            flow = torch.from_numpy(self._session.run(None, pair | shared)[0])
+        for now, then in zip(current, np.broadcast_to(other, (len(current), *other.shape[1:])), strict=True):
+            pair = {
+                name: image.transpose(2, 0, 1)[None].astype(np.float32, order="C")
+                for name, image in (("current", now), ("other", then))
+            }
+            flow = self._session.run(None, pair | shared)[0]
             flows.append(fit_flow(flow[0], covered, padded, grid))
-        return torch.stack(flows)
+        return np.stack(flows)
 
 
 def check_size(expected: tuple[int, int], size: tuple[int, int]) -> None:
@@ -208,7 +209,7 @@ def open_session(path: Path) -> Any:
     if not path.is_file():
         raise ModelError(f"{path}: the network is missing; export again")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads()
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a dozen exception types without a common base of its own

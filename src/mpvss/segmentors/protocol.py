@@ -2,13 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import Float32, Int64, UInt8
 
 from mpvss._validate import shown
 from mpvss.errors import ModelError
@@ -74,16 +72,18 @@ class InputRule:
             bound = max(short_side, round(bound * short_side / self.short_side))
         return replace(self, short_side=short_side, long_side=bound)
 
-    def normalise(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
+    def normalise(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float32[np.ndarray, "B 3 Hp Wp"]:
         """Scale the numbers, then pad with zeros."""
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, device=images.device)[:, None, None]
-        height, width = images.shape[-2:]
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        return torch.nn.functional.pad((images.float() - mean) / std, padding)
+        count, height, width = images.shape[:3]
+        padded = -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+        pixels = np.zeros((count, 3, *padded), np.float32)
+        for image, planes in zip(images, pixels, strict=True):
+            for plane, channel, mean, std in zip(planes, cv2.split(image), self.mean, self.std, strict=True):
+                plane[:height, :width] = (channel - np.float32(mean)) / np.float32(std)
+        return pixels
 
 
-def prepare(frame: Frame, rule: InputRule) -> tuple[UInt8[Tensor, "3 H W"], Geometry]:
+def prepare(frame: Frame, rule: InputRule) -> tuple[UInt8[np.ndarray, "H W 3"], Geometry]:
     """Resize a frame to the network's size.
 
     Returns:
@@ -93,16 +93,17 @@ def prepare(frame: Frame, rule: InputRule) -> tuple[UInt8[Tensor, "3 H W"], Geom
     return resize_frame(frame, geometry.resized), geometry
 
 
-def resize_frame(frame: Frame, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+def resize_frame(frame: Frame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
     """Return the image at a height and width: area averages when it shrinks, bilinear when it grows.
 
     It is never the frame's own memory, which may be written over.
     """
     if size == frame.size:
-        return torch.from_numpy(np.array(frame.rgb, order="C")).permute(2, 0, 1)
+        return np.array(frame.rgb, order="C")
     shrinks = size[0] < frame.size[0]
-    rgb = cv2.resize(frame.rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return torch.from_numpy(rgb).permute(2, 0, 1)
+    return np.asarray(
+        cv2.resize(frame.rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,19 +116,34 @@ class Prediction:
         queries: The embeddings that class and mask logits were made from, normalised as the decoder's heads take them.
     """
 
-    class_logits: Float[Tensor, "B Q K1"]
-    mask_logits: Float[Tensor, "B Q h w"]
-    queries: Float[Tensor, "B Q D"]
+    class_logits: Float32[np.ndarray, "B Q K1"]
+    mask_logits: Float32[np.ndarray, "B Q h w"]
+    queries: Float32[np.ndarray, "B Q D"]
+
+
+@dataclass(frozen=True, eq=False)
+class PixelPrediction:
+    """What a segmentor without queries predicts for a batch of images.
+
+    Attributes:
+        scores: One map a class, on a grid that covers the padded image.
+        kind: ``logits``, of which the softmax is propagated; or ``scores``, 0 or more. The largest wins.
+        ids: The class of each map, ascending, where there are not all of them, in order.
+    """
+
+    scores: Float32[np.ndarray, "B P h w"]
+    kind: Literal["logits", "scores"] = "logits"
+    ids: Int64[np.ndarray, " P"] | None = None
 
 
 @runtime_checkable
 class Segmentor(Protocol):
-    """A mask classifier: any model that answers with queries, their classes and their masks."""
+    """Any model that segments images: into queries, their classes and their masks, or into classes of pixels."""
 
     name: str
     class_names: tuple[str, ...]
     rule: InputRule
 
-    def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Prediction:
-        """Segment a batch of images of the size that ``rule`` gives, 0..255, not padded."""
+    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction | PixelPrediction:
+        """Segment a batch of images, RGB 0..255, of the size that ``rule`` gives, not padded."""
         ...

@@ -20,8 +20,10 @@ from mpvss.datasets.pairs import Batch
 from mpvss.errors import ConfigError, ModelError
 from mpvss.motion import PixelFlow, QueryFlow, QueryFlowConfig
 from mpvss.motion.warp import resize_flow, warp
-from mpvss.segmentors import HuggingFaceSegmentor, InputRule, load_segmentor
+from mpvss.segmentors import InputRule, load_segmentor
 from mpvss.segmentors.families import FAMILIES
+from mpvss.segmentors.huggingface import HuggingFaceSegmentor
+from mpvss.segmentors.tensors import normalised
 from mpvss.training.config import ModelConfig, TrainConfig
 from mpvss.training.losses import (
     Layers,
@@ -251,7 +253,7 @@ Task = SegmentorTask | MotionTask
 
 def pixels(rule: InputRule, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
     """What a segmentor's model takes: normalised, padded, channels last."""
-    return rule.normalise(images).contiguous(memory_format=torch.channels_last)
+    return normalised(rule, images).contiguous(memory_format=torch.channels_last)
 
 
 def _labels(label: Int64[Tensor, "B H W"] | None, batch: Batch) -> Int64[Tensor, "B H W"]:

@@ -111,8 +111,7 @@ def _write_scenes(video: str, segmentor: HuggingFaceSegmentor, part: Path, confi
         for frame in reader:
             if cuts.is_cut(frame.rgb):
                 counts.append(0)
-            image, _ = prepare(frame, segmentor.rule)
-            small = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+            small, _ = prepare(frame, segmentor.rule)
             result = session.push(Frame(frame.index, frame.pts, small))[0]
             assert result.confidence is not None
             labels = np.where(result.confidence < confidence, result.labels.dtype.type(void), result.labels)

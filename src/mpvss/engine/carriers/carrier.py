@@ -1,7 +1,6 @@
 """What the session asks of a carrier, and what the two that follow flows share."""
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,33 +8,31 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+import numpy as np
+from jaxtyping import UInt8
 
-from mpvss._threads import cores
-from mpvss.engine.decode import ClassScores, averaged, label_map, score
+from mpvss._threads import threads
+from mpvss.engine.decode import ClassScores, averaged, label_map, pixel_labels, pixel_scores, score
 from mpvss.engine.flows import Flows, Key, check_motion
 from mpvss.engine.spill import Spill
 from mpvss.engine.stage_clock import StageClock
-from mpvss.engine.state import KeyState, WarpedPrediction
+from mpvss.engine.state import KeyState, PixelState, WarpedPrediction
+from mpvss.motion.arrays import Flow
 from mpvss.motion.propagator import Propagator
 from mpvss.segmentors.protocol import InputRule, resize_frame
 from mpvss.types import Frame, Geometry, Segmentation
 
-Predict = Callable[[Frame, UInt8[Tensor, "3 H W"], Geometry], KeyState]
+Image = UInt8[np.ndarray, "H W 3"]
+Predict = Callable[[Frame, Image, Geometry], KeyState | PixelState]
 K = TypeVar("K")
 _F = TypeVar("_F", bound=Key)
 _Out = TypeVar("_Out")
-Job = tuple[Frame, Tensor, Tensor, Tensor]
+Job = tuple[Frame, Image, Flow, Flow]
 """A frame between two key frames: itself, the image its flows were estimated on, and its flows to either."""
 
 
 # More than this many frames at a time would wait for memory, not for a core.
 _MOST_WORKERS = 4
-if hasattr(os, "register_at_fork"):
-    # A forked process has none of the threads that OpenMP began before, and would wait for them for ever.
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def check_min_score(min_score: float) -> None:
@@ -108,6 +105,19 @@ class Inference:
         check_motion(self.motion)
         check_min_score(self.min_score)
 
+    def score_key(self, state: KeyState | PixelState) -> ClassScores:
+        """Return the class scores of a key frame, for the frames around it."""
+        if isinstance(state, PixelState):
+            return pixel_scores(state, every_class=self.confidence or self.min_score > 0)
+        return self.score([WarpedPrediction(state.class_logits, state.mask_logits)], state.geometry)
+
+    def label_key(self, state: KeyState | PixelState, scores: ClassScores) -> Segmentation:
+        """Return the labels of a key frame: from the logits themselves where a segmentor of pixels gave them."""
+        if isinstance(state, KeyState) or self.confidence or self.min_score:
+            return self.label(state.frame, scores, is_key=True)
+        labels = pixel_labels(state, classes=self.classes)
+        return Segmentation(state.frame, labels, True, class_names=self.class_names)
+
     def score(self, predictions: Sequence[WarpedPrediction], geometry: Geometry) -> ClassScores:
         """Return class scores; of all classes where shares of their sum are asked for."""
         scores = score(predictions, geometry, every_class=self.confidence)
@@ -138,7 +148,7 @@ class FlowCarrier(ABC, Generic[_F]):
         self.inference = inference
         self.clock = inference.clock
         self._spill = Spill("frames that wait for a key frame")
-        self._flows = Flows[_F](self._flow, inference.motion, invertible, self.map, self._spill.keep_tensor)
+        self._flows = Flows[_F](self.estimate, inference.motion, invertible, self.map, self._spill.keep)
         self._pool: ThreadPoolExecutor | None = None
 
     def keep(self, frame: Frame) -> tuple[_F, Segmentation]:
@@ -146,11 +156,10 @@ class FlowCarrier(ABC, Generic[_F]):
         geometry = self.inference.rule.fit(frame.size)
         with self.clock("key"):
             image = resize_frame(frame, geometry.resized)
-            with torch.no_grad():
-                state = self.inference.predict(frame, image, geometry).plain()
+            state = self.inference.predict(frame, image, geometry)
         with self.clock("decode"):
-            scores = self.inference.score([WarpedPrediction(state.class_logits, state.mask_logits)], geometry)
-            result = self.inference.label(frame, scores, is_key=True)
+            scores = self.inference.score_key(state)
+            result = self.inference.label_key(state, scores)
         with self.clock("propagate"):
             size = self.image_size(geometry)
             kept = self.kept(state, scores, image if size == geometry.resized else resize_frame(frame, size))
@@ -166,7 +175,7 @@ class FlowCarrier(ABC, Generic[_F]):
     def between(self, before: _F, frames: Sequence[Frame], after: _F | None) -> list[Segmentation]:
         """Label the frames between two key frames; see ``Carrier.between``."""
         with self.clock("propagate"):
-            images = [self._spill.keep_tensor(self._image(frame)) for frame in frames]
+            images = [self._spill.keep(self._image(frame)) for frame in frames]
             if after is not None:
                 forward, backward = self._flows.to_both(images, before, after)
             else:
@@ -194,22 +203,18 @@ class FlowCarrier(ABC, Generic[_F]):
             self._pool = None
 
     def map(self, work: Callable[[Any], _Out], items: Iterable[Any]) -> list[_Out]:
-        """Apply a function to every value, on all cores that torch may use where the propagator allows it.
+        """Apply a function to every value, on all threads there may be where the propagator allows it.
 
         The functions of OpenCV are too short to share one call between cores. Networks use the cores by themselves.
         """
-        threads = min(_MOST_WORKERS, cores(), torch.get_num_threads())
-        if threads == 1 or not getattr(self.inference.propagator, "thread_safe", False):
+        workers = min(_MOST_WORKERS, threads())
+        if workers == 1 or not getattr(self.inference.propagator, "thread_safe", False):
             return [work(item) for item in items]
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(threads, "mpvss-frame")
+            self._pool = ThreadPoolExecutor(workers, "mpvss-frame")
         return list(self._pool.map(work, items))
 
-    def _flow(self, current: Tensor, other: Tensor, key: _F) -> Float[Tensor, "G 2 h w"]:
-        with torch.no_grad():
-            return self.estimate(current, other, key).detach().float()
-
-    def _image(self, frame: Frame) -> UInt8[Tensor, "3 H W"]:
+    def _image(self, frame: Frame) -> Image:
         return resize_frame(frame, self.image_size(self.geometry(frame)))
 
     @abstractmethod
@@ -217,15 +222,15 @@ class FlowCarrier(ABC, Generic[_F]):
         """Return height and width in pixels of the images that flows are estimated on."""
 
     @abstractmethod
-    def kept(self, state: KeyState, scores: ClassScores, image: UInt8[Tensor, "3 H W"]) -> _F:
+    def kept(self, state: KeyState | PixelState, scores: ClassScores, image: Image) -> _F:
         """Return what the frames around a key frame need of it."""
 
     @abstractmethod
-    def estimate(self, current: Tensor, other: Tensor, key: _F) -> Float[Tensor, "G 2 h w"]:
+    def estimate(self, current: Image, other: Image, key: _F) -> Flow:
         """Return the backward flow from an image to another, in pixels of the grid that is warped."""
 
     @abstractmethod
-    def from_one(self, frame: Frame, key: _F, flow: Float[Tensor, "G 2 h w"]) -> Segmentation:
+    def from_one(self, frame: Frame, key: _F, flow: Flow) -> Segmentation:
         """Label a frame from one key frame."""
 
     @abstractmethod

@@ -1,24 +1,23 @@
 """Class scores, all propagated by one flow: the default.
 
 Masks that share a flow need not be warped one by one and scored again: the key frame's class scores are made once, and
-sampled where the flow points. OpenCV does the work on a CPU; its calls are too short to divide between cores, so frames
-are divided between them instead.
+sampled where the flow points. OpenCV does the work; its calls are too short to divide between cores, so frames are
+divided between them instead.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float, UInt8
-from torch import Tensor
+import numpy as np
 
-from mpvss.engine.carriers.carrier import FlowCarrier, Inference, Job
+from mpvss.engine.carriers.carrier import FlowCarrier, Image, Inference, Job
 from mpvss.engine.decode import ClassScores, score_size
 from mpvss.engine.fusion import blend_weight, thumbnail
 from mpvss.engine.packed import Packed, blend, keep_classes, pack, union_of_classes, unpack, warp_packed
 from mpvss.engine.stage_clock import StageClock
-from mpvss.engine.state import KeyState
+from mpvss.engine.state import KeyState, PixelState
+from mpvss.motion.arrays import Flow, resize, resize_flow
 from mpvss.motion.propagator import FLOW_GRID, serves_both_ways
-from mpvss.motion.warp import resize, resize_flow
 from mpvss.types import Frame, Geometry, Segmentation
 
 # Pixels of the class scores per cell, a side, of the grid that weights are estimated on.
@@ -39,7 +38,7 @@ class KeyScores:
     """
 
     scores: ClassScores
-    image: UInt8[Tensor, "3 H W"]
+    image: Image
     geometry: Geometry
 
 
@@ -55,18 +54,18 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
         """Return the size of the class scores."""
         return score_size(geometry)
 
-    def kept(self, state: KeyState, scores: ClassScores, image: UInt8[Tensor, "3 H W"]) -> KeyScores:
+    def kept(self, state: KeyState | PixelState, scores: ClassScores, image: Image) -> KeyScores:
         """Keep the classes that matter somewhere; all of them where shares are asked for."""
         return KeyScores(scores if self.inference.confidence else keep_classes(scores), image, state.geometry)
 
-    def estimate(self, current: Tensor, other: Tensor, key: KeyScores) -> Float[Tensor, "1 2 h w"]:
+    def estimate(self, current: Image, other: Image, key: KeyScores) -> Flow:
         """Return one flow for all classes, on a coarser grid than the scores."""
         size = score_size(key.geometry)
         grid = (max(1, round(size[0] * FLOW_GRID)), max(1, round(size[1] * FLOW_GRID)))
         flow = self.inference.propagator.estimate_flow(current[None], other[None], None, size, grid, None)
-        return flow[0].to(key.scores.planes.device)
+        return np.asarray(flow[0])
 
-    def from_one(self, frame: Frame, key: KeyScores, flow: Float[Tensor, "1 2 h w"]) -> Segmentation:
+    def from_one(self, frame: Frame, key: KeyScores, flow: Flow) -> Segmentation:
         """Label a frame from the warped scores of one key frame, which are packed once for all of its frames."""
         with self.clock("propagate"):
             if self._packed is None or self._packed[0] is not key:
@@ -83,9 +82,9 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
         """
         if self.inference.confidence or self.inference.min_score:
             return None
-        best = [item.planes.amax(0) for item in scores]
+        best = [item.planes.max(0) for item in scores]
         top = max(float(plane.max()) for plane in best)
-        weak = max(float((plane * _WEAK < top).float().mean()) for plane in best)
+        weak = max(float(np.mean(plane * _WEAK < top)) for plane in best)
         return top if top > 0 and weak <= _MOST_WEAK else None
 
     def fuse(self, jobs: Sequence[Job], before: KeyScores, after: KeyScores) -> list[Segmentation]:
@@ -96,7 +95,6 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
             ids, top = union_of_classes(before.scores, after.scores), self._top(before.scores, after.scores)
             sides = [(pack(key.scores, ids, top), thumbnail(key.image, size, grid)) for key in (before, after)]
         gap = len(jobs) + 1
-        device = before.scores.planes.device
 
         def fuse_one(job: tuple[int, Job, StageClock]) -> Segmentation:
             distance, (frame, image, *flows), clock = job
@@ -105,8 +103,8 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
                 weights, warped = [], []
                 for (packed, small), flow, frames in zip(sides, flows, (distance, gap - distance), strict=True):
                     warped.append(warp_packed(packed, flow[0]))
-                    weight = blend_weight(current, small, resize_flow(flow, grid)[0].cpu(), frames, gap, size)
-                    weights.append(resize(weight[None].to(device), size)[0])
+                    weight = blend_weight(current, small, resize_flow(flow, grid)[0], frames, gap, size)
+                    weights.append(resize(weight[None], size)[0])
                 fused = blend((warped[0], warped[1]), (weights[0], weights[1]))
             with clock("decode"):
                 return self.spilled(self.inference.label(frame, unpack(fused), is_key=False))

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float, UInt8
-from torch import Tensor
+import numpy as np
+from jaxtyping import UInt8
 
-from mpvss.engine.carriers.carrier import FlowCarrier, Job
+from mpvss.engine.carriers.carrier import FlowCarrier, Image, Job
 from mpvss.engine.decode import ClassScores
 from mpvss.engine.fusion import blend_weight, thumbnail, visible_flow
-from mpvss.engine.state import KeyState, WarpedPrediction
-from mpvss.motion.warp import warp
+from mpvss.engine.state import KeyState, PixelState, WarpedPrediction
+from mpvss.errors import ModelError
+from mpvss.motion.arrays import Flow, warp_each
 from mpvss.types import Frame, Geometry, Segmentation
 
 
@@ -24,7 +25,7 @@ class KeyQueries:
     """
 
     state: KeyState
-    image: UInt8[Tensor, "3 H W"]
+    image: UInt8[np.ndarray, "H W 3"]
 
 
 class QueryCarrier(FlowCarrier[KeyQueries]):
@@ -34,23 +35,37 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
         """Return the network's size."""
         return geometry.resized
 
-    def kept(self, state: KeyState, scores: ClassScores, image: UInt8[Tensor, "3 H W"]) -> KeyQueries:  # noqa: ARG002
-        """Keep the active queries."""
+    def kept(
+        self,
+        state: KeyState | PixelState,
+        scores: ClassScores,  # noqa: ARG002
+        image: UInt8[np.ndarray, "H W 3"],
+    ) -> KeyQueries:
+        """Keep the active queries.
+
+        Raises:
+            ModelError: The segmentor has none.
+        """
+        if isinstance(state, PixelState):
+            raise ModelError(
+                "this segmentor gives a class to each pixel and has no queries: use a propagator that moves all "
+                "classes alike, such as dis, instead of query"
+            )
         return KeyQueries(state.only_active(self.inference.tolerance), image)
 
-    def estimate(self, current: Tensor, other: Tensor, key: KeyQueries) -> Float[Tensor, "G 2 h w"]:
+    def estimate(self, current: Image, other: Image, key: KeyQueries) -> Flow:
         """Return one flow for each active query, on the mask grid."""
         state = key.state
         grid = (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
         flow = self.inference.propagator.estimate_flow(
             current[None], other[None], state.queries[None], state.geometry.padded, grid, state.active
         )
-        return flow[0].to(state.mask_logits.device)
+        return np.asarray(flow[0])
 
-    def from_one(self, frame: Frame, key: KeyQueries, flow: Float[Tensor, "G 2 h w"]) -> Segmentation:
+    def from_one(self, frame: Frame, key: KeyQueries, flow: Flow) -> Segmentation:
         """Label a frame from the warped masks of one key frame."""
         with self.clock("propagate"):
-            prediction = WarpedPrediction(key.state.class_logits, _warped(key.state, flow))
+            prediction = WarpedPrediction(key.state.class_logits, warp_each(key.state.mask_logits, flow))
         with self.clock("decode"):
             return self.inference.label(frame, self.inference.score([prediction], key.state.geometry), is_key=False)
 
@@ -58,7 +73,6 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
         """Blend the class scores of both key frames' masks, every mask warped by its own flow."""
         geometry = before.state.geometry
         grid = (before.state.mask_logits.shape[-2], before.state.mask_logits.shape[-1])
-        device = before.state.mask_logits.device
         gap = len(jobs) + 1
         with self.clock("propagate"):
             small = [thumbnail(key.image, geometry.padded, grid) for key in (before, after)]
@@ -70,17 +84,11 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
                 for key, other, flow, frames in zip(
                     (before.state, after.state), small, flows, (distance, gap - distance), strict=True
                 ):
-                    masks = _warped(key, flow)
-                    shown = visible_flow(flow, key.class_logits, masks).cpu()
-                    weight = blend_weight(current, other, shown, frames, gap, geometry.padded).to(device)
+                    masks = warp_each(key.mask_logits, flow)
+                    shown = visible_flow(flow, key.class_logits, masks)
+                    weight = blend_weight(current, other, shown, frames, gap, geometry.padded)
                     predictions.append(WarpedPrediction(key.class_logits, masks, weight))
             with self.clock("decode"):
                 scores = self.inference.score(predictions, geometry)
                 results.append(self.spilled(self.inference.label(frame, scores, is_key=False)))
         return results
-
-
-def _warped(key: KeyState, flow: Float[Tensor, "G 2 h w"]) -> Float[Tensor, "Q h w"]:
-    if len(flow) == 1:
-        return warp(key.mask_logits[None], flow)[0]
-    return warp(key.mask_logits[:, None], flow)[:, 0]

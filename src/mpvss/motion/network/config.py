@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 
 from mpvss._validate import convert, shown
 from mpvss.errors import ConfigError
-from mpvss.motion.network.encoder import PAD_MULTIPLE
+
+# What the sides of both images are padded to, the same as for the segmentor, so that flow and masks fit.
+PAD_MULTIPLE = 32
 
 QuerySource = Literal["segmentor", "learned", "random"]
 FlowOutput = Literal["fused", "pixel", "segment"]

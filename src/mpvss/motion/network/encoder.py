@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mpvss.motion.network.config import PAD_MULTIPLE
+
 # The mean of each colour, RGB, that is subtracted from images scaled to 0..1.
 IMAGE_MEAN = (0.411, 0.432, 0.450)
-# What the sides of both images are padded to, the same as for the segmentor, so that flow and masks fit.
-PAD_MULTIPLE = 32
 LEAKY_SLOPE = 0.1
 # Up to so many positions, all images together, a stage is one matrix product with the weights in their stored order.
 # torch's convolution would reorder them on each call, which takes longer than the product (docs/LOG.md).

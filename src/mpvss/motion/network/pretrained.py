@@ -10,14 +10,10 @@ import torch
 from torch import nn
 
 from mpvss._files import atomic, output_errors
-from mpvss._hub import progress_bar, require_hub
-from mpvss._validate import read_json, shown
+from mpvss._validate import shown
 from mpvss.errors import ConfigError, ModelError
 from mpvss.motion.network.config import QueryFlowConfig
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-SCHEMA_VERSION = 1
+from mpvss.motion.network.directory import CONFIG_NAME, SCHEMA_VERSION, WEIGHTS_NAME, find_file, read_config
 
 _Module = TypeVar("_Module", bound="Pretrained")  # not Self, which beartype refuses on a method
 
@@ -82,7 +78,7 @@ class Pretrained(nn.Module):
         except ConfigError as error:
             raise ModelError(f"{name}: {error}") from error
         try:
-            state = load_file(_find(name, WEIGHTS_NAME, revision))
+            state = load_file(find_file(name, WEIGHTS_NAME, revision))
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ModelError(f"{name}: {WEIGHTS_NAME} cannot be read ({error})") from error
         # Without memory for its values at first: what a configuration asks for may be any size.
@@ -117,26 +113,6 @@ class Pretrained(nn.Module):
         return str(created)
 
 
-def read_config(name: str | Path, *, revision: str | None = None) -> dict[str, Any]:
-    """Return the contents of a checkpoint's ``config.json``.
-
-    Raises:
-        ModelError: It is missing, is not a JSON object with a ``model_type``, or was written by a newer version.
-    """
-    path = _find(name, CONFIG_NAME, revision)
-    try:
-        values = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
-        raise ModelError(f"{path}: expected an object with a model_type")
-    if values.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise ModelError(
-            f"{path}: schema version {shown(values['schema_version'])} is not {SCHEMA_VERSION}; update mpvss"
-        )
-    return values
-
-
 def compare_state(state: dict[str, Any], module: nn.Module) -> list[str]:
     """List, one line each, every parameter that is missing from a state dict, is too much, or has another shape."""
     expected = module.state_dict()
@@ -148,19 +124,3 @@ def compare_state(state: dict[str, Any], module: nn.Module) -> list[str]:
         if name in state and state[name].shape != value.shape
     ]
     return lines
-
-
-def _find(name: str | Path, file: str, revision: str | None) -> Path:
-    if Path(name).is_dir():
-        path = Path(name) / file
-        if not path.is_file():
-            raise ModelError(f"{name}: expected a checkpoint directory, {file} is missing")
-        return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    require_hub(str(name), file)
-    try:
-        return Path(hf_hub_download(str(name), file, revision=revision, tqdm_class=progress_bar(f"{name}/{file}")))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"{name}: neither a directory nor a repository with {file} on the Hub ({error})") from error
