@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from mpvss.outputs.sink import Sink
     from mpvss.segmenter import VideoSegmenter
     from mpvss.segmentors import Segmentor
-    from mpvss.segmentors.protocol import InputRule, Prediction
+    from mpvss.segmentors.protocol import InputRule, PixelPrediction, Prediction
+    from mpvss.segmentors.wrap import wrap
     from mpvss.training.loop import TrainSummary
     from mpvss.types import Comparison, Frame, RunSummary, Segmentation, Stop
     from mpvss.video import VideoInfo, probe, read
@@ -70,6 +71,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "OutputOptions",
+    "PixelPrediction",
     "Prediction",
     "Propagator",
     "RunSummary",
@@ -91,6 +93,7 @@ __all__ = [
     "palette_for",
     "probe",
     "read",
+    "wrap",
 ]
 
 try:
@@ -122,6 +125,7 @@ _HOMES = {
     "OptionError": "mpvss.errors",
     "OutputError": "mpvss.errors",
     "OutputOptions": "mpvss.options",
+    "PixelPrediction": "mpvss.segmentors.protocol",
     "Prediction": "mpvss.segmentors.protocol",
     "Propagator": "mpvss.motion.propagator",
     "RunSummary": "mpvss.types",
@@ -142,6 +146,7 @@ _HOMES = {
     "palette_for": "mpvss.labels",
     "probe": "mpvss.video",
     "read": "mpvss.video",
+    "wrap": "mpvss.segmentors.wrap",
 }
 
 

@@ -62,7 +62,7 @@ class Process:
         with read(self._source, **segmenter.options.selection()) as reader:
             paths = output_paths(output.name or reader.info.name, self._out, output)
             direction = segmenter.options.direction or ("forward" if reader.info.live else "both")
-            self._session = segmenter.session(direction=direction)
+            self._session = segmenter.session(direction=direction, key_batch=segmenter.key_batch(live=reader.info.live))
             self._alone = segmenter.per_frame().session(direction="forward")
             about = segmenter.describe(direction)
             about |= {} if self._named is None else {"source": self._named}

@@ -4,11 +4,14 @@ import colorsys
 import difflib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from mpvss._validate import parse_json, parse_yaml, shown
 from mpvss.errors import ConfigError
 
 IGNORE = 255
@@ -172,6 +175,35 @@ def map_classes(names: Sequence[str], targets: Sequence[str]) -> tuple[list[int 
 
 # How well a name matches: letter by letter, in its normal form, by the first of several synonyms, by any of them.
 _LITERAL, _WHOLE, _FIRST, _SYNONYM, _NONE = range(5)
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Read names of classes in the order of their ids.
+
+    Args:
+        path: A text file of one name a line; or JSON or YAML: a list, or a mapping from ids to names, which may lie
+            under ``names`` or ``id2label``.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds no such names.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() not in (".json", ".yaml", ".yml"):
+            names: Any = [line.strip() for line in text.splitlines() if line.strip()]
+        else:
+            names = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected a file of class names, which cannot be read ({error})") from error
+    if isinstance(names, Mapping):
+        names = next((names[key] for key in ("names", "id2label") if key in names), names)
+    if isinstance(names, Mapping):
+        by_id = {str(id_): name for id_, name in names.items()}
+        names = [by_id.get(str(id_)) for id_ in range(len(by_id))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: expected names of classes, one for each id from 0, got {shown(names)}")
+    return tuple(names)
 
 
 class ClassIndex:

@@ -27,6 +27,7 @@ PropagatorName = Literal["auto", "query", "flow", "dis", "hold", "none"]
 MotionName = Literal["chain", "direct"]
 DirectionName = Literal["both", "forward"]
 BackendName = Literal["torch", "onnx"]
+OutputKind = Literal["labels", "scores", "logits", "masks"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DeinterlaceName = Literal["auto", "off"]
 EngineName = Literal["local", "ray"]
@@ -275,11 +276,16 @@ class ModelOptions(Options):
     """Which networks, and what they run on."""
 
     model: str | Path = option(
-        "compact", "compact, a hub id such as owner/name, a directory, or a motion module's directory."
+        "compact",
+        "compact, a hub id such as owner/name, a directory, a motion module's directory, or module:function.",
     )
     device: str | int = option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: DtypeName = option("float32", "Precision of the networks.")
     backend: BackendName = option("torch", "torch, or onnx for a directory made by export, on the CPU.")
+    classes_file: str | Path | None = option(
+        None, "Names of the classes, for a function: one a line, or JSON or YAML.", metavar="FILE"
+    )
+    output_kind: OutputKind | None = option(None, "What a function gives. Default: labels.")
     fast: bool = option(True, "Our own forward pass; --no-fast for the library's.")
     threads: int | None = _count(
         None, "Threads of the networks and of OpenCV. Default: all cores, or 1 in a batch.", high=1024
@@ -412,6 +418,8 @@ class LoadOverrides(SegmentOverrides, total=False):
     device: str | int
     dtype: DtypeName
     backend: BackendName
+    classes_file: str | Path | None
+    output_kind: OutputKind | None
     fast: bool
     threads: int | None
 

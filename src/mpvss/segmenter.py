@@ -1,6 +1,6 @@
 """A segmentor and a propagator, ready for any number of videos."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import fields
 from fractions import Fraction
@@ -17,7 +17,7 @@ from mpvss.engine.schedule import SCHEDULES, CutDetector, Cuts, FixedInterval, S
 from mpvss.engine.session import Session
 from mpvss.engine.state import KeyState, PixelState
 from mpvss.errors import ModelError, OptionError
-from mpvss.labels import palette_for, resolve_classes
+from mpvss.labels import palette_for, read_class_names, resolve_classes
 from mpvss.motion.dis import Hold
 from mpvss.motion.propagator import Propagator
 from mpvss.motion.propagators import LEARNED, describe_propagator, find_motion, make_propagator
@@ -33,6 +33,8 @@ from mpvss.options import (
     VideoOverrides,
 )
 from mpvss.segmentors import InputRule, PixelPrediction, Segmentor, load_segmentor
+from mpvss.segmentors.protocol import FunctionError, check_prediction
+from mpvss.segmentors.wrap import is_address, load_function
 from mpvss.types import Frame, Geometry, RunSummary, Segmentation, Stop, until
 from mpvss.video import parse_time, read
 
@@ -128,7 +130,15 @@ class VideoSegmenter:
         _check_name(model)
         if options.threads is not None:
             use_threads(options.threads)
+        if is_address(options.model):
+            return cls._imported(options)
         return cls._exported(options) if options.backend == "onnx" else cls._loaded(options)
+
+    @classmethod
+    def _imported(cls, options: SegmentOptions) -> "VideoSegmenter":
+        names = None if options.classes_file is None else read_class_names(options.classes_file)
+        segmentor = load_function(str(options.model), classes=names, output=options.output_kind)
+        return cls(segmentor, make_propagator(options.propagator), options)
 
     @classmethod
     def _exported(cls, options: SegmentOptions) -> "VideoSegmenter":
@@ -235,36 +245,34 @@ class VideoSegmenter:
         """Return the same segmentor without propagation, at the same size: the baseline."""
         return self.with_options(propagator="none")
 
-    def segment(self, frame: Frame, image: UInt8[np.ndarray, "H W 3"], geometry: Geometry) -> KeyState | PixelState:
-        """Run the segmentor on one prepared frame.
+    def segment(
+        self, frames: Sequence[Frame], images: Sequence[UInt8[np.ndarray, "H W 3"]], geometry: Geometry
+    ) -> list[KeyState | PixelState]:
+        """Run the segmentor on prepared frames of one geometry.
 
         Raises:
-            ModelError: Its answer is not of the shape that its classes ask for.
+            ModelError: Its answer is not of the shape that its classes ask for; or it is a function that failed.
         """
-        prediction, classes = self.segmentor(image[None]), len(self.segmentor.class_names)
+        try:
+            prediction = self.segmentor(np.stack(images))
+        except FunctionError as error:
+            first, last = frames[0], frames[-1]
+            which = f"frame {first.index}" if len(frames) == 1 else f"frames {first.index} to {last.index}"
+            message = f"{self.segmentor.name}, {which}, from {float(first.pts):g} s: {error}"
+            raise FunctionError(message) from error.__cause__
+        check_prediction(self.segmentor, prediction)
+        classes = len(self.segmentor.class_names)
         if isinstance(prediction, PixelPrediction):
             ids = np.arange(classes) if prediction.ids is None else prediction.ids
-            if prediction.scores.shape[1] != len(ids):
-                raise ModelError(
-                    f"{self.segmentor.name}: expected scores of {len(ids)} classes, got {prediction.scores.shape[1]} "
-                    "maps; class_names has one name for each class"
-                )
-            return PixelState(frame, image, prediction.scores[0], prediction.kind, ids, classes, geometry)
-        if prediction.class_logits.shape[-1] != classes + 1:
-            raise ModelError(
-                f"{self.segmentor.name}: expected class logits of {classes} classes and, last, no object, got "
-                f"{prediction.class_logits.shape[-1]} columns; a segmentor without a no-object column adds one of -inf "
-                "or -1e4, and class_names has one name for each class"
-            )
-        if not prediction.class_logits.shape[1] == prediction.mask_logits.shape[1] == prediction.queries.shape[1]:
-            counts = (prediction.class_logits.shape[1], prediction.mask_logits.shape[1], prediction.queries.shape[1])
-            raise ModelError(
-                f"{self.segmentor.name}: expected one class, one mask and one embedding for each query, "
-                f"got {counts[0]} classes, {counts[1]} masks and {counts[2]} embeddings"
-            )
-        return KeyState(
-            frame, image, prediction.class_logits[0], prediction.mask_logits[0], prediction.queries[0], geometry
-        )
+            return [
+                PixelState(frame, image, maps, prediction.kind, ids, classes, geometry)
+                for frame, image, maps in zip(frames, images, prediction.scores, strict=True)
+            ]
+        answers = zip(prediction.class_logits, prediction.mask_logits, prediction.queries, strict=True)
+        return [
+            KeyState(frame, image, *answer, geometry)
+            for frame, image, answer in zip(frames, images, answers, strict=True)
+        ]
 
     def schedule(self, direction: str) -> tuple[Schedule, Cuts | None]:
         """Return what decides which frames of one video are key frames, and what finds its cuts."""
@@ -274,12 +282,17 @@ class VideoSegmenter:
         return SCHEDULES[self.options.schedule](interval), CutDetector() if self.options.cuts else None
 
     def session(
-        self, *, key_frames: tuple[Schedule, Cuts | None] | None = None, **overrides: Unpack[SegmentOverrides]
+        self,
+        *,
+        key_frames: tuple[Schedule, Cuts | None] | None = None,
+        key_batch: int = 1,
+        **overrides: Unpack[SegmentOverrides],
     ) -> Session:
         """Begin a video of which the frames are pushed one by one.
 
         Args:
             key_frames: What decides on key frames, and finds cuts; ``None`` for what the options say.
+            key_batch: So many key frames go through the segmentor at once, and what depends on them waits.
             overrides: See ``with_options``. With direction ``forward``, which is also the default, each frame is
                 answered at once; ``both`` waits for the next key frame.
         """
@@ -299,7 +312,7 @@ class VideoSegmenter:
             class_names=segmenter.class_names,
         )
         schedule, cuts = key_frames or segmenter.schedule(direction)
-        return Session(make_carrier(inference), schedule, direction=direction, cuts=cuts)
+        return Session(make_carrier(inference), schedule, direction=direction, cuts=cuts, key_batch=key_batch)
 
     def stream(
         self, source: str | Path | Iterable[Frame], *, stop: Stop | None = None, **overrides: Unpack[SegmentOverrides]
@@ -320,11 +333,15 @@ class VideoSegmenter:
         if isinstance(source, str | Path):
             with read(source, **options.selection()) as reader:
                 direction: DirectionName = options.direction or ("forward" if reader.info.live else "both")
-                yield from _segmented(segmenter.session(direction=direction), until(reader, stop))
+                session = segmenter.session(direction=direction, key_batch=segmenter.key_batch(live=reader.info.live))
+                yield from _segmented(session, until(reader, stop))
         else:
-            yield from _segmented(
-                segmenter.session(direction=options.direction or "both"), until(_selected(source, options), stop)
-            )
+            session = segmenter.session(direction=options.direction or "both", key_batch=segmenter.key_batch())
+            yield from _segmented(session, until(_selected(source, options), stop))
+
+    def key_batch(self, *, live: bool = False) -> int:
+        """Return how many key frames the segmentor takes at once; one where results are waited for."""
+        return 1 if live else int(getattr(self.segmentor, "batch", 1))
 
     def describe(self, direction: str) -> dict[str, Any]:
         """Return what NAME.json says about how a source was segmented: the model and all that decides the labels."""

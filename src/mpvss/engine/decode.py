@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
 from mpvss.engine.activations import sigmoid, softmax
+from mpvss.engine.enlarge import enlarged_winner
 from mpvss.engine.state import PixelState, WarpedPrediction
 from mpvss.labels import ignore_id, label_dtype
 from mpvss.motion.arrays import resize, spread
@@ -31,6 +32,7 @@ _TIE = 1e-6
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 Classes = Int64[np.ndarray, " P"]
 Planes = Float32[np.ndarray, "P H W"]
+_Extremes = Float32[np.ndarray, "P H1 W1"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ def score_size(geometry: Geometry) -> tuple[int, int]:
     return min(geometry.source, geometry.resized)
 
 
-def _at(size: tuple[int, int], maps: Planes, geometry: Geometry) -> Planes:
+def _at(size: tuple[int, int], maps: Planes, geometry: Geometry) -> Float32[np.ndarray, "P H1 W1"]:
     """Interpolate maps that cover the padded image at the pixels of an image of this size without padding."""
     # The padded image in those pixels: whole numbers, where one image is the other or nothing was padded.
     height, width = (
@@ -89,7 +91,7 @@ def possible_classes(predictions: Sequence[WarpedPrediction]) -> Classes:
     return np.asarray(some[(upper >= lower.max(0) - _TIE).any(1)])
 
 
-def _around(maps: Planes) -> tuple[Planes, Planes]:
+def _around(maps: Planes) -> tuple[_Extremes, _Extremes]:
     """The largest and the smallest of each four neighbouring cells; of what there is on a grid of one row or column."""
     highest = lowest = maps
     if maps.shape[1] > 1:
@@ -204,6 +206,9 @@ def pixel_labels(state: PixelState, *, classes: Sequence[int] | None = None) -> 
     """
     kept = possible_maps(state.maps)
     size = state.geometry.source
+    if state.geometry.padded == state.geometry.resized and state.maps.shape[1:] != size:
+        winner = enlarged_winner(state.maps[kept], size)
+        return _numbered(winner, _kept_ids(state.ids[kept], state.num_classes, classes))
     winner, best = np.zeros(size, np.intp), _at(size, state.maps[kept[:1]], state.geometry)[0]
     for position, number in enumerate(kept[1:], 1):
         plane = _at(size, state.maps[number : number + 1], state.geometry)[0]
@@ -216,6 +221,7 @@ def _kept_ids(ids: Classes, num_classes: int, classes: Sequence[int] | None) -> 
     numbers = ids.astype(label_dtype(num_classes))
     if classes is not None:
         numbers[~np.isin(ids, list(classes))] = ignore_id(num_classes)
+    numbers[ids >= num_classes] = ignore_id(num_classes)
     return numbers
 
 

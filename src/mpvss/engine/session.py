@@ -1,7 +1,7 @@
 """One video on its way: a queue of frames and the schedule that divides it. Holds no tensors."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -14,6 +14,16 @@ from mpvss.engine.spill import Spill
 from mpvss.types import IMAGE_RATE, Frame, Segmentation, check_image
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What is decided about a frame: it is a key frame after those between, or propagated to from the last one."""
+
+    frame: Frame
+    is_key: bool = True
+    new_scene: bool = False
+    between: Sequence[Frame] = ()
+
+
 class Session:
     """Segments one video, frame by frame: ``push`` every frame in order, then ``finish``. A context manager.
 
@@ -23,7 +33,13 @@ class Session:
     """
 
     def __init__(
-        self, carrier: Carrier[Any], schedule: Schedule, *, direction: str = "forward", cuts: Cuts | None = None
+        self,
+        carrier: Carrier[Any],
+        schedule: Schedule,
+        *,
+        direction: str = "forward",
+        cuts: Cuts | None = None,
+        key_batch: int = 1,
     ) -> None:
         """Begin a video.
 
@@ -32,11 +48,14 @@ class Session:
             schedule: Decides which frames are key frames; belongs to this session.
             direction: ``forward`` propagates from the key frame before; ``both`` also from the one after, fused.
             cuts: Tells the frames that begin another scene; ``None`` for one scene.
+            key_batch: So many key frames go through the segmentor at once; what depends on them waits until then.
 
         Raises:
-            ValueError: There is no such direction.
+            ValueError: There is no such direction, or the batch is less than 1.
         """
         check_direction(direction)
+        if key_batch < 1:
+            raise ValueError(f"key_batch must be at least 1 key frame, got {key_batch}")
         self.carrier, self.clock = carrier, carrier.clock
         self._schedule, self._direction, self._cuts = schedule, direction, cuts
         self._window: list[WindowFrame] = []
@@ -44,6 +63,8 @@ class Session:
         self._spill = Spill("frames that wait for a key frame")
         self._kept: Any = None
         self._geometry: Any = None
+        self._key_batch = key_batch
+        self._steps: list[_Step] = []  # those that wait for key frames to fill a batch
         self._pushed, self._finished = 0, False
         self._last_pts: Fraction | None = None
 
@@ -65,27 +86,30 @@ class Session:
         cut = self._cuts is not None and self._cuts.is_cut(frame.rgb)
         geometry, former = self.carrier.geometry(frame), self._geometry
         self._geometry = geometry
-        if former is None:
-            return self._take_key(frame, new_scene=True)
-        self._window.append(WindowFrame(frame.index, frame.pts, cut or geometry != former))
+        done = self._run_steps() if geometry != former else []
+        return done + self._decide(frame, new_scene=cut or geometry != former, first=former is None)
+
+    def _decide(self, frame: Frame, *, new_scene: bool, first: bool) -> list[Segmentation]:
+        """Ask the schedule about a frame, and do what is decided."""
+        if first:
+            return self._take(_Step(frame, new_scene=True))
+        self._window.append(WindowFrame(frame.index, frame.pts, new_scene))
         if self._direction == "both":
             self._waiting.append(frame)
             return self._advance()
         position = self._schedule.decide(self._window)
         if position is None:
-            result = self.carrier.next(self._kept, frame)
-            if result.confidence is not None:
-                self._window[-1] = replace(self._window[-1], confidence=float(result.confidence.mean()))
-            return [result]
+            return self._take(_Step(frame, is_key=False))
         if position != len(self._window) - 1:
             raise ValueError(f"a schedule going forward can choose only the last frame, got {position} of the window")
-        return self._take_key(frame, new_scene=self._window[-1].new_scene)
+        return self._take(_Step(frame, new_scene=new_scene))
 
     def finish(self) -> list[Segmentation]:
         """Return the frames that still waited for a key frame after them; the video has ended."""
         self._finished = True
+        done = self._run_steps()
         waiting, self._waiting = self._waiting, []
-        done = self.carrier.between(self._kept, waiting, None) if waiting else []
+        done += self.carrier.between(self._kept, waiting, None) if waiting else []
         self._spill.clear()
         self.close()
         return done
@@ -115,21 +139,46 @@ class Session:
         while self._window and (position := self._schedule.decide(self._window)) is not None:
             between, frame, rest = self._waiting[:position], self._waiting[position], self._waiting[position + 1 :]
             window, self._waiting = self._window, rest
-            done += self._take_key(frame, new_scene=window[position].new_scene, between=between)
+            done += self._take(_Step(frame, new_scene=window[position].new_scene, between=between))
             self._window = window[position + 1 :]
         if self._waiting:
-            last = self._waiting[-1]
-            self._waiting[-1] = self._spill.keep_frame(last)
-        else:
+            self._waiting[-1] = self._spill.keep_frame(self._waiting[-1])
+        elif not self._steps:
             self._spill.clear()
         return done
 
-    def _take_key(self, frame: Frame, *, new_scene: bool, between: Sequence[Frame] = ()) -> list[Segmentation]:
-        """Run the segmentor on a frame, and label the frames before it that waited for it."""
-        kept, own = self.carrier.keep(frame)
-        done = self.carrier.between(self._kept, between, None if new_scene else kept) if between else []
-        self._kept, self._window = kept, []
-        return [*done, own]
+    def _take(self, step: "_Step") -> list[Segmentation]:
+        """Do a step, or let it wait until there are enough key frames for a batch."""
+        if step.is_key:
+            self._window = []
+        elif not self._steps:
+            return [self._next(step.frame)]
+        self._steps.append(step)
+        return self._run_steps() if sum(each.is_key for each in self._steps) == self._key_batch else []
+
+    def _run_steps(self) -> list[Segmentation]:
+        """Run the segmentor on the key frames that wait, and label everything up to the last of them."""
+        steps, self._steps = self._steps, []
+        if not steps:
+            return []
+        predicted = iter(self.carrier.predict([step.frame for step in steps if step.is_key]))
+        done: list[Segmentation] = []
+        for step in steps:
+            if not step.is_key:
+                done.append(self._next(step.frame))
+                continue
+            kept, own = self.carrier.keep(step.frame, next(predicted))
+            if step.between:
+                done += self.carrier.between(self._kept, step.between, None if step.new_scene else kept)
+            self._kept = kept
+            done.append(own)
+        return done
+
+    def _next(self, frame: Frame) -> Segmentation:
+        result = self.carrier.next(self._kept, frame)
+        if result.confidence is not None and self._window and self._window[-1].index == frame.index:
+            self._window[-1] = replace(self._window[-1], confidence=float(result.confidence.mean()))
+        return result
 
     def close(self) -> None:
         """Release the carrier's threads."""

@@ -57,7 +57,7 @@ class PixelState:
         image: The frame at the network's size, before padding and normalisation, RGB 0..255.
         maps: One map a class, on a grid of the padded image.
         kind: ``logits``, or ``scores`` of 0 or more; the largest wins.
-        ids: The class of each map, ascending.
+        ids: The class of each map, ascending; the number of classes itself stands for no class.
         num_classes: Number of all classes.
         geometry: How the frame became the network's input.
     """

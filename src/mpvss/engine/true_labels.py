@@ -1,6 +1,6 @@
 """True labels at the key frames instead of the segmentor's, so that propagation stands alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from mpvss.engine.carriers import Carrier, Inference, make_carrier
+from mpvss.engine.carriers.carrier import Image
 from mpvss.engine.decode import Labels
 from mpvss.engine.state import KeyState
 from mpvss.errors import ModelError
@@ -42,8 +43,11 @@ def true_label_carrier(
     """
     queries_from = segmentor if propagator.name == "query" else None
 
-    def predict(frame: Frame, image: UInt8[np.ndarray, "H W 3"], geometry: Geometry) -> KeyState:
-        return true_state(label(frame), ids, frame, image, geometry, segmentor=queries_from)
+    def predict(frames: Sequence[Frame], images: Sequence[Image], geometry: Geometry) -> Sequence[KeyState]:
+        return [
+            true_state(label(frame), ids, frame, image, geometry, segmentor=queries_from)
+            for frame, image in zip(frames, images, strict=True)
+        ]
 
     return make_carrier(Inference(predict, oracle_rule(segmentor), propagator, motion))
 

@@ -353,7 +353,7 @@ def _count(contest: Contest, frames: list[Frame], direction: DirectionName, inte
         return {"key": key, "non_key": None, "per_frame": key}
     propagator = ours.propagator
     (then, geometry), (now, _) = (prepare(frame, ours.rule) for frame in frames[:2])
-    state = ours.segment(frames[0], then, geometry)
+    (state,) = ours.segment(frames[:1], [then], geometry)
     assert isinstance(state, KeyState)
     grid = (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
 

@@ -209,10 +209,12 @@ class _PlainCarrier:
     def __init__(self, label: Labeller) -> None:
         self._label, self.clock = label, StageClock()
 
-    def keep(self, frame: Frame) -> tuple[None, Segmentation]:
+    def predict(self, frames: Sequence[Frame]) -> list[np.ndarray]:
         with self.clock("key"):
-            labels = self._label(frame)
-        return None, Segmentation(frame, labels, is_key=True)
+            return [self._label(frame) for frame in frames]
+
+    def keep(self, frame: Frame, predicted: np.ndarray) -> tuple[None, Segmentation]:
+        return None, Segmentation(frame, predicted, is_key=True)
 
     def geometry(self, frame: Frame) -> Geometry:
         return Geometry(frame.size, frame.size, frame.size)

@@ -148,7 +148,7 @@ def count_gmac_of_frames(segmenter: VideoSegmenter, frame: Frame) -> tuple[float
 
     image, geometry = prepare(frame, segmenter.rule)
     states: list[KeyState | PixelState] = []
-    key = count_gmac(lambda: states.append(segmenter.segment(frame, image, geometry)))
+    key = count_gmac(lambda: states.extend(segmenter.segment([frame], [image], geometry)))
     state = states[0]
     propagator = segmenter.propagator
     if isinstance(state, PixelState):

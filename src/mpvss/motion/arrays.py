@@ -14,6 +14,8 @@ INVERSIONS = 2
 
 Maps = Float32[np.ndarray, "C h w"] | UInt8[np.ndarray, "C h w"]
 Flow = Float32[np.ndarray, "G 2 h w"]
+_Resized = Float32[np.ndarray, "C H W"] | UInt8[np.ndarray, "C H W"]
+_ResizedFlow = Float32[np.ndarray, "G 2 H W"]
 
 
 def sampling_maps(
@@ -92,7 +94,7 @@ def invert(flow: Flow) -> Flow:
     return back
 
 
-def resize(maps: Maps, size: tuple[int, int]) -> Maps:
+def resize(maps: Maps, size: tuple[int, int]) -> _Resized:
     """Bilinear, pixel centres at halves, the border repeated."""
     resized = np.empty((len(maps), *size), maps.dtype)
     for source, target in zip(np.ascontiguousarray(maps), resized, strict=True):
@@ -100,7 +102,7 @@ def resize(maps: Maps, size: tuple[int, int]) -> Maps:
     return resized
 
 
-def resize_flow(flow: Flow, size: tuple[int, int]) -> Flow:
+def resize_flow(flow: Flow, size: tuple[int, int]) -> _ResizedFlow:
     """Resample a flow to another grid, bilinear; its values are scaled by the ratio of the grids, per axis.
 
     Args:
@@ -115,7 +117,7 @@ def resize_flow(flow: Flow, size: tuple[int, int]) -> Flow:
     return resized
 
 
-def spread(maps: Float32[np.ndarray, "C h w"], whole: tuple[float, float], size: tuple[int, int]) -> Maps:
+def spread(maps: Float32[np.ndarray, "C h w"], whole: tuple[float, float], size: tuple[int, int]) -> _Resized:
     """Interpolate maps whose grid spans ``whole`` pixels, at the pixels of the top left ``size`` of them.
 
     Args:
@@ -136,7 +138,7 @@ def spread(maps: Float32[np.ndarray, "C h w"], whole: tuple[float, float], size:
     return sampled
 
 
-def fit_flow(flow: Flow, covered: tuple[int, int], target: tuple[int, int], grid: tuple[int, int]) -> Flow:
+def fit_flow(flow: Flow, covered: tuple[int, int], target: tuple[int, int], grid: tuple[int, int]) -> _ResizedFlow:
     """Resample a flow to a grid that covers a part of it, from the top left corner.
 
     Args:

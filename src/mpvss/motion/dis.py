@@ -138,7 +138,7 @@ def _exposed_alike(here: UInt8[np.ndarray, "h w"], there: UInt8[np.ndarray, "h w
     return np.asarray(scaled if closer else there)
 
 
-def _to_grid(flow: Flow, grid: tuple[int, int]) -> Flow:
+def _to_grid(flow: Flow, grid: tuple[int, int]) -> Float32[np.ndarray, "1 2 H W"]:
     """Average the flow over each cell of a coarser grid, so that the cell follows most of its pixels."""
     height, width = flow.shape[-2:]
     if grid[0] >= height or grid[1] >= width:

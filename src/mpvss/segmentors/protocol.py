@@ -128,7 +128,8 @@ class PixelPrediction:
     Attributes:
         scores: One map a class, on a grid that covers the padded image.
         kind: ``logits``, of which the softmax is propagated; or ``scores``, 0 or more. The largest wins.
-        ids: The class of each map, ascending, where there are not all of them, in order.
+        ids: The class of each map, ascending, where there are not all of them, in order; the number of classes itself
+            stands for no class.
     """
 
     scores: Float32[np.ndarray, "B P h w"]
@@ -147,3 +148,36 @@ class Segmentor(Protocol):
     def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction | PixelPrediction:
         """Segment a batch of images, RGB 0..255, of the size that ``rule`` gives, not padded."""
         ...
+
+
+class FunctionError(ModelError):
+    """A function that was wrapped as a segmentor failed, or answered what cannot be used."""
+
+
+def check_prediction(segmentor: Segmentor, prediction: Prediction | PixelPrediction) -> None:
+    """Refuse an answer that is not of the shape that a segmentor's classes ask for.
+
+    Raises:
+        ModelError: It is so.
+    """
+    classes = len(segmentor.class_names)
+    if isinstance(prediction, PixelPrediction):
+        count = classes if prediction.ids is None else len(prediction.ids)
+        if prediction.scores.shape[1] != count:
+            raise ModelError(
+                f"{segmentor.name}: expected scores of {count} classes, got {prediction.scores.shape[1]} maps; "
+                "class_names has one name for each class"
+            )
+        return
+    if prediction.class_logits.shape[-1] != classes + 1:
+        raise ModelError(
+            f"{segmentor.name}: expected class logits of {classes} classes and, last, no object, got "
+            f"{prediction.class_logits.shape[-1]} columns; a segmentor without a no-object column adds one of -inf "
+            "or -1e4, and class_names has one name for each class"
+        )
+    counts = [value.shape[1] for value in (prediction.class_logits, prediction.mask_logits, prediction.queries)]
+    if len(set(counts)) > 1:
+        raise ModelError(
+            f"{segmentor.name}: expected one class, one mask and one embedding for each query, "
+            f"got {counts[0]} classes, {counts[1]} masks and {counts[2]} embeddings"
+        )

@@ -23,7 +23,8 @@ from mpvss.segmentors.protocol import InputRule, resize_frame
 from mpvss.types import Frame, Geometry, Segmentation
 
 Image = UInt8[np.ndarray, "H W 3"]
-Predict = Callable[[Frame, Image, Geometry], KeyState | PixelState]
+State = KeyState | PixelState
+Predict = Callable[[Sequence[Frame], Sequence[Image], Geometry], Sequence[State]]
 K = TypeVar("K")
 _F = TypeVar("_F", bound=Key)
 _Out = TypeVar("_Out")
@@ -51,8 +52,12 @@ class Carrier(Protocol[K]):
 
     clock: StageClock
 
-    def keep(self, frame: Frame) -> tuple[K, Segmentation]:
-        """Run the segmentor on a frame; return what the frames around it need, and the frame's own result."""
+    def predict(self, frames: Sequence[Frame]) -> Sequence[Any]:
+        """Run the segmentor on key frames of one size; return what it says about each."""
+        ...
+
+    def keep(self, frame: Frame, predicted: Any) -> tuple[K, Segmentation]:
+        """Return what the frames around a key frame need, and the frame's own result."""
         ...
 
     def next(self, kept: K, frame: Frame) -> Segmentation:
@@ -77,7 +82,7 @@ class Inference:
     """The networks of one video and the options that change their results.
 
     Attributes:
-        predict: The segmentor on one resized image, or anything that makes key states.
+        predict: The segmentor on resized images of one geometry, or anything that makes key states.
         rule: Size of the images that ``predict`` and ``propagator`` see.
         propagator: Estimates flows.
         motion: ``chain`` or ``direct``.
@@ -105,13 +110,13 @@ class Inference:
         check_motion(self.motion)
         check_min_score(self.min_score)
 
-    def score_key(self, state: KeyState | PixelState) -> ClassScores:
+    def score_key(self, state: State) -> ClassScores:
         """Return the class scores of a key frame, for the frames around it."""
         if isinstance(state, PixelState):
             return pixel_scores(state, every_class=self.confidence or self.min_score > 0)
         return self.score([WarpedPrediction(state.class_logits, state.mask_logits)], state.geometry)
 
-    def label_key(self, state: KeyState | PixelState, scores: ClassScores) -> Segmentation:
+    def label_key(self, state: State, scores: ClassScores) -> Segmentation:
         """Return the labels of a key frame: from the logits themselves where a segmentor of pixels gave them."""
         if isinstance(state, KeyState) or self.confidence or self.min_score:
             return self.label(state.frame, scores, is_key=True)
@@ -151,18 +156,22 @@ class FlowCarrier(ABC, Generic[_F]):
         self._flows = Flows[_F](self.estimate, inference.motion, invertible, self.map, self._spill.keep)
         self._pool: ThreadPoolExecutor | None = None
 
-    def keep(self, frame: Frame) -> tuple[_F, Segmentation]:
-        """Run the segmentor on a frame; see ``Carrier.keep``."""
-        geometry = self.inference.rule.fit(frame.size)
+    def predict(self, frames: Sequence[Frame]) -> Sequence[State]:
+        """Run the segmentor on key frames; see ``Carrier.predict``."""
+        geometry = self.inference.rule.fit(frames[0].size)
         with self.clock("key"):
-            image = resize_frame(frame, geometry.resized)
-            state = self.inference.predict(frame, image, geometry)
+            images = [resize_frame(frame, geometry.resized) for frame in frames]
+            return self.inference.predict(frames, images, geometry)
+
+    def keep(self, frame: Frame, predicted: State) -> tuple[_F, Segmentation]:
+        """Label a key frame; see ``Carrier.keep``."""
+        state, geometry = predicted, predicted.geometry
         with self.clock("decode"):
             scores = self.inference.score_key(state)
             result = self.inference.label_key(state, scores)
         with self.clock("propagate"):
             size = self.image_size(geometry)
-            kept = self.kept(state, scores, image if size == geometry.resized else resize_frame(frame, size))
+            kept = self.kept(state, scores, state.image if size == geometry.resized else resize_frame(frame, size))
             self._flows.restart(kept)
         return kept, result
 
@@ -222,7 +231,7 @@ class FlowCarrier(ABC, Generic[_F]):
         """Return height and width in pixels of the images that flows are estimated on."""
 
     @abstractmethod
-    def kept(self, state: KeyState | PixelState, scores: ClassScores, image: Image) -> _F:
+    def kept(self, state: State, scores: ClassScores, image: Image) -> _F:
         """Return what the frames around a key frame need of it."""
 
     @abstractmethod
