@@ -11,7 +11,7 @@ DATA ?= camvid:data/camvid
 # The environment is made once, and again when what it is made from changes.
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[torch]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -734,8 +734,8 @@ def test_doctor_finds_a_missing_package_and_a_missing_codec(command, monkeypatch
 
     version, codec = metadata.version, av.Codec
 
-    def without_safetensors(name):
-        if name == "safetensors":
+    def without_numpy(name):
+        if name == "numpy":
             raise metadata.PackageNotFoundError(name)
         return version(name)
 
@@ -744,12 +744,12 @@ def test_doctor_finds_a_missing_package_and_a_missing_codec(command, monkeypatch
             raise av.FFmpegError(1, "no such codec")
         return codec(name, mode)
 
-    monkeypatch.setattr(metadata, "version", without_safetensors)
+    monkeypatch.setattr(metadata, "version", without_numpy)
     monkeypatch.setattr(av, "Codec", without_x264)
     code, out, _ = command("doctor", "--json")
     assert code == 1
     assert json.loads(out)["problems"] == [
-        "safetensors is not installed: pip install mpvss again",
+        "numpy is not installed: pip install mpvss again",
         "this build of PyAV cannot write libx264: install av from its own wheel",
     ]
 

@@ -20,7 +20,7 @@ from mpvss.engine.decode import class_scores, decode
 from mpvss.engine.schedule import CutDetector
 from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import MpvssError, OptionError, OutputError, SourceError
-from mpvss.evaluation import benchmark, charts, contest
+from mpvss.evaluation import benchmark, contest
 from mpvss.evaluation.benchmark import ratios, resolve
 from mpvss.evaluation.contest import (
     FixedActivity,
@@ -392,7 +392,7 @@ def test_the_plot_is_an_image_and_the_result_is_saved(measured, result, tmp_path
 
 
 def test_no_plot_without_matplotlib(measured, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(charts, "find_spec", lambda _: None)
+    monkeypatch.setattr("mpvss._extras.find_spec", lambda _: None)
     with pytest.raises(MpvssError, match=r"pip install 'mpvss\[eval\]'"):
         benchmark.plot(measured, tmp_path / "plot.png")
     assert cli.run(["bench", "--plot", str(tmp_path / "plot.png")]) == 2  # before anything is measured

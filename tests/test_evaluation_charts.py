@@ -54,6 +54,6 @@ def test_svg_is_an_element_with_a_title_and_png_has_twice_the_pixels(tmp_path):
 
 
 def test_without_matplotlib_the_command_to_install_it_is_named(monkeypatch):
-    monkeypatch.setattr(charts, "find_spec", lambda _: None)
+    monkeypatch.setattr("mpvss._extras.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'mpvss\[eval\]'"):
         charts.class_bars({"a": 0.5}, None)

@@ -159,7 +159,7 @@ def test_the_command_makes_table_and_picture(video, loaded, tmp_path, monkeypatc
 
 
 def test_the_command_without_matplotlib_leaves_the_picture_out(video, loaded, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(charts, "find_spec", lambda _: None)
+    monkeypatch.setattr("mpvss._extras.find_spec", lambda _: None)
     assert cli.run(["bench", str(video), "--interval", "3", "-o", str(tmp_path)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["clip.bench.json"]
     assert "pip install 'mpvss[eval]'" in capfd.readouterr().err

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import Image
 from helpers import moving_frames
 from mpvss.cli import run as command
 from mpvss.errors import ConfigError, DataError, OutputError
-from mpvss.evaluation import charts
 from mpvss.evaluation.compare import LEAST_UNITS, _video_units, _window_units
 from mpvss.evaluation.compare import compare as compare_runs
 from mpvss.evaluation.report import write_report
@@ -182,13 +180,13 @@ def test_percentiles_instead_of_bca_are_said(runs, capsys):
 
 
 def test_without_scipy_there_are_figures_and_no_intervals(runs, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    monkeypatch.setattr("mpvss._extras.find_spec", lambda name: None if name == "scipy" else name)
     assert command(["compare", str(runs / "twelve-hold"), str(runs / "twelve-dis")]) == 0
     assert "none: intervals need scipy: pip install 'mpvss[eval]'" in capsys.readouterr().out
 
 
 def test_without_matplotlib_no_report_is_begun(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(charts, "find_spec", lambda _: None)
+    monkeypatch.setattr("mpvss._extras.find_spec", lambda _: None)
     data = ["--data", f"folder:{runs / 'single'}", "--predictions", str(runs / "single" / "labels")]
     assert command(["eval", *data, "--report", str(tmp_path / "report")]) == 2
     assert "pip install 'mpvss[eval]'" in capsys.readouterr().err

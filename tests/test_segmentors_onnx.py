@@ -231,8 +231,10 @@ def test_missing_packages_are_named(model, tmp_path, monkeypatch, exported):
     with pytest.raises(ModelError, match=r"onnxruntime, which is not installed: pip install 'mpvss\[onnx\]'"):
         load_exported(exported)
     monkeypatch.setattr(onnx_backend, "find_spec", lambda _: "there")
-    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None if name == "onnxscript" else "there")
-    with pytest.raises(ModelError, match=r"exporting needs onnxscript, not installed: pip install 'mpvss\[onnx\]'"):
+    monkeypatch.setattr("mpvss._extras.find_spec", lambda name: None if name == "onnxscript" else "there")
+    with pytest.raises(
+        ModelError, match=r"exporting needs onnxscript, which is not installed: pip install 'mpvss\[onnx\]'"
+    ):
         export(str(model), SIZE, tmp_path / "out")
 
 

@@ -10,10 +10,11 @@ Names are imported when they are first used, so that ``import mpvss`` is quick.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from mpvss.annotate import FillSummary
     from mpvss.batch.tasks import BatchSummary
     from mpvss.convert.architectures import build
@@ -96,11 +97,6 @@ __all__ = [
     "wrap",
 ]
 
-try:
-    __version__ = version("mpvss")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+unknown"
-
 _HOMES = {
     "BatchOptions": "mpvss.options",
     "BatchSummary": "mpvss.batch.tasks",
@@ -151,9 +147,28 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name == "__version__":
+        return _version()
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mpvss' has no attribute {name!r}")
+    try:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'mpvss' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        from mpvss._extras import missing_module
+
+        message = missing_module(error)
+        if message is None:
+            raise
+        raise message from error
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # which takes a fifth of the time of --help
+
+    try:
+        return version("mpvss")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

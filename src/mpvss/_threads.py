@@ -1,7 +1,9 @@
-"""The one count of cores."""
+"""The one count of cores, and of the threads that networks and OpenCV use."""
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _told: list[int] = []
 
@@ -12,12 +14,14 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """Return how many threads this process uses: what it was told, torch's count where that is loaded, or all cores."""
+    """Return how many threads a network uses: torch's, or those it was told, or OpenMP's, or one for each core."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return int(torch.get_num_threads())
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return _told[0] if _told else int(asked) if asked.isdigit() and int(asked) else cores()
+    if _told:
+        return _told[0]
+    named = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(named) if named.isdecimal() and int(named) > 0 else cores()
 
 
 def use_threads(count: int) -> None:
@@ -26,7 +30,7 @@ def use_threads(count: int) -> None:
 
     _told[:] = [count]
     cv2.setNumThreads(count)
-    if "torch" in sys.modules:
+    if sys.modules.get("torch") is not None:
         tell_torch()
 
 
@@ -36,3 +40,20 @@ def tell_torch() -> None:
 
     if _told:
         torch.set_num_threads(_told[0])
+
+
+@contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Let the networks and OpenCV use this many threads for a while; ``None`` leaves them."""
+    if count is None:
+        yield
+        return
+    import cv2
+
+    before = threads(), cv2.getNumThreads()
+    use_threads(count)
+    try:
+        yield
+    finally:
+        use_threads(before[0])
+        cv2.setNumThreads(before[1])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from mpvss._devices import cuda_devices
 from mpvss._threads import cores
 from mpvss.batch.local import LocalEngine
 from mpvss.batch.manifest import SCHEMA, Manifest
@@ -109,7 +110,7 @@ class Driver:
         return [self._results[job.name] for job in self._jobs if job.name in self._results]
 
     def _work_off(self) -> None:
-        workers = self._options.workers or default_workers()
+        workers = self._options.workers or default_workers(self._setup.settings.segment.device)
         if not self._setup.settings.split:
             workers = min(workers, len(self._fresh))
         engine = self._engine(workers)
@@ -269,8 +270,6 @@ class Driver:
                     self._remove_chunks(folder.name)
 
 
-def default_workers() -> int:
-    """One worker for each GPU of this machine, or for every two of its cores."""
-    import torch
-
-    return torch.cuda.device_count() or max(1, cores() // 2)
+def default_workers(device: str | int = "auto") -> int:
+    """One worker for each GPU of this machine that the device may mean, or for every two of its cores."""
+    return cuda_devices(device) or max(1, cores() // 2)

@@ -84,8 +84,9 @@ class LocalEngine:
         identity = f"{os.getpid()}-{self._started}"
         ours, theirs = self._context.Pipe()
         life, holds = self._context.Pipe(duplex=False)
+        device = _device(self._setup.settings.segment.device, slot)
         process = self._context.Process(
-            target=_serve, args=(theirs, life, self._setup, identity, slot, self._level), daemon=True
+            target=_serve, args=(theirs, life, self._setup, identity, device, self._level), daemon=True
         )
         # Ctrl-C goes to all processes of a terminal, and finds a worker that is still starting: it inherits this mask.
         with _deaf_to_ctrl_c():
@@ -214,7 +215,7 @@ class _Slot(Slot):
         self.process, self.pipe, self.life, self.identity = process, pipe, life, identity
 
 
-def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, slot: int, level: int) -> None:
+def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, device: str, level: int) -> None:
     """A worker process, from its start to its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the driver decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -227,9 +228,7 @@ def _serve(pipe: Connection, life: Connection, setup: "Setup", identity: str, sl
 
     prepare(setup.settings.threads, level)
     try:
-        worker = Worker(
-            setup, identity, _device(str(setup.settings.segment.device), slot), lambda: pipe.send(("beat", None))
-        )
+        worker = Worker(setup, identity, device, lambda: pipe.send(("beat", None)))
     except MpvssError as error:
         pipe.send(("refused", str(error)))
         return
@@ -246,13 +245,10 @@ def prepare(threads: int, level: int) -> None:
     """Set a worker process up: its threads and its logging."""
     import logging
 
-    import cv2
-    import torch
-
+    from mpvss._threads import use_threads
     from mpvss._validate import PublicFormatter
 
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    use_threads(threads)
     logging.basicConfig(level=logging.WARNING, force=True)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(PublicFormatter())
@@ -262,13 +258,12 @@ def prepare(threads: int, level: int) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _device(name: str, slot: int) -> str:
+def _device(name: str | int, slot: int) -> str:
     """The settings' device; where there are several GPUs, one of them for each worker in turn."""
-    import torch
+    from mpvss._devices import cuda_devices
 
-    if name in {"auto", "cuda"} and torch.cuda.is_available():
-        return f"cuda:{slot % torch.cuda.device_count()}"
-    return name
+    count = cuda_devices(name)
+    return f"cuda:{slot % count}" if count else str(name)
 
 
 def _end_with_driver(life: Connection) -> None:

@@ -68,6 +68,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MpvssError as error:
         print(f"mpvss: {printable(str(error))}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        from mpvss._extras import missing_module
+
+        message = missing_module(error)
+        if message is None:
+            raise
+        print(f"mpvss: {printable(str(message))}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # who read the output has enough of it
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  which Python flushes at its end
         return 1

@@ -1,93 +1,101 @@
 """What ``mpvss doctor`` looks at: versions, devices, codecs, and packages known to break the program."""
 
 import importlib.metadata
-import os
 import platform
 import re
 from contextlib import suppress
 from typing import Any
 
+from mpvss import _opencv
+from mpvss._extras import command, has
+from mpvss._threads import cores, threads
 from mpvss._zoo import list_models
 
-_PACKAGES = (
-    "mpvss",
-    "torch",
-    "transformers",
-    "av",
-    "opencv-python-headless",
-    "numpy",
-    "safetensors",
-    "huggingface_hub",
-)
+_MAIN = ("mpvss", "torch", "transformers", "onnxruntime", "av", "numpy")  # and OpenCV, whichever of its packages
 _CODECS = (("libx264", "w"), ("ffv1", "w"), ("h264", "r"), ("hevc", "r"), ("av1", "r"), ("ffv1", "r"))
 
 
 def examine() -> dict[str, Any]:
-    """Return versions, devices and codecs, and a list of problems with what to do about each."""
+    """Return versions, devices, codecs and extras, and a list of problems with what to do about each."""
     problems: list[str] = []
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "missing"
-            if name not in ("mpvss", "opencv-python-headless"):
-                problems.append(f"{name} is not installed: pip install mpvss again")
+    base, extras = _requirements()
     return {
-        "versions": versions,
+        "versions": _versions(base, problems),
         "devices": _devices(),
         "codecs": _codecs(problems),
-        "extras": _extras(),
+        "extras": {extra: _state(extra, packages) for extra, packages in extras.items()},
         "models": _models(problems),
         "problems": problems + _torchvision(),
     }
 
 
-def _extras() -> dict[str, str]:
-    """Whether what each extra needs is installed, or the command that installs it."""
-    needs: dict[str, list[str]] = {}
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """The packages that every installation has, and those of each extra, as this one's description names them."""
+    base: list[str] = []
+    extras: dict[str, list[str]] = {}
     with suppress(importlib.metadata.PackageNotFoundError):
         for requirement in importlib.metadata.requires("mpvss") or ():
             name, _, marker = requirement.partition(";")
+            package = re.split(r"[\s<>=!~\[]", name.strip(), maxsplit=1)[0]
             match = re.search(r"extra == ['\"]([^'\"]+)", marker)
-            if match:
-                needs.setdefault(match[1], []).append(re.split(r"[\s<>=!~\[]", name.strip(), maxsplit=1)[0])
-    report = {}
-    for extra, packages in needs.items():
-        missing = [package for package in packages if not _is_installed(package)]
-        command = f"missing {', '.join(missing)}: pip install 'mpvss[{extra}]'"
-        report[extra] = command if missing else "installed"
-    return report
+            if match is None:
+                base.append(package)
+            elif package != "mpvss":  # an extra that brings another one
+                extras.setdefault(match[1], []).append(package)
+    return base, extras
+
+
+def _versions(base: list[str], problems: list[str]) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in (*_MAIN, *_opencv.installed()):
+        versions[name] = _version(name) or "missing"
+    for name in base:
+        if name not in _opencv.PACKAGES and _version(name) is None:
+            problems.append(f"{name} is not installed: pip install mpvss again")
+    problems += _opencv.problems()
+    return versions
+
+
+def missing_extras() -> dict[str, str]:
+    """What each extra that is not whole lacks, with the command that installs it."""
+    states = {extra: _state(extra, packages) for extra, packages in _requirements()[1].items()}
+    return {extra: state for extra, state in states.items() if state != "installed"}
+
+
+def _state(extra: str, packages: list[str]) -> str:
+    missing = [package for package in packages if not _is_installed(package)]
+    return f"missing {', '.join(missing)}: {command(extra)}" if missing else "installed"
 
 
 def _is_installed(package: str) -> bool:
+    return _version(package) is not None
+
+
+def _version(package: str) -> str | None:
     try:
-        importlib.metadata.version(package)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries whose sums, flows and codecs decide results to the last bit."""
-    report = {}
-    for name in ("torch", "transformers", "opencv-python-headless", "av", "onnxruntime"):
-        try:
-            report[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return report
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    names = ("torch", "transformers", *_opencv.installed(), "av", "onnxruntime")
+    return {name: version for name in names if (version := _version(name)) is not None}
 
 
 def _devices() -> dict[str, str]:
+    report = {"cpu": f"{cores()} cores, {threads()} threads"}
+    if has("onnxruntime"):
+        import onnxruntime
+
+        report["onnxruntime"] = ", ".join(onnxruntime.get_available_providers())
+    if not has("torch"):
+        report["torch"] = f"not installed: {command('torch')}"
+        return report
     import torch
 
-    report = {"cpu": f"{cores()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    report["cpu"] = f"{cores()} cores, {threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     report["cuda"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     report["mps"] = "available" if torch.backends.mps.is_available() else "none"
     return report
@@ -123,9 +131,8 @@ def _models(problems: list[str]) -> dict[str, str]:
 
 def _torchvision() -> list[str]:
     """A torchvision built for another torch breaks the import of every model."""
-    try:
-        version = importlib.metadata.version("torchvision")
-    except importlib.metadata.PackageNotFoundError:
+    version = _version("torchvision")
+    if version is None or not has("torch"):
         return []
     try:
         import torchvision  # noqa: F401

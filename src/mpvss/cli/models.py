@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mpvss._extras import require
 from mpvss._validate import printable
 from mpvss.cli._console import print_json, print_table, set_up
 from mpvss.cli._options import expand, flags_named
@@ -113,6 +114,7 @@ def cost(
     as_json: Json = False,
 ) -> None:
     """Count parameters and multiply-adds of one of the paper's models, as the paper counts them."""
+    require("torch", "counting needs")
     with flags_named():
         height, width = parse_size(size)
         from mpvss.convert.cost import cost as count
@@ -141,6 +143,7 @@ def export(
     set_up(console)
     with flags_named():
         parsed = parse_size(size)
+    require("onnx", "exporting needs")
     from mpvss.convert.export import export as export_model
 
     summary = export_model(model, parsed, out, overwrite=overwrite).to_dict()
@@ -162,6 +165,7 @@ def convert(
     classes: Annotated[Path | None, typer.Option(help="Text file with one class name a line, in id order.")] = None,
 ) -> None:
     """Turn a checkpoint of the published code into a directory that --model takes."""
+    require("torch", "converting needs")
     from mpvss.convert.checkpoint import convert_reference
 
     target = out or directory

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mpvss._extras import missing_module
 from mpvss.cli._console import interruptible, log, print_json, print_run, print_table, set_up
 from mpvss.cli._options import expand
 from mpvss.cli.app import MOST_ECHOED, app
@@ -80,12 +81,11 @@ def _in_chunks(
     output: OutputOptions,
     on_frame: "Callable[[Segmentation], None]",
 ) -> "RunSummary":
-    import torch
-
+    from mpvss._threads import threads
     from mpvss.batch.settings import Settings
     from mpvss.batch.single import process_in_chunks
 
-    settings = Settings(segmenter.options.replace(threads=torch.get_num_threads()), output)
+    settings = Settings(segmenter.options.replace(threads=threads()), output)
     return process_in_chunks(segmenter, source, out, settings, on_frame=on_frame)
 
 
@@ -105,7 +105,8 @@ def _load(options: SegmentOptions) -> "VideoSegmenter":
     try:
         from mpvss.segmenter import VideoSegmenter
     except ImportError as error:
-        raise MpvssError(f"a package that models need does not work ({error}); mpvss doctor says which") from error
+        broken = MpvssError(f"a package that models need does not work ({error}); mpvss doctor says which")
+        raise missing_module(error) or broken from error
     try:
         segmenter = VideoSegmenter.from_pretrained(options.model, options=options)
     except OptionError as error:

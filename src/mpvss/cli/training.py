@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mpvss._extras import require
 from mpvss._validate import printable
 from mpvss.cli._console import print_json, set_up
 from mpvss.cli._options import expand, flags_named
@@ -27,6 +28,7 @@ def train(
 ) -> None:
     """Train a segmentor per frame, or a motion module behind one, from a configuration file."""
     set_up(console)
+    require("train", "training needs")
     from mpvss.training.config import load_config
     from mpvss.training.loop import train as run_training
 
@@ -45,6 +47,7 @@ def distill(
 ) -> None:
     """Train a motion module on videos without labels; the segmentor itself is the teacher."""
     set_up(console)
+    require("train", "training needs")
     from mpvss.training.distill import distill as run_distillation
 
     with flags_named():

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor, nn
 
+from mpvss._extras import require
 from mpvss._files import atomic, output_errors
 from mpvss._validate import shown
 from mpvss.engine.decode import class_scores
@@ -116,9 +116,7 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
 
 def _require_exporter() -> None:
     require_runtime()
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ModelError(f"exporting needs {' and '.join(missing)}, not installed: pip install 'mpvss[onnx]'")
+    require("onnx", "exporting needs", ModelError)
 
 
 def _load(model: str, size: tuple[int, int]) -> VideoSegmenter:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from mpvss._files import output_errors, write_json
+from mpvss._threads import limited_threads
 from mpvss.convert.cost import count_gmac
 from mpvss.engine.decode import score_size
 from mpvss.engine.session import Session
@@ -39,7 +40,7 @@ from mpvss.evaluation.contest import (
     plain_decode,
     segformer_b0,
 )
-from mpvss.evaluation.machine import machine, peak_mib, synthetic_video, threads
+from mpvss.evaluation.machine import machine, peak_mib, synthetic_video
 from mpvss.motion.dis import Dis
 from mpvss.motion.propagator import serves_both_ways
 from mpvss.motion.warp import warp
@@ -158,7 +159,7 @@ def bench(options: BenchOptions) -> BenchResult:
         SourceError: The video cannot be read, is too short, or cuts to another scene within the first interval.
     """
     options = resolve(options)
-    with TemporaryDirectory(prefix="mpvss-bench-") as name, threads(options.threads):
+    with TemporaryDirectory(prefix="mpvss-bench-") as name, limited_threads(options.threads):
         folder, source = Path(name), options.source
         assert options.interval is not None and options.frames is not None
         if source is None:
@@ -473,7 +474,7 @@ def _run_and_print_peak(options_json: str, source: str) -> None:
     values = json.loads(options_json)
     values["size"] = None if values["size"] is None else tuple(values["size"])
     options = BenchOptions.from_dict(values)
-    with TemporaryDirectory(prefix="mpvss-bench-") as folder, threads(options.threads):
+    with TemporaryDirectory(prefix="mpvss-bench-") as folder, limited_threads(options.threads):
         _process(make_ours(options), options, source, Path(folder))
     print(json.dumps(peak_mib()))
 

@@ -5,12 +5,12 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpvss._extras import has, require
 from mpvss.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _SETTINGS: Any = {
 
 def installed() -> bool:
     """Whether charts can be drawn."""
-    return find_spec("matplotlib") is not None
+    return has("matplotlib")
 
 
 def require_matplotlib() -> None:
@@ -41,8 +41,7 @@ def require_matplotlib() -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    if not installed():
-        raise ConfigError("charts need matplotlib, which is not installed: pip install 'mpvss[eval]'")
+    require("eval", "charts need", ConfigError)
 
 
 def _figure(height: float, title: str, rows: int = 1) -> "tuple[Figure, list[Axes]]":

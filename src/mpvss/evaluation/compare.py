@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from mpvss._extras import command, has
 from mpvss.errors import DataError
 from mpvss.evaluation.results import WINDOW, CompareResult, Difference
 from mpvss.evaluation.run_directory import RunDirectory
@@ -95,10 +96,10 @@ def _too_few(known: int, unit: str) -> _Interval | None:
 
 def _bootstrap(statistic: _Statistic, number: int, samples: int, seed: int) -> _Interval:
     """The 95 % interval of a statistic of ``number`` units."""
-    try:
-        from scipy.stats import bootstrap
-    except ImportError:
-        return None, None, None, "intervals need scipy: pip install 'mpvss[eval]'"
+    if not has("scipy"):
+        return None, None, None, f"intervals need scipy: {command('eval')}"
+    from scipy.stats import bootstrap
+
     with warnings.catch_warnings():  # scipy's of what BCa cannot do, which is looked at below
         warnings.simplefilter("ignore")
         result = bootstrap(

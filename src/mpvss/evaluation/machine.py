@@ -3,18 +3,16 @@
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 import mpvss
-from mpvss._threads import cores
+from mpvss._threads import cores, threads
 from mpvss.outputs import Mp4Writer
 from mpvss.types import IMAGE_RATE
 
@@ -29,13 +27,20 @@ def machine() -> dict[str, str | int | None]:
     return {
         "processor": processor,
         "cores": cores(),
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **{name: _version(name) for name in ("torch", "onnxruntime")},
         "mpvss": mpvss.__version__,
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
@@ -64,20 +69,6 @@ def peak_mib() -> float | None:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-@contextmanager
-def threads(number: int | None) -> Iterator[None]:
-    """Set the threads of torch and OpenCV for a while; ``None`` leaves them."""
-    before = (torch.get_num_threads(), cv2.getNumThreads())
-    if number is not None:
-        torch.set_num_threads(number)
-        cv2.setNumThreads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])
 
 
 def synthetic_video(path: Path, size: tuple[int, int], frames: int) -> None:

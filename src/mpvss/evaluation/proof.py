@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from mpvss._files import output_errors, write_json
+from mpvss._threads import limited_threads
 from mpvss._validate import shown_address
 from mpvss.engine.session import Session
 from mpvss.engine.spill import Spill
 from mpvss.errors import SourceError
 from mpvss.evaluation import charts
-from mpvss.evaluation.machine import machine, threads
+from mpvss.evaluation.machine import machine
 from mpvss.labels import ignore_id
 from mpvss.metrics import SMALLEST_FLOW, ConfusionMatrix, Flicker, Matcher
 from mpvss.options import BenchOptions, ModelOptions
@@ -121,7 +122,7 @@ def prove(video: str | Path, options: BenchOptions | None = None) -> ProofResult
     """
     options = options or BenchOptions()
     given = {name: value for name in _SHARED if (value := getattr(options, name)) is not None}
-    with threads(options.threads):
+    with limited_threads(options.threads):
         segmenter = VideoSegmenter.from_pretrained(given.pop("model", "compact"), **given)
         return measure(segmenter, video, options)
 

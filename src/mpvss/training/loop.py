@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mpvss._devices import choose_device
+from mpvss._extras import require
 from mpvss.datasets import open_dataset
 from mpvss.datasets.pairs import Batch
 from mpvss.errors import ConfigError, ModelError, MpvssError
@@ -325,11 +326,9 @@ def rate(step: int, optim: OptimConfig) -> float:
 
 
 def _accelerator(config: TrainConfig) -> "Accelerator":
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
-    except ImportError as error:
-        raise MpvssError("training needs accelerate, pyyaml and tensorboard: pip install 'mpvss[train]'") from error
+    require("train", "training needs")
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
 
     device = choose_device(config.run.device)
     if device.type == "cpu" and config.run.precision == "fp16":

@@ -15,8 +15,8 @@ from jaxtyping import Int64
 from torch.utils import data
 
 from mpvss._files import write_json
+from mpvss._threads import cores
 from mpvss._validate import read_json
-from mpvss.cli.doctor import cores
 from mpvss.datasets import Clip, open_dataset
 from mpvss.datasets.augment import Augmentation, Pair
 from mpvss.datasets.pairs import (
