@@ -171,7 +171,7 @@ def averaged(scores: ClassScores, predictions: Sequence[WarpedPrediction], geome
     return replace(scores, planes=scores.planes / total)
 
 
-def possible_maps(maps: Planes) -> Int64[np.ndarray, " P"]:
+def possible_maps(maps: Planes) -> Int64[np.ndarray, " C"]:
     """Return which maps may be the largest at some place between the centres of neighbouring cells; as above."""
     if len(maps) <= _FEW_CLASSES:
         return np.arange(len(maps))
@@ -185,10 +185,10 @@ def pixel_scores(state: PixelState, *, every_class: bool = False) -> ClassScores
     Without ``every_class`` maps that are the largest nowhere are left out, of the softmax, too.
 
     Raises:
-        ValueError: They hold NaN.
+        ValueError: They are not finite.
     """
-    if np.isnan(state.maps).any():
-        raise ValueError("decoding expects finite scores, got NaN in the maps of the classes")
+    if not np.isfinite(state.maps).all():
+        raise ValueError("decoding expects finite scores, got NaN or infinity in the maps of the classes")
     maps, ids = state.maps, state.ids
     if not every_class:
         kept = possible_maps(maps)

@@ -17,6 +17,7 @@ from mpvss.engine.flows import Flows, Key, check_motion
 from mpvss.engine.spill import Spill
 from mpvss.engine.stage_clock import StageClock
 from mpvss.engine.state import KeyState, PixelState, WarpedPrediction
+from mpvss.labels import ignore_id
 from mpvss.motion.arrays import Flow
 from mpvss.motion.propagator import Propagator
 from mpvss.segmentors.protocol import InputRule, resize_frame
@@ -118,10 +119,14 @@ class Inference:
 
     def label_key(self, state: State, scores: ClassScores) -> Segmentation:
         """Return the labels of a key frame: from the logits themselves where a segmentor of pixels gave them."""
-        if isinstance(state, KeyState) or self.confidence or self.min_score:
+        if isinstance(state, KeyState):
             return self.label(state.frame, scores, is_key=True)
-        labels = pixel_labels(state, classes=self.classes)
-        return Segmentation(state.frame, labels, True, class_names=self.class_names)
+        labels, confidence = pixel_labels(state, classes=self.classes), None
+        if self.confidence or self.min_score:
+            scored, confidence = label_map(scores, state.geometry, confidence=self.confidence, min_score=self.min_score)
+            ignored = ignore_id(state.num_classes)
+            labels[scored == ignored] = ignored
+        return Segmentation(state.frame, labels, True, confidence, self.class_names)
 
     def score(self, predictions: Sequence[WarpedPrediction], geometry: Geometry) -> ClassScores:
         """Return class scores; of all classes where shares of their sum are asked for."""
