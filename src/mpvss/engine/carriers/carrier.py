@@ -124,8 +124,8 @@ class Inference:
         labels, confidence = pixel_labels(state, classes=self.classes), None
         if self.confidence or self.min_score:
             scored, confidence = label_map(scores, state.geometry, confidence=self.confidence, min_score=self.min_score)
-            ignored = ignore_id(state.num_classes)
-            labels[scored == ignored] = ignored
+            if self.min_score:
+                labels[scored == ignore_id(state.num_classes)] = ignore_id(state.num_classes)
         return Segmentation(state.frame, labels, True, confidence, self.class_names)
 
     def score(self, predictions: Sequence[WarpedPrediction], geometry: Geometry) -> ClassScores:
