@@ -45,7 +45,7 @@ COMMANDS = {
     "train": ("training", "Train a segmentor per frame, or a motion module behind one, from a configuration file."),
     "distill": ("training", "Train a motion module on videos without labels; the segmentor itself is the teacher."),
 }
-"""The commands in the order of the help: the file of ``mpvss.cli`` that each is in, and the first line of what it says."""
+"""The commands in the order of the help: the file of ``mpvss.cli`` that each is in, and the first line of its help."""
 
 
 class _Commands(TyperGroup):
@@ -53,12 +53,12 @@ class _Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = dict.fromkeys(COMMANDS)  # the nearest of these is what a mistyped one is told
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # the nearest of these is what a mistyped one is told
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         if cmd_name in COMMANDS and self.commands[cmd_name] is None:
             import_module(f"mpvss.cli.{COMMANDS[cmd_name][0]}")
             alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -66,7 +66,7 @@ class _Commands(TyperGroup):
             self.add_command(typer.main.get_command(alone), cmd_name)
         return self.commands.get(cmd_name)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, says) for name, (_, says) in COMMANDS.items()])
 
