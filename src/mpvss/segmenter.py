@@ -309,10 +309,15 @@ class VideoSegmenter:
             confidence=options.confidence,
             tolerance=options.tolerance,
             min_score=options.min_score,
+            network=segmenter.segmentor if segmenter._on_device() else None,
             class_names=segmenter.class_names,
         )
         schedule, cuts = key_frames or segmenter.schedule(direction)
         return Session(make_carrier(inference), schedule, direction=direction, cuts=cuts, key_batch=key_batch)
+
+    def _on_device(self) -> bool:
+        """Whether the segmentor answers with tensors on a device other than the CPU."""
+        return getattr(getattr(self.segmentor, "device", None), "type", "cpu") != "cpu"
 
     def stream(
         self, source: str | Path | Iterable[Frame], *, stop: Stop | None = None, **overrides: Unpack[SegmentOverrides]

@@ -92,6 +92,7 @@ class Inference:
         tolerance: By how much leaving queries out of propagation may change a class score, 0 to 1.
         min_score: Pixels whose best class score is lower get the ignore id; 0 for none. The score of a class is the sum
             over queries of p(class) sigmoid(mask): near 1 where one query is sure, near 0 where none has anything.
+        network: What answers with tensors on a device other than the CPU, whose ``predict`` replaces the one above.
         class_names: What results call the class ids; empty where nobody says.
         clock: Seconds by stage.
     """
@@ -104,6 +105,7 @@ class Inference:
     confidence: bool = False
     tolerance: float = 0.0
     min_score: float = 0.0
+    network: Any = None
     class_names: tuple[str, ...] = ()
     clock: StageClock = field(default_factory=StageClock)
 
