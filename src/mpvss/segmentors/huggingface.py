@@ -1,7 +1,6 @@
 """Mask classifiers of the transformers library with one interface; ``families`` says what differs between them."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,6 @@ from mpvss.types import shown_size
 log = logging.getLogger(__name__)
 
 tell_torch()
-if hasattr(os, "register_at_fork"):
-    # A forked process has none of the threads that OpenMP began before, and would wait for them for ever.
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 # Key frames that a GPU takes at once: enough to fill it, and memory for a large model's.
 _KEY_BATCH = 4

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from mpvss._threads import threads
+from mpvss._threads import cores, threads
 from mpvss.engine.decode import ClassScores, averaged, label_map, pixel_labels, pixel_scores, score
 from mpvss.engine.flows import Flows, Key, check_motion
 from mpvss.engine.spill import Spill
@@ -223,7 +223,7 @@ class FlowCarrier(ABC, Generic[_F]):
 
         The functions of OpenCV are too short to share one call between cores. Networks use the cores by themselves.
         """
-        workers = min(_MOST_WORKERS, threads())
+        workers = min(_MOST_WORKERS, cores(), threads())
         if workers == 1 or not getattr(self.inference.propagator, "thread_safe", False):
             return [work(item) for item in items]
         if self._pool is None:
