@@ -386,17 +386,18 @@ def test_the_plain_benchmark_measures_larger_sizes_as_well(directory, monkeypatc
 
 def test_accuracy_stands_beside(directory):
     options = resolve(BenchOptions(model=str(directory), data="folder:clips", interval=5))
-    monkey = {"miou": 0.5, "vc8": None, "flicker": 0.1}
+    figures = {"miou": 0.5, "vc8": None, "flicker": 0.1}
     asked = []
 
     def scored(each, folder):
         asked.append(each)
-        return EvalResult(**dict.fromkeys(field.name for field in dataclasses.fields(EvalResult)) | monkey)
+        nothing = dict.fromkeys(field.name for field in dataclasses.fields(EvalResult))
+        return EvalResult(**nothing | {"iou": {}, "videos": 1, "frames": 11, "seconds": {}, "options": {}} | figures)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpvss.evaluation.run.evaluate", scored)
         found = benchmark._accuracy(options)
-    assert found == dict.fromkeys(("ours_per_frame", "ours", "library"), monkey)
+    assert found == dict.fromkeys(("ours_per_frame", "ours", "library"), figures)
     assert [each.propagator for each in asked] == ["none", "auto", "none"]
     assert [each.fast for each in asked] == [True, True, False]
     assert {each.model for each in asked} == {str(directory)}
