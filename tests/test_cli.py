@@ -928,6 +928,7 @@ def test_doctor_names_what_each_extra_lacks(command, monkeypatch):
 
 _ODD = ("", "-1", "1e400", "nan", "9" * 5000, "²", "x" * 5000, "\udcff", "http://[")
 _PROGRAM = typer.main.get_command(cli.app)
+_COMMANDS = {name: _PROGRAM.get_command(None, name) for name in _PROGRAM.list_commands(None)}
 _GIVEN = {
     "segment": ["pictures"], "batch": ["pictures"], "inspect": ["absent"], "cost": ["--arch=r50"],
     "export": ["--size=64x64", "--out=made"], "bench": [], "convert": ["absent", "--out=made"],
@@ -953,7 +954,7 @@ def stopped(monkeypatch, tmp_path):
     for name in names:
         monkeypatch.setattr(f"mpvss.{name}", stop)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", stop)
-    monkeypatch.setattr("mpvss.cli.segment.app", _PROGRAM)  # built once
+    monkeypatch.setattr(sys.modules["mpvss.cli.app"], "app", _PROGRAM)  # built once
     monkeypatch.chdir(tmp_path)
     for folder in ("pictures", "data/images/a", "data/labels/a"):
         Path(folder).mkdir(parents=True)
@@ -962,16 +963,37 @@ def stopped(monkeypatch, tmp_path):
     Path("config.yaml").write_text("{stage: motion, data: {sources: [{data: 'camvid:absent'}]}}")
 
 
+def test_the_help_says_of_each_command_what_it_says_itself():
+    said = {name: command.help.splitlines()[0] for name, command in _COMMANDS.items()}
+    table = sys.modules["mpvss.cli.app"].COMMANDS
+    assert said == {name: line for name, (_, line) in table.items()}
+
+
+def test_the_help_imports_no_command():
+    code = (
+        "import sys\nfrom mpvss import cli\ncli.run(['--help'])\n"
+        "print(sorted({'mpvss.options', 'mpvss.cli.segment', 'rich', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_mistyped_command_is_told_the_nearest(command):
+    code, _, err = command("segmen")
+    assert code == 2
+    assert "Did you mean 'segment'?" in err
+
+
 def test_every_command_with_options_is_tried():
     def takes_values(command):
         return any(not getattr(parameter, "is_flag", False) for parameter in command.params)
 
-    assert set(_GIVEN) == {name for name, command in _PROGRAM.commands.items() if takes_values(command)}
+    assert set(_GIVEN) == {name for name, command in _COMMANDS.items() if takes_values(command)}
 
 
 @pytest.mark.parametrize("name", _GIVEN)
 def test_odd_values_of_every_option_are_one_line(command, stopped, name):
-    for parameter in _PROGRAM.commands[name].params:
+    for parameter in _COMMANDS[name].params:
         if getattr(parameter, "is_flag", False):
             continue
         for value in _ODD:

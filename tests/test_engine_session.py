@@ -133,15 +133,15 @@ def test_a_frame_that_no_key_frame_looks_like_still_has_the_classes_of_the_key_f
 
 
 def test_scores_are_bytes_unless_a_share_is_wanted_or_many_pixels_score_little():
-    strong = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)) + 0.5
-    weak = strong.clone()
+    strong = np.random.default_rng(0).random((3, 40, 40), np.float32) + np.float32(0.5)
+    weak = strong.copy()
     weak[:, :10] *= 0.01
-    strong, weak = (ClassScores(torch.arange(3), planes, 3) for planes in (strong, weak))
+    strong, weak = (ClassScores(np.arange(3), planes, 3) for planes in (strong, weak))
     segmenter = VideoSegmenter(ColourSegmentor(), Hold())
     carrier = segmenter.session(direction="both").carrier
     assert carrier._top(strong, strong) == float(strong.planes.max())
     assert carrier._top(strong, weak) is None
-    assert carrier._top(ClassScores(torch.arange(3), torch.zeros(3, 4, 4), 3)) is None
+    assert carrier._top(ClassScores(np.arange(3), np.zeros((3, 4, 4), np.float32), 3)) is None
     assert segmenter.session(direction="both", confidence=True).carrier._top(strong) is None
 
 
@@ -230,25 +230,24 @@ def test_per_query_flow_moves_each_mask_by_its_own(monkeypatch):
         per_query = True
 
         def estimate_flow(self, current, other, queries, padded, grid, active=None):
-            flow = torch.zeros(len(current), queries.shape[1], 2, *grid)
-            flow[:, :, 0] = -torch.arange(queries.shape[1], dtype=torch.float32)[:, None, None]
+            flow = np.zeros((len(current), queries.shape[1], 2, *grid), np.float32)
+            flow[:, :, 0] = -np.arange(queries.shape[1])[:, None, None]
             return flow
 
     seen = []
     segmenter = VideoSegmenter(ColourSegmentor(), Apart(), interval=10, cuts=False, tolerance=0.0)
     session = segmenter.session(direction="forward")
-    warped = queries._warped
-    monkeypatch.setattr(queries, "_warped", lambda key, flow: seen.append(warped(key, flow)) or seen[-1])
+    warp_each = queries.warp_each
+    monkeypatch.setattr(queries, "warp_each", lambda masks, flow: seen.append(warp_each(masks, flow)) or seen[-1])
     frames = moving_frames(3, speed=0)
     for frame in frames:
         session.push(frame)
-    key = ColourSegmentor()(torch.from_numpy(frames[0].rgb).permute(2, 0, 1)[None]).mask_logits[0]
+    key = ColourSegmentor()(frames[0].rgb[None]).mask_logits[0]
+    assert len(seen) == 2
     for steps, masks in enumerate(seen, 1):
         for query in range(4):
             shift = query * steps  # chained: twice as far after two frames
-            torch.testing.assert_close(
-                masks[query, :, shift:], key[query, :, : key.shape[2] - shift], atol=1e-4, rtol=0
-            )
+            np.testing.assert_allclose(masks[query, :, shift:], key[query, :, : key.shape[2] - shift], atol=1e-4)
 
 
 def carrier_of(segmenter, motion="chain"):
@@ -290,7 +289,7 @@ def test_going_forward_only_the_last_frame_can_be_chosen():
 
 
 def test_a_session_as_a_context_manager_ends_its_threads(monkeypatch):
-    monkeypatch.setattr("mpvss.engine.carriers.carrier.torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.threads", lambda: 2)
     monkeypatch.setattr("mpvss.engine.carriers.carrier.cores", lambda: 2)
     with VideoSegmenter(ColourSegmentor(), Dis(), interval=4).session(direction="both") as session:
         for frame in moving_frames(6):
@@ -469,39 +468,37 @@ def test_a_finished_session_and_a_time_that_goes_backward_are_refused():
 
 
 class Raw(ColourSegmentor):
-    """Answers with gradients, in another precision, on request."""
+    """Answers in another precision."""
 
-    def __init__(self, dtype, grad):
+    def __init__(self, dtype):
         super().__init__()
-        self.dtype, self.grad = dtype, grad
+        self.dtype = dtype
 
     def __call__(self, images):
         found = super().__call__(images)
-        values = (x.to(self.dtype).requires_grad_(self.grad) for x in (found.class_logits, found.mask_logits))
-        return Prediction(*values, found.queries.to(self.dtype).requires_grad_(self.grad))
+        return Prediction(*(x.astype(self.dtype) for x in (found.class_logits, found.mask_logits, found.queries)))
 
 
 class RawFlow(Dis):
-    """A flow with a gradient and another precision."""
+    """A flow in another precision."""
 
     def __init__(self, dtype, per_query):
         super().__init__()
         self.dtype, self.per_query = dtype, per_query
 
     def estimate_flow(self, current, other, queries, padded, grid, active=None):
-        flow = torch.zeros(len(current), 1, 2, *grid, dtype=self.dtype, requires_grad=True)
-        return flow * 1
+        return np.zeros((len(current), 1, 2, *grid), self.dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 @pytest.mark.parametrize("per_query", [False, True])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_answers_with_gradients_and_of_any_precision_are_taken(dtype, per_query, direction):
+def test_answers_of_any_precision_are_taken(dtype, per_query, direction):
     frames = moving_frames(5, (48, 64))
-    segmenter = VideoSegmenter(Raw(dtype, True), RawFlow(dtype, per_query), interval=4, cuts=False)
-    exact = VideoSegmenter(ColourSegmentor(), RawFlow(torch.float32, per_query), interval=4, cuts=False)
+    segmenter = VideoSegmenter(Raw(dtype), RawFlow(dtype, per_query), interval=4, cuts=False)
+    exact = VideoSegmenter(ColourSegmentor(), RawFlow(np.float32, per_query), interval=4, cuts=False)
     for a, b in zip(run(segmenter, frames, direction), run(exact, frames, direction), strict=True):
-        assert (a.labels == b.labels).mean() > (0.999 if dtype in (torch.float32, torch.float64) else 0.97)
+        assert (a.labels == b.labels).mean() > (0.97 if dtype == np.float16 else 0.999)
 
 
 def test_a_propagator_is_called_by_one_thread_unless_it_says_otherwise(monkeypatch):
@@ -512,9 +509,9 @@ def test_a_propagator_is_called_by_one_thread_unless_it_says_otherwise(monkeypat
 
         def estimate_flow(self, current, other, queries, padded, grid, active=None):
             threads.add(threading.get_ident())
-            return torch.zeros(len(current), 1, 2, *grid)
+            return np.zeros((len(current), 1, 2, *grid), np.float32)
 
-    monkeypatch.setattr("mpvss.engine.carriers.carrier.torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.threads", lambda: 4)
     monkeypatch.setattr("mpvss.engine.carriers.carrier.cores", lambda: 4)
     frames = moving_frames(9, (48, 64))
     run(VideoSegmenter(ColourSegmentor(), Network(), interval=8, cuts=False), frames, "both")
@@ -530,7 +527,7 @@ def test_a_propagator_is_called_by_one_thread_unless_it_says_otherwise(monkeypat
 def test_no_more_threads_than_cores_that_are_allowed_and_threads_that_were_asked_for(
     allowed, asked, expected, monkeypatch
 ):
-    monkeypatch.setattr("mpvss.engine.carriers.carrier.torch.get_num_threads", lambda: asked)
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.threads", lambda: asked)
     monkeypatch.setattr("mpvss.engine.carriers.carrier.cores", lambda: allowed)
     session = VideoSegmenter(ColourSegmentor(), Dis()).session()
     assert session.carrier.map(abs, [-1, 2]) == [1, 2]
@@ -617,7 +614,7 @@ def test_pixels_below_the_least_score_have_no_class(per_query, direction):
 
         def __call__(self, images):
             found = super().__call__(images)
-            masks = torch.full_like(found.mask_logits, -9.0)
+            masks = np.full_like(found.mask_logits, -9)
             masks[:, 1, :, : masks.shape[3] // 2] = 9.0
             return Prediction(found.class_logits, masks, found.queries)
 
@@ -688,21 +685,8 @@ def device_without_double(monkeypatch):
                 return super().__torch_function__(func, types, args, kwargs or {})
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    monkeypatch.setattr("mpvss.engine.carriers.carrier.cores", lambda: 1)  # a mode belongs to one thread
+    monkeypatch.setattr("mpvss.engine.carriers.carrier.threads", lambda: 1)  # a mode belongs to one thread
     return NoDouble()
-
-
-@pytest.mark.parametrize("per_query", [False, True])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_no_double_is_ever_on_the_device(per_query, direction, device_without_double):
-    segmenter = VideoSegmenter(ColourSegmentor(), Dis(), interval=3)
-    segmenter.propagator.per_query = per_query
-    frames = moving_frames(6, (48, 64))
-    with device_without_double:
-        results = run(segmenter, frames, direction)
-        with pytest.raises(AssertionError, match="on the device"):
-            torch.zeros(1).double()
-    assert len(results) == 6
 
 
 @pytest.fixture(scope="module")
@@ -728,6 +712,8 @@ def test_no_double_is_on_the_device_with_networks(tiny_world, kind, fast, device
     with device_without_double:
         assert len(run(segmenter, moving_frames(4, (48, 64)), "both")) == 4
         assert len(run(segmenter, moving_frames(4, (48, 64)), "forward")) == 4
+        with pytest.raises(AssertionError, match="on the device"):
+            torch.zeros(1).double()
 
 
 def test_no_double_is_on_the_device_of_a_teacher(tiny_world, tmp_path, device_without_double):
@@ -752,7 +738,7 @@ class QueryHold(Hold):
     per_query = True
 
     def estimate_flow(self, current, other, queries, padded, grid, active=None):
-        return torch.zeros(len(current), queries.shape[1] if active is None else len(active), 2, *grid)
+        return np.zeros((len(current), queries.shape[1] if active is None else len(active), 2, *grid), np.float32)
 
 
 @pytest.mark.parametrize("propagator", [Hold(), QueryHold()], ids=["scores", "masks"])
@@ -920,7 +906,10 @@ def test_a_carrier_of_somebody_else_is_one_entry(monkeypatch):
         def __init__(self, inference):
             self.inference, self.clock = inference, inference.clock
 
-        def keep(self, frame):
+        def predict(self, frames):
+            return [None] * len(frames)
+
+        def keep(self, frame, predicted):
             self.last = 0
             return frame, self._result(frame, is_key=True)
 

@@ -1,6 +1,8 @@
 """Laws of the benchmark: its figures follow from its seconds, and what it compares gives the same labels."""
 
+import dataclasses
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -14,23 +16,21 @@ from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegm
 
 from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
+from mpvss.cli import evaluate
 from mpvss.convert.architectures import Model
 from mpvss.convert.cost import cost, count_gmac
 from mpvss.engine.decode import class_scores, decode
 from mpvss.engine.schedule import CutDetector
 from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import MpvssError, OptionError, OutputError, SourceError
-from mpvss.evaluation import benchmark, contest
-from mpvss.evaluation.benchmark import ratios, resolve
-from mpvss.evaluation.contest import (
-    FixedActivity,
-    Library,
-    PlainRun,
-    fixed_class_logits,
-    plain_decode,
-    segformer_b0,
-)
+from mpvss.evaluation import benchmark, contest, floor, library
+from mpvss.evaluation.bench_results import SizeResult, ratios
+from mpvss.evaluation.benchmark import resolve
+from mpvss.evaluation.contest import PlainRun
+from mpvss.evaluation.library import FixedActivity, Library, fixed_class_logits, plain_decode, segformer_b0
 from mpvss.evaluation.machine import synthetic_video
+from mpvss.evaluation.results import EvalResult
+from mpvss.evaluation.rounds import back_and_forth
 from mpvss.motion import QueryFlow
 from mpvss.options import BenchOptions
 from mpvss.outputs import LabelReader
@@ -51,8 +51,9 @@ RATIOS = {
     "library_run_over_ours",
     "ours_per_frame_run_over_ours",
     "segformer_b0_run_over_ours",
+    "ours_run_over_floor",
 }
-RUNS = ("library", "ours_per_frame", "ours", "segformer_b0")
+RUNS = ("library", "ours_per_frame", "ours", "segformer_b0", "floor")
 
 
 def bench(options):
@@ -127,11 +128,13 @@ def test_the_ratios_are_those_of_the_seconds(result):
     assert found["ours_per_frame_over_ours"] == seconds["ours_frame"] / seconds["ours_interval"]
     for name in ("library", "ours_per_frame", "segformer_b0"):
         assert found[f"{name}_run_over_ours"] == run[name] / run["ours"]
+    assert found["ours_run_over_floor"] == run["ours"] / run["floor"]
 
 
 def test_the_result_has_the_documented_keys_and_is_json(result):
     assert set(result) == {
-        "seconds", "gmac", "classical_flow", "sgemm", "peak_mib", "ratios", "all_active", "note", "options", "machine"
+        "seconds", "gmac", "classical_flow", "sgemm", "peak_mib", "overlay", "sizes", "accuracy", "ratios",
+        "all_active", "note", "options", "machine", "figures"
     }  # fmt: skip
     assert set(result["seconds"]["stages"]) == {"key", "propagate", "decode", "read", "write"}
     assert set(result["seconds"]["run"]) == set(RUNS)
@@ -149,7 +152,7 @@ def test_the_result_has_the_documented_keys_and_is_json(result):
 
 
 def test_seconds_are_positive_and_the_interval_is_its_frames(directory, monkeypatch):
-    monkeypatch.setattr(benchmark, "_medians", lambda rounds: rounds[0])
+    monkeypatch.setattr(benchmark, "medians", lambda rounds: rounds[0])
     seconds = bench(BenchOptions(model=str(directory), size=SIZE, interval=4, repeats=1, runs=0))["seconds"]
     assert seconds["ours_key"] + 3 * seconds["ours_non_key"] == pytest.approx(4 * seconds["ours_interval"])
     stages = [seconds["stages"][name] for name in ("key", "propagate", "decode")]
@@ -178,7 +181,7 @@ def test_ratios_of_nothing():
 def test_random_weights_are_measured_with_fixed_activity_and_all_active(monkeypatch):
     config = replace(TINY, num_queries=30, query_width=32)
     built = Model(tiny_model(16, 30), QueryFlow(config).eval())
-    monkeypatch.setattr(contest, "build", lambda *_: built)
+    monkeypatch.setattr(library, "build", lambda *_: built)
     found = bench(BenchOptions(arch="tiny", classes=16, size=SIZE, repeats=1, runs=0))
     assert (found["options"]["propagator"], found["options"]["motion"]) == ("query", "direct")
     assert (found["options"]["direction"], found["options"]["interval"]) == ("forward", 5)
@@ -194,21 +197,29 @@ def test_random_weights_are_measured_with_fixed_activity_and_all_active(monkeypa
 
 def differs_but_for_ties(plain, ours, views, geometry):
     """Share of pixels that differ although one score is clearly the largest."""
-    best = class_scores(views, geometry).topk(2, dim=0).values
-    clear = ((best[0] - best[1]) > 1e-4 * best[0]).numpy()
+    second, best = np.sort(class_scores(views, geometry), axis=0)[-2:]
+    clear = (best - second) > 1e-4 * best
     return float(((plain != ours) & clear).mean()), float(clear.mean())
+
+
+def random_logits(queries, classes, grid, seed):
+    random = np.random.default_rng(seed)
+    masks = random.standard_normal((queries, *grid)).astype(np.float32) * 5
+    return random.standard_normal((queries, classes + 1)).astype(np.float32) * 3, masks
+
+
+def plainly(classes, masks, geometry):
+    return plain_decode(torch.from_numpy(classes), torch.from_numpy(masks), geometry)
 
 
 @pytest.mark.parametrize("size", [SIZE, (62, 90)])
 def test_plain_labels_are_ours(size):
-    generator = torch.Generator().manual_seed(1)
     padded = tuple(side + -side % 32 for side in size)
-    masks = torch.randn(7, padded[0] // 4, padded[1] // 4, generator=generator) * 5
-    classes = torch.randn(7, 6, generator=generator) * 3
+    classes, masks = random_logits(7, 5, (padded[0] // 4, padded[1] // 4), seed=1)
     geometry = Geometry(size, size, padded)
     views = [WarpedPrediction(classes, masks)]
     different, clear = differs_but_for_ties(
-        plain_decode(classes, masks, geometry), decode(views, geometry)[0], views, geometry
+        plainly(classes, masks, geometry), decode(views, geometry)[0], views, geometry
     )
     assert different == 0
     assert clear > 0.9
@@ -216,9 +227,8 @@ def test_plain_labels_are_ours(size):
 
 def test_plain_labels_have_the_size_of_the_source():
     geometry = Geometry((90, 150), (30, 50), (32, 64))
-    generator = torch.Generator().manual_seed(2)
-    masks, classes = torch.randn(4, 8, 16, generator=generator) * 5, torch.randn(4, 4, generator=generator) * 3
-    plain, ours = plain_decode(classes, masks, geometry), decode([WarpedPrediction(classes, masks)], geometry)[0]
+    classes, masks = random_logits(4, 3, (8, 16), seed=2)
+    plain, ours = plainly(classes, masks, geometry), decode([WarpedPrediction(classes, masks)], geometry)[0]
     assert plain.shape == (90, 150)
     assert plain.dtype == np.uint8
     assert (plain != ours).mean() < 1e-3
@@ -226,13 +236,13 @@ def test_plain_labels_have_the_size_of_the_source():
 
 def test_the_library_and_ours_give_the_same_labels(directory):
     ours = VideoSegmenter.from_pretrained(str(directory), device="cpu")
-    library = Library(load_segmentor(directory), ours.rule)
-    assert all(p.is_contiguous() for p in library.segmentor.model.parameters())
+    theirs = Library(load_segmentor(directory), ours.rule)
+    assert all(p.is_contiguous() for p in theirs.segmentor.model.parameters())
     frame = moving_frames(1, SIZE)[0]
     labels = ours.per_frame().session().push(frame)[0].labels
-    found, geometry = library.forward(frame)
-    views = [WarpedPrediction(found.class_logits[0], found.mask_logits[0])]
-    different, clear = differs_but_for_ties(library(frame), labels, views, geometry)
+    found, geometry = theirs.forward(frame)
+    views = [WarpedPrediction(found.class_logits[0].numpy(), found.mask_logits[0].numpy())]
+    different, clear = differs_but_for_ties(theirs(frame), labels, views, geometry)
     assert different == 0
     assert clear > 0.9
     assert len(np.unique(labels)) > 1
@@ -258,11 +268,11 @@ def test_fixed_activity_of_small_models_uses_all_they_have():
 def test_fixed_activity_runs_the_network_and_keeps_its_masks():
     model = tiny_model(16)
     plain = HuggingFaceSegmentor(model, InputRule())
-    image = torch.from_numpy(moving_frames(1, SIZE)[0].rgb.copy()).permute(2, 0, 1)[None]
+    image = moving_frames(1, SIZE)[0].rgb[None].copy()
     fixed, own = FixedActivity(plain)(image), plain(image)
-    assert torch.equal(fixed.mask_logits, own.mask_logits)
-    assert torch.equal(fixed.queries, own.queries)
-    assert torch.equal(fixed.class_logits[0], fixed_class_logits(30, 16))
+    assert np.array_equal(fixed.mask_logits, own.mask_logits)
+    assert np.array_equal(fixed.queries, own.queries)
+    assert np.array_equal(fixed.class_logits[0], fixed_class_logits(30, 16).numpy())
 
 
 def test_the_peer_labels_every_pixel_of_the_source():
@@ -323,8 +333,100 @@ def test_the_video_is_the_same_every_time_and_moves_without_cuts(tmp_path):
 
 def test_frames_are_played_back_and_forth():
     frames = [Frame(index, Fraction(index), np.zeros((1, 1, 3), np.uint8)) for index in range(3)]
-    order = benchmark._back_and_forth(frames)
+    order = back_and_forth(frames)
     assert [next(order).index for _ in range(9)] == [0, 1, 2, 1, 0, 1, 2, 1, 0]
+
+
+# --- the floor, other sizes, accuracy, without torch ---------------------------------------------------------------
+
+
+def test_the_floor_keeps_every_frame_and_its_image(tmp_path):
+    frames = moving_frames(9, SIZE)
+    source = write_video(tmp_path / "clip.mp4", [frame.rgb for frame in frames])
+    assert floor.run_floor(str(source), tmp_path / "floor.mp4", 7) > 0
+    with read(source) as reader, read(tmp_path / "floor.mp4") as copied:
+        before, after = list(reader), list(copied)
+    assert len(after) == 7
+    assert floor.psnr((frame.rgb for frame in after), (frame.rgb for frame in before)) > 30
+
+
+def test_the_overlay_is_measured_against_what_was_drawn(result):
+    overlay = result["overlay"]
+    assert overlay["psnr"] > 25
+    assert min(overlay["bytes"], overlay["floor_bytes"]) > 500
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    assert floor.psnr(images, images) == np.inf
+    assert floor.psnr(images, images + 255) == pytest.approx(0)
+    assert floor.psnr(images, images + np.uint8(1)) == pytest.approx(48.13, abs=0.01)
+
+
+def test_figures_have_the_names_of_what_was_measured(measured):
+    size = SizeResult((1080, 1920), {"ours_frame": 6.0, "ours_interval": 2.0, "run": 5.0, "floor": 4.0}, None, None)
+    figures = replace(measured, sizes=[size]).figures()
+    assert figures["own per frame / propagated, dis k=3 both, 1920x1080"] == 3
+    assert figures["whole run: ours / decoding and encoding alone, 1920x1080"] == 1.25
+    model = measured.options["model"]
+    ratio = measured.ratios["library_per_frame_over_ours"]
+    assert figures[f"library's {model} per frame / ours, dis k=3 both, 96x64"] == ratio
+    assert len(figures) == 8
+
+
+def test_the_plain_benchmark_measures_larger_sizes_as_well(directory, monkeypatch):
+    monkeypatch.setattr(benchmark, "_COMPACT_SIZE", SIZE)
+    monkeypatch.setattr(benchmark, "_LARGER_SIZES", ((96, 128),))
+    found = bench(BenchOptions(model=str(directory), interval=2, repeats=1, runs=1, frames=3))
+    (size,) = found["sizes"]
+    assert size["size"] == [96, 128]
+    assert min(size["seconds"].values()) > 0
+    assert size["overlay"]["psnr"] > 15
+    assert found["options"]["size"] == list(SIZE)
+    assert not benchmark._other_sizes(resolve(BenchOptions(size=(48, 64))))
+    assert not benchmark._other_sizes(resolve(BenchOptions(source="clip.mp4")))
+
+
+def test_accuracy_stands_beside(directory):
+    options = resolve(BenchOptions(model=str(directory), data="folder:clips", interval=5))
+    figures = {"miou": 0.5, "vc8": None, "flicker": 0.1}
+    asked = []
+
+    def scored(each, folder):
+        asked.append(each)
+        nothing = dict.fromkeys(field.name for field in dataclasses.fields(EvalResult))
+        return EvalResult(**nothing | {"iou": {}, "videos": 1, "frames": 11, "seconds": {}, "options": {}} | figures)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpvss.evaluation.run.evaluate", scored)
+        found = benchmark._accuracy(options)
+    assert found == dict.fromkeys(("ours_per_frame", "ours", "library"), figures)
+    assert [each.propagator for each in asked] == ["none", "auto", "none"]
+    assert [each.fast for each in asked] == [True, True, False]
+    assert {each.model for each in asked} == {str(directory)}
+
+
+def test_without_torch_ours_alone_is_measured(directory, monkeypatch):
+    monkeypatch.setattr(contest, "has_torch", lambda: False)
+    found = benchmark.bench(BenchOptions(model=str(directory), size=SIZE, interval=2, repeats=1, runs=1, frames=3))
+    assert found.seconds.library_frame is None
+    assert found.seconds.run["library"] is None
+    assert found.seconds.run["ours"] > 0
+    assert found.ratios["ours_per_frame_over_ours"] > 0
+    assert "pip install 'mpvss[torch]'" in found.note
+    assert json.loads(json.dumps(found.to_dict()))["sgemm"]["gmac_per_second"] is None
+    evaluate._print_bench(found)
+
+
+def test_modules_of_scores_import_neither_torch_nor_scipy():
+    program = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('torch', 'scipy', 'transformers'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "for name in 'run predict scores report results charts compare proof benchmark contest floor gmac'.split():\n"
+        "    __import__('mpvss.evaluation.' + name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -405,7 +507,14 @@ def test_the_command_prints_what_was_measured(measured, result, monkeypatch, cap
     assert cli.run(["bench", "--arch", "swin-t", "--size", "48x64", "--motion", "chain", "--runs", "0", "-q"]) == 0
     assert asked[0] == BenchOptions(arch="swin-t", size=(48, 64), motion="chain", runs=0)
     table = capfd.readouterr().out
-    for words in ("library, every frame", "SegFormer-B0", "a frame between", "library_per_frame_over_ours", "GMAC/s"):
+    for words in (
+        "library, every frame",
+        "SegFormer-B0",
+        "a frame between",
+        "own per frame / propagated",
+        "GMAC/s",
+        "PSNR",
+    ):
         assert words in table
     assert cli.run(["bench", "--json", "--out", str(tmp_path)]) == 0
     assert asked[1] == BenchOptions()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mpvss.engine.schedule import Schedule
     from mpvss.engine.session import Session
     from mpvss.errors import ConfigError, DataError, ModelError, MpvssError, OptionError, OutputError, SourceError
-    from mpvss.evaluation.benchmark import BenchResult
+    from mpvss.evaluation.bench_results import BenchResult
     from mpvss.evaluation.results import CompareResult, EvalResult
     from mpvss.labels import palette_for
     from mpvss.motion.propagator import Propagator
@@ -101,7 +101,7 @@ _HOMES = {
     "BatchOptions": "mpvss.options",
     "BatchSummary": "mpvss.batch.tasks",
     "BenchOptions": "mpvss.options",
-    "BenchResult": "mpvss.evaluation.benchmark",
+    "BenchResult": "mpvss.evaluation.bench_results",
     "Carrier": "mpvss.engine.carriers",
     "CompareResult": "mpvss.evaluation.results",
     "Comparison": "mpvss.types",

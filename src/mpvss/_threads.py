@@ -8,6 +8,17 @@ from contextlib import contextmanager
 _told: list[int] = []
 
 
+def _one_thread_of_torch() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads that OpenMP began before, and would wait for them for ever.
+    os.register_at_fork(after_in_child=_one_thread_of_torch)
+
+
 def cores() -> int:
     """Return how many cores this process may use: those that its affinity allows, where the system says."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

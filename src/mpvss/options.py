@@ -561,6 +561,8 @@ class BenchOptions(ModelOptions):
     repeats: int = _count(3, "Rounds of the segmentation alone, after one to warm up.")
     runs: int | None = _count(None, "Whole runs from file to files; 0 for none. Default: 1 for an --arch, or 3.", low=0)
     source: str | None = option(None, "Compare with the library on this; without it one is made.", metavar="FILE")
+    data: str | None = again(EvalOptions, "data", None)
+    split: str | None = again(EvalOptions, "split")
 
     def __post_init__(self) -> None:
         """See ``ModelOptions``; and options that do not go together."""
@@ -569,6 +571,8 @@ class BenchOptions(ModelOptions):
             raise OptionError("arch", f"goes without a model, got {shown(self.arch)} and {shown(self.model)}")
         if self.arch is None and self.classes is not None:
             raise OptionError("classes", "is for an arch with random weights; a checkpoint has its own")
+        if self.arch is not None and self.data is not None:
+            raise OptionError("data", "is for a checkpoint: random weights have no accuracy")
         if self.size is not None and min(self.size) < SHORTEST_SIDE:
             raise OptionError("size", f"must be at least 32x32, got {self.size[0]}x{self.size[1]}")
 

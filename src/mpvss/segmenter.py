@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from mpvss._threads import threads, use_threads
 from mpvss._validate import shown
@@ -66,6 +66,11 @@ def _refuse(overrides: Mapping[str, Any], names: tuple[str, ...], why: str) -> N
     wrong = next((name for name in overrides if name in names), None)
     if wrong is not None:
         raise OptionError(wrong, why)
+
+
+def _single(values: Float[np.ndarray, "B *shape"]) -> Float32[np.ndarray, "B *shape"]:
+    """Return the same numbers in 32 bits: what OpenCV and the engine compute with."""
+    return np.asarray(values, np.float32)
 
 
 def _rule(segmentor: Segmentor, short_side: int | None) -> InputRule:
@@ -266,9 +271,10 @@ class VideoSegmenter:
             ids = np.arange(classes) if prediction.ids is None else prediction.ids
             return [
                 PixelState(frame, image, maps, prediction.kind, ids, classes, geometry)
-                for frame, image, maps in zip(frames, images, prediction.scores, strict=True)
+                for frame, image, maps in zip(frames, images, _single(prediction.scores), strict=True)
             ]
-        answers = zip(prediction.class_logits, prediction.mask_logits, prediction.queries, strict=True)
+        classes_of, masks, queries = map(_single, (prediction.class_logits, prediction.mask_logits, prediction.queries))
+        answers = zip(classes_of, masks, queries, strict=True)
         return [
             KeyState(frame, image, *answer, geometry)
             for frame, image, answer in zip(frames, images, answers, strict=True)
@@ -309,10 +315,15 @@ class VideoSegmenter:
             confidence=options.confidence,
             tolerance=options.tolerance,
             min_score=options.min_score,
+            network=segmenter.segmentor if segmenter._on_device() else None,
             class_names=segmenter.class_names,
         )
         schedule, cuts = key_frames or segmenter.schedule(direction)
         return Session(make_carrier(inference), schedule, direction=direction, cuts=cuts, key_batch=key_batch)
+
+    def _on_device(self) -> bool:
+        """Whether the segmentor answers with tensors on a device other than the CPU."""
+        return getattr(getattr(self.segmentor, "device", None), "type", "cpu") != "cpu"
 
     def stream(
         self, source: str | Path | Iterable[Frame], *, stop: Stop | None = None, **overrides: Unpack[SegmentOverrides]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpvss._validate import PublicFormatter, printable, public
-from mpvss.options import ConsoleOptions
 
 if TYPE_CHECKING:
+    from mpvss.options import ConsoleOptions
     from mpvss.types import RunSummary
 
 INTERRUPTED = 130
@@ -28,7 +28,7 @@ class _Stderr(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
-def set_up(console: ConsoleOptions) -> None:
+def set_up(console: "ConsoleOptions") -> None:
     """Send the log to stderr, and keep the libraries' own words out of it."""
     level = logging.DEBUG if console.verbose else logging.WARNING if console.quiet else logging.INFO
     handler = _Stderr()

@@ -6,16 +6,77 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mpvss._validate import printable, shown, without_secrets
 from mpvss.cli import _console
 from mpvss.cli._console import INTERRUPTED
 from mpvss.errors import MpvssError
 
+COMMANDS = {
+    "segment": (
+        "segment",
+        "Segment videos: an overlay to look at, labels to work with, and a JSON description of both.",
+    ),
+    "batch": (
+        "segment",
+        "Segment many videos with several workers; what is broken is reported, and what was killed goes on.",
+    ),
+    "models": ("models", "List the embedded model and recommended ones from the hub."),
+    "inspect": ("models", "Describe a video without segmenting it, or verify labels that were written."),
+    "doctor": ("models", "Check the installation: versions, devices, codecs, and packages known to break it."),
+    "cost": ("models", "Count parameters and multiply-adds of one of the paper's models, as the paper counts them."),
+    "export": (
+        "models",
+        "Export a model for ONNX Runtime, for images of one size; kept only if it gives the labels that torch gives.",
+    ),
+    "convert": ("models", "Turn a checkpoint of the published code into a directory that --model takes."),
+    "eval": ("evaluate", "Score a model, a propagator or label files on a data set."),
+    "compare": ("evaluate", "Put two evaluations side by side, with 95 % intervals of their differences."),
+    "bench": (
+        "evaluate",
+        "Measure what propagation saves, in one run: on your VIDEO, or against the library on every frame.",
+    ),
+    "propagate": ("annotate", "Propagate masks drawn at some frames of a video to all the others."),
+    "train": ("training", "Train a segmentor per frame, or a motion module behind one, from a configuration file."),
+    "distill": ("training", "Train a motion module on videos without labels; the segmentor itself is the teacher."),
+}
+"""The commands in the order of the help: the file of ``mpvss.cli`` that each is in, and the first line of its help."""
+
+
+class _Commands(TyperGroup):
+    """The commands by their names. A file of them is imported when one is called: ``mpvss --help`` imports none."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # the nearest of these is what a mistyped one is told
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        if cmd_name in COMMANDS and self.commands[cmd_name] is None:
+            import_module(f"mpvss.cli.{COMMANDS[cmd_name][0]}")
+            alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+            alone.registered_commands = [each for each in app.registered_commands if _name(each) == cmd_name]
+            self.add_command(typer.main.get_command(alone), cmd_name)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, says) in COMMANDS.items()])
+
+
+def _name(command: Any) -> str:
+    return str(command.name or command.callback.__name__)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Segment video: a class for every pixel of every frame, from an image segmentor run on few of them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,8 +1,9 @@
 """``mpvss eval``, ``mpvss compare`` and ``mpvss bench``."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from mpvss.cli.app import app
 from mpvss.errors import ConfigError
 from mpvss.options import BenchOptions, ConsoleOptions, EvalOptions
 from mpvss.progress import progress
+
+if TYPE_CHECKING:
+    from mpvss.evaluation.bench_results import BenchResult
 
 
 @app.command(name="eval")
@@ -130,7 +134,7 @@ def bench(
     if console.as_json:
         print_json(result.to_dict())
     else:
-        _print_bench(result.to_dict())
+        _print_bench(result)
 
 
 # Options of bench that go with the comparison with the library only.
@@ -160,28 +164,50 @@ def _prove(video: str, options: BenchOptions, console: ConsoleOptions, out: Path
     print("written:", printable(" ".join(map(str, paths))))
 
 
-def _print_bench(values: dict[str, Any]) -> None:
+def _print_bench(result: "BenchResult") -> None:
     from rich.console import Console
 
+    values = result.to_dict()
     console = Console(highlight=False)
     console.print(_milliseconds_table(values))
-    console.print(_ratio_table(values))
-    shares = ", ".join(f"{name} {value:.2f}" for name, value in values["sgemm"]["share"].items() if value is not None)
-    console.print(f"sgemm: {values['sgemm']['gmac_per_second']:.1f} GMAC/s; share of it: {shares}")
-    counts = ", ".join(f"{name} {value:.2f}" for name, value in values["gmac"].items() if value is not None)
-    console.print(f"GMAC: {counts}")
+    console.print(_figures_table(values))
+    for name, ratio in (values["all_active"] or {"ratios": {}})["ratios"].items():
+        if ratio is not None:
+            console.print(f"with every query and class active: {name} {ratio:.2f}")
+    for line in _other_lines(values):
+        console.print(line, soft_wrap=True)
+
+
+def _other_lines(values: dict[str, Any]) -> Iterator[str]:
+    """What stands below the tables."""
+    rate = values["sgemm"]["gmac_per_second"]
+    if rate is not None:
+        yield f"sgemm: {rate:.1f} GMAC/s; share of it: {_listed(values['sgemm']['share'])}"
+        yield f"GMAC: {_listed(values['gmac'])}"
     if values["classical_flow"] is not None:
         flows, spent = (values["classical_flow"][name] for name in ("flows_per_frame", "seconds"))
-        console.print(f"classical flow, which is no GMAC: {flows:.2f} a frame, {1000 * spent:.1f} ms each")
-    if values["peak_mib"] is not None:
-        console.print(f"peak memory of our whole run: {values['peak_mib']:.0f} MiB")
+        yield f"classical flow, which is no GMAC: {flows:.2f} a frame, {1000 * spent:.1f} ms each"
+    measured = [(values["options"]["size"], values["overlay"], values["peak_mib"])]
+    measured += [(each["size"], each["overlay"], each["peak_mib"]) for each in values["sizes"]]
+    for size, overlay, peak in measured:
+        if overlay is not None:
+            yield (
+                f"our whole run at {size[1]}x{size[0]}: overlay {overlay['bytes'] / 1e6:.2f} MB, PSNR "
+                f"{overlay['psnr']:.1f} dB (encoding alone {overlay['floor_bytes'] / 1e6:.2f} MB), peak memory "
+                f"{'unknown' if peak is None else f'{peak:.0f} MiB'}"
+            )
     if values["note"]:
-        console.print(values["note"])
+        yield values["note"]
     machine = values["machine"]
-    console.print(
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}, "
+    torch = f"torch {machine['torch']}" if machine.get("torch") else "no torch"
+    yield (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {torch}, "
         f"commit {machine['commit'] or 'unknown'}"
     )
+
+
+def _listed(numbers: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in numbers.items() if value is not None)
 
 
 def _milliseconds_table(values: dict[str, Any]) -> Any:
@@ -190,34 +216,34 @@ def _milliseconds_table(values: dict[str, Any]) -> Any:
 
     seconds, run, options = values["seconds"], values["seconds"]["run"], values["options"]
     between = f"{options['propagator']} {options['motion']} {options['direction']}"
+    accuracy = values["accuracy"] or {}
     table = Table(box=box.SIMPLE, title=f"{options['arch'] or options['model']}: milliseconds a frame")
-    for head in ("", "segmentation", "whole run"):
+    for head in ("", "segmentation", "whole run", *(["mIoU", "flicker"] if accuracy else [])):
         table.add_column(head, justify="right" if head else "left")
     rows = (
-        ("library, every frame", seconds["library_frame"], run["library"]),
-        ("  of which decoding", seconds["library_decode"], None),
-        ("SegFormer-B0, every frame", None, run["segformer_b0"]),
-        ("ours, every frame", seconds["ours_frame"], run["ours_per_frame"]),
-        (f"ours, interval {options['interval']} ({between})", seconds["ours_interval"], run["ours"]),
-        ("  a key frame", seconds["ours_key"], None),
-        ("  a frame between", seconds["ours_non_key"], None),
-        *((f"  {stage}, mean of all", value, None) for stage, value in seconds["stages"].items()),
+        ("library, every frame", seconds["library_frame"], run["library"], "library"),
+        ("  of which decoding", seconds["library_decode"], None, ""),
+        ("SegFormer-B0, every frame", None, run["segformer_b0"], ""),
+        ("ours, every frame", seconds["ours_frame"], run["ours_per_frame"], "ours_per_frame"),
+        (f"ours, interval {options['interval']} ({between})", seconds["ours_interval"], run["ours"], "ours"),
+        ("  a key frame", seconds["ours_key"], None, ""),
+        ("  a frame between", seconds["ours_non_key"], None, ""),
+        *((f"  {stage}, mean of all", value, None, "") for stage, value in seconds["stages"].items()),
+        ("decoding and encoding alone", None, run["floor"], ""),
     )
-    for name, *cells in rows:
-        table.add_row(name, *("-" if value is None else f"{1000 * value:.1f}" for value in cells))
+    for name, alone, whole, scored in rows:
+        cells = ["-" if value is None else f"{1000 * value:.1f}" for value in (alone, whole)]
+        scores = accuracy.get(scored, {"miou": None, "flicker": None}) if accuracy else {}
+        cells += ["" if scores[figure] is None else f"{scores[figure]:.4f}" for figure in ("miou", "flicker") if scores]
+        table.add_row(name, *cells)
     return table
 
 
-def _ratio_table(values: dict[str, Any]) -> Any:
+def _figures_table(values: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    everything = (values["all_active"] or {"ratios": {}})["ratios"]
-    table = Table("ratio", "", box=box.SIMPLE)
-    if everything:
-        table.add_column("all active")
-    for name, value in values["ratios"].items():
-        if value is not None:
-            other = everything.get(name)
-            table.add_row(name, f"{value:.3f}", *([] if not everything else ["" if other is None else f"{other:.3f}"]))
+    table = Table("figure", "", box=box.SIMPLE)
+    for name, value in values["figures"].items():
+        table.add_row(name, f"{value:.2f}")
     return table

@@ -11,9 +11,9 @@ from mpvss.motion.arrays import Flow, sampling_maps
 
 # Grey levels of colour error at which the weight falls to 1/e, the blur of that error in pixels of the image, and the
 # power of the distance (docs/LOG.md).
-_ERROR_SCALE = 4.0
-_BLUR = 3.0
-_DISTANCE_POWER = 0.5
+ERROR_SCALE = 4.0
+BLUR = 3.0
+DISTANCE_POWER = 0.5
 
 
 def thumbnail(
@@ -57,9 +57,9 @@ def blend_weight(
     x, y = sampling_maps(flow)
     warped = cv2.remap(key, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     error = cv2.transform(cv2.absdiff(current, warped), np.full((1, 3), 1 / 3, np.float32))
-    error = _blur(error, _BLUR * current.shape[1] / padded[1])
-    near = float((1 - distance / gap) ** _DISTANCE_POWER)
-    return np.asarray(near * cv2.exp(error * (-1 / _ERROR_SCALE)), np.float32)
+    error = _blur(error, BLUR * current.shape[1] / padded[1])
+    near = float((1 - distance / gap) ** DISTANCE_POWER)
+    return np.asarray(near * cv2.exp(error * (-1 / ERROR_SCALE)), np.float32)
 
 
 def visible_flow(

@@ -6,7 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 
 from mpvss.engine.carriers import Carrier, Inference, make_carrier
 from mpvss.engine.carriers.carrier import Image
@@ -93,12 +93,13 @@ def true_state(
         prediction = segmentor(image[None])
         if not isinstance(prediction, Prediction):
             raise ModelError(f"{segmentor.name}: expected a segmentor with queries for the query propagator")
-        queries, active = prediction.queries[0], _best_overlap(masks, prediction.mask_logits[0])
+        queries = np.asarray(prediction.queries[0], np.float32)
+        active = _best_overlap(masks, prediction.mask_logits[0])
     return KeyState(frame, image, class_logits, mask_logits, queries, geometry, active=active)
 
 
 def _best_overlap(
-    segments: Bool[np.ndarray, "S H W"], mask_logits: Float32[np.ndarray, "Q h w"]
+    segments: Bool[np.ndarray, "S H W"], mask_logits: Float[np.ndarray, "Q h w"]
 ) -> Int64[np.ndarray, " S"]:
     """For each segment the query whose mask has the largest intersection over union with it, on the mask grid.
 

@@ -9,57 +9,44 @@ import logging
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice, repeat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
-
+from mpvss._extras import command
 from mpvss._files import output_errors, write_json
 from mpvss._threads import limited_threads
-from mpvss.convert.cost import count_gmac
 from mpvss.engine.decode import score_size
-from mpvss.engine.session import Session
 from mpvss.engine.stage_clock import STAGES
-from mpvss.engine.state import KeyState
-from mpvss.errors import MpvssError, OptionError, SourceError
+from mpvss.errors import MpvssError, OptionError
 from mpvss.evaluation import charts
-from mpvss.evaluation.contest import (
-    ACTIVE_QUERIES,
-    PRESENT_CLASSES,
-    Contest,
-    Library,
-    PlainRun,
-    make_contest,
-    make_ours,
-    plain_decode,
-    segformer_b0,
-)
+from mpvss.evaluation.bench_results import BenchResult, BenchSeconds, Numbers, SizeResult, ratios
+from mpvss.evaluation.contest import Contest, PlainRun, has_torch, make_contest, make_ours
+from mpvss.evaluation.floor import overlay_quality, run_floor
+from mpvss.evaluation.gmac import count_frame_gmac, flows_of_interval
 from mpvss.evaluation.machine import machine, peak_mib, synthetic_video
+from mpvss.evaluation.rounds import Intervals, OwnRounds, back_and_forth, first_frames, medians, timed
 from mpvss.motion.dis import Dis
-from mpvss.motion.propagator import serves_both_ways
-from mpvss.motion.warp import warp
-from mpvss.options import BenchOptions, DirectionName
+from mpvss.options import BenchOptions, EvalOptions
 from mpvss.progress import progress
 from mpvss.segmenter import DEFAULT_INTERVAL, VideoSegmenter
 from mpvss.segmentors.protocol import prepare
-from mpvss.types import IMAGE_RATE, Frame, RunSummary
+from mpvss.types import Frame, RunSummary, shown_size
 from mpvss.video import read
 
 log = logging.getLogger(__name__)
 
 _PAPER_SIZE, _PAPER_CLASSES = (480, 853), 124
 _COMPACT_SIZE = (360, 480)
-# Side of the square matrices whose product tells the machine's rate.
-_MATRIX = 2048
-_RUNS = ("library", "ours_per_frame", "ours", "segformer_b0")
-
-Numbers = dict[str, float | None]
+_LARGER_SIZES = ((540, 960), (1080, 1920))
+_RUNS = ("library", "ours_per_frame", "ours", "segformer_b0", "floor")
+_ACCURACY = ("miou", "vc8", "flicker")
+_SCORED = ("model", "propagator", "motion", "direction", "interval", "backend", "fast")
+_MATRIX_GMAC = 2048**3 / 1e9
+_OF_A_FRAME = tuple(each.name for each in fields(BenchSeconds) if each.name not in ("stages", "run"))
 
 
 def resolve(options: BenchOptions) -> BenchOptions:
@@ -85,74 +72,10 @@ def resolve(options: BenchOptions) -> BenchOptions:
     )
 
 
-@dataclass(frozen=True)
-class BenchSeconds:
-    """Seconds a frame, medians over the rounds; ``None`` for what was not measured.
-
-    Attributes:
-        library_frame: The library's model on every frame: ``library_forward`` and ``library_decode``.
-        library_forward: Of which the network.
-        library_decode: Of which decoding.
-        ours_frame: Ours on every frame.
-        ours_forward: Of which the network.
-        ours_decode: Of which decoding.
-        ours_interval: Mean over one interval.
-        ours_key: Of its key frame.
-        ours_non_key: Of a frame between.
-        stages: ``ours_interval`` by stage; ``read`` and ``write`` from the whole run.
-        run: Whole runs, from file to files.
-    """
-
-    library_frame: float
-    library_forward: float
-    library_decode: float
-    ours_frame: float
-    ours_forward: float
-    ours_decode: float
-    ours_interval: float
-    ours_key: float
-    ours_non_key: float | None
-    stages: Numbers
-    run: Numbers
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """What was measured; docs/benchmark.md explains every key.
-
-    Attributes:
-        seconds: Seconds a frame.
-        gmac: Billions of multiply-adds of a key frame, of a frame between and on average, of networks on the padded
-            image, all queries and classes decoded.
-        classical_flow: Flows a frame without a network, which are not among them, and the ``seconds`` of one; ``None``
-            where there are none.
-        sgemm: ``gmac_per_second`` of the machine, and the ``share`` of it that each path reaches by that count.
-        peak_mib: Peak memory of a process that does nothing but our whole run.
-        ratios: Of the seconds.
-        all_active: With random weights ``seconds`` and ``ratios`` for every query and class.
-        note: What random weights stand for.
-        options: What was measured.
-        machine: Where.
-    """
-
-    seconds: BenchSeconds
-    gmac: Numbers
-    classical_flow: dict[str, float] | None
-    sgemm: Mapping[str, Any]
-    peak_mib: float | None
-    ratios: Numbers
-    all_active: dict[str, Numbers] | None
-    note: str | None
-    options: Mapping[str, Any]
-    machine: dict[str, str | int | None]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON holds it."""
-        return asdict(self)
-
-
 def bench(options: BenchOptions) -> BenchResult:
     """Measure, taking turns.
+
+    Without torch only ours is measured, on every frame and propagated.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -160,32 +83,48 @@ def bench(options: BenchOptions) -> BenchResult:
     """
     options = resolve(options)
     with TemporaryDirectory(prefix="mpvss-bench-") as name, limited_threads(options.threads):
-        folder, source = Path(name), options.source
-        assert options.interval is not None and options.frames is not None
-        if source is None:
-            assert options.size is not None
-            source = str(folder / "bench.mp4")
-            synthetic_video(Path(source), options.size, max(options.frames, options.interval + 1))
-        frames = _first_frames(source, options.interval + 1)
+        folder = Path(name)
+        source = options.source or _made(options, folder)
+        frames = first_frames(source, _interval(options) + 1)
         contest = make_contest(options)
-        log.info("warming up")
-        gmac = _count(contest, frames, options.direction or "both", options.interval)
-        rounds = _measure(contest, frames, options)
-        runs = _whole_runs(contest, options, source, folder) if options.runs else {}
-        seconds = _seconds(rounds.seconds, runs)
         ours = contest.ours
+        log.info("warming up")
+        gmac = _count(contest, frames[0], options)
+        rounds = _measure(contest, frames, options)
+        runs, overlay = _whole_runs(contest, options, source, folder) if options.runs else ({}, None)
+        seconds = _seconds(rounds.seconds, runs)
         return BenchResult(
             seconds=seconds,
             gmac=gmac,
-            classical_flow=_classical_flow(ours, frames, options.direction or "both", options.interval),
+            classical_flow=_classical_flow(ours, frames, options),
             sgemm={"gmac_per_second": rounds.rate, "share": _shares(gmac, seconds, rounds.rate)},
             peak_mib=_peak_of_whole_run(options, source) if options.runs else None,
+            overlay=overlay,
+            sizes=[_other_size(ours, options.replace(size=size), folder) for size in _other_sizes(options)],
+            accuracy=None if options.data is None else _accuracy(options),
             ratios=ratios(asdict(seconds)),
             all_active=_all_active(rounds.all_active, seconds.library_frame) if rounds.all_active else None,
-            note=_note(options),
+            note=_note(options, contest),
             options={**options.to_dict(), **_measured(ours, frames[0])},
             machine=machine(),
         )
+
+
+def _interval(options: BenchOptions) -> int:
+    assert options.interval is not None
+    return options.interval
+
+
+def _direction(options: BenchOptions) -> str:
+    return options.direction or "both"
+
+
+def _made(options: BenchOptions, folder: Path) -> str:
+    """Make a video of the size asked for; return its path."""
+    assert options.size is not None and options.frames is not None
+    path = folder / f"bench-{options.size[0]}.mp4"
+    synthetic_video(path, options.size, max(options.frames, _interval(options) + 1))
+    return str(path)
 
 
 def _measured(ours: VideoSegmenter, frame: Frame) -> dict[str, Any]:
@@ -198,48 +137,29 @@ def _measured(ours: VideoSegmenter, frame: Frame) -> dict[str, Any]:
     }
 
 
-def _note(options: BenchOptions) -> str | None:
+def _note(options: BenchOptions, contest: Contest) -> str | None:
+    if contest.library is None:
+        return f"the library's model and SegFormer-B0 were not measured: they need torch, {command('torch')}"
     if options.arch is None:
         return None
+    from mpvss.evaluation.library import ACTIVE_QUERIES, PRESENT_CLASSES
+
     return (
         f"random weights: {ACTIVE_QUERIES} queries are made sure of {PRESENT_CLASSES} classes, as in trained models, "
         "the others of no object; all_active is with the classes of the random weights"
     )
 
 
-def _seconds(medians: Mapping[str, float], runs: Mapping[str, float]) -> BenchSeconds:
-    alone = {name: value for name, value in medians.items() if name not in ("ours_non_key", *STAGES)}
-    return BenchSeconds(
-        **alone,
-        ours_non_key=medians.get("ours_non_key"),
-        stages={**{name: medians[name] for name in STAGES}, "read": runs.get("read"), "write": runs.get("write")},
-        run={name: runs.get(name) for name in _RUNS},
-    )
+def _seconds(measured: Mapping[str, float], runs: Mapping[str, float]) -> BenchSeconds:
+    frame: dict[str, Any] = {name: measured.get(name) for name in _OF_A_FRAME}
+    stages = {**{name: measured[name] for name in STAGES}, "read": runs.get("read"), "write": runs.get("write")}
+    return BenchSeconds(**frame, stages=stages, run={name: runs.get(name) for name in _RUNS})
 
 
-def _all_active(medians: Mapping[str, float], library_frame: float) -> dict[str, Numbers]:
-    seconds: Numbers = {name: value for name, value in medians.items() if name not in STAGES}
+def _all_active(measured: Mapping[str, float], library_frame: float | None) -> dict[str, Numbers]:
+    seconds: Numbers = {name: value for name, value in measured.items() if name not in STAGES}
     compared = ratios({**seconds, "library_frame": library_frame})
     return {"seconds": seconds, "ratios": {name: value for name, value in compared.items() if "run" not in name}}
-
-
-def ratios(seconds: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the ratios of a result's ``seconds``; ``None`` where one of the two was not measured."""
-
-    def ratio(above: float | None, below: float | None) -> float | None:
-        return None if above is None or below is None else above / below
-
-    frame, run = seconds.get("library_frame"), seconds.get("run", {})
-    mean, whole = seconds.get("ours_interval"), run.get("ours")
-    return {
-        "library_per_frame_over_ours": ratio(frame, mean),
-        "library_key_over_ours_key": ratio(frame, seconds.get("ours_key")),
-        "non_key_share_of_library_frame": ratio(seconds.get("ours_non_key"), frame),
-        "ours_per_frame_over_ours": ratio(seconds.get("ours_frame"), mean),
-        "library_run_over_ours": ratio(run.get("library"), whole),
-        "ours_per_frame_run_over_ours": ratio(run.get("ours_per_frame"), whole),
-        "segformer_b0_run_over_ours": ratio(run.get("segformer_b0"), whole),
-    }
 
 
 # --- the rounds ---------------------------------------------------------------------------------------------------
@@ -251,162 +171,69 @@ class _Rounds:
 
     seconds: dict[str, float]
     all_active: dict[str, float]
-    rate: float
+    rate: float | None
 
 
 def _measure(contest: Contest, frames: list[Frame], options: BenchOptions) -> _Rounds:
     """Run everything once a round, in turn; the first round is to warm up."""
-    interval, direction = options.interval, options.direction or "both"
-    assert interval is not None
-    per_frame = _Intervals(contest.ours.per_frame().session(direction="forward"), _back_and_forth(frames[:2]), 1)
-    at_interval = _Intervals(contest.ours.session(direction=direction), _back_and_forth(frames), interval)
+    interval, direction = _interval(options), _direction(options)
+    own = OwnRounds(contest.ours, frames, direction, interval)
     all_active = None
     if contest.all_active is not None:
-        all_active = _Intervals(contest.all_active.session(direction=direction), _back_and_forth(frames), interval)
-    matrix = torch.randn(_MATRIX, _MATRIX, generator=torch.Generator().manual_seed(0))
+        session = contest.all_active.session(direction=options.direction)
+        all_active = Intervals(session, back_and_forth(frames), interval)
+    product = None
+    if contest.library is not None:
+        from mpvss.evaluation.library import matrix_product
+
+        product = matrix_product()
     products, seconds, active_seconds = [], [], []
     with progress("bench", options.repeats + 1, unit="rounds") as advance:
         for number in range(options.repeats + 1):
-            products.append(_timed(lambda: matrix @ matrix))
-            library = _time_library(contest.library, frames[number % 2])
-            ours = per_frame.time_one()
-            ours = {"ours_frame": ours["ours_interval"], "ours_forward": ours["key"], "ours_decode": ours["decode"]}
-            seconds.append(library | ours | at_interval.time_one())
+            products.append(0.0 if product is None else timed(product))
+            library = {} if contest.library is None else contest.library.timed(frames[number % 2])
+            seconds.append(library | own.time_one())
             active_seconds.append({} if all_active is None else all_active.time_one())
             advance()
-    rate = _MATRIX**3 / 1e9 / statistics.median(products[1:])
-    return _Rounds(_medians(seconds[1:]), _medians(active_seconds[1:]), rate)
-
-
-def _medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(seconds[name] for seconds in rounds) for name in rounds[0]}
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def _time_library(library: Library, frame: Frame) -> dict[str, float]:
-    began = time.perf_counter()
-    prediction, geometry = library.forward(frame)
-    forward = time.perf_counter()
-    plain_decode(prediction.class_logits[0], prediction.mask_logits[0], geometry)
-    end = time.perf_counter()
-    return {"library_frame": end - began, "library_forward": forward - began, "library_decode": end - forward}
-
-
-class _Intervals:
-    """A session that is pushed one interval at a time, each ending with a key frame."""
-
-    def __init__(self, session: Session, frames: Iterable[Frame], interval: int) -> None:
-        self.session, self.frames, self.interval = session, iter(frames), interval
-        self.session.push(next(self.frames))
-
-    def time_one(self) -> dict[str, float]:
-        """Return seconds of a key frame, of a frame between (only where there are), and per frame, also by stage."""
-        stages = self.session.clock.seconds
-        before = dict(stages)
-        began = time.perf_counter()
-        keys = [[result.is_key for result in self.session.push(frame)] for frame in islice(self.frames, self.interval)]
-        total = time.perf_counter() - began
-        if sum(map(sum, keys)) != 1 or not any(keys[-1]):
-            raise SourceError(
-                f"expected a key frame every {self.interval} frames, got another one: the video cuts to another "
-                "scene within its first interval; choose another video"
-            )
-        number = self.interval
-        spent = {stage: (stages[stage] - before[stage]) / number for stage in STAGES}
-        key = spent["key"] * number + spent["decode"]
-        seconds = {"ours_key": key, "ours_interval": total / number}
-        if number > 1:
-            seconds["ours_non_key"] = (total - key) / (number - 1)
-        return seconds | spent
-
-
-def _first_frames(source: str, count: int) -> list[Frame]:
-    with read(source) as reader:
-        frames = list(islice(reader, count))
-    if len(frames) < count:
-        raise SourceError(
-            f"{source}: expected at least {count} frames, one interval and the next key frame, got {len(frames)}; "
-            "choose a longer video or a smaller interval"
-        )
-    return frames
-
-
-def _back_and_forth(frames: list[Frame]) -> Iterator[Frame]:
-    """Play frames forward and backward, again and again: no cut, and a key frame is always one of the two ends."""
-    turns = chain.from_iterable(repeat(frames[1:] + frames[-2::-1]))
-    for number, frame in enumerate(chain(frames[:1], turns)):
-        yield replace(frame, pts=number / IMAGE_RATE)
+    rate = None if product is None else _MATRIX_GMAC / statistics.median(products[1:])
+    return _Rounds(medians(seconds[1:]), medians(active_seconds[1:]), rate)
 
 
 # --- counting -----------------------------------------------------------------------------------------------------
 
 
-def _count(contest: Contest, frames: list[Frame], direction: DirectionName, interval: int) -> Numbers:
-    """Count multiply-adds by the rule in ``cost.py``; this also warms the library up."""
-    ours = contest.ours
-    key = count_gmac(lambda: contest.library(frames[0]))
-    if ours.propagator is None:
-        return {"key": key, "non_key": None, "per_frame": key}
-    propagator = ours.propagator
-    (then, geometry), (now, _) = (prepare(frame, ours.rule) for frame in frames[:2])
-    (state,) = ours.segment(frames[:1], [then], geometry)
-    assert isinstance(state, KeyState)
-    grid = (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
+def _count(contest: Contest, frame: Frame, options: BenchOptions) -> Numbers:
+    """Count multiply-adds, of the networks in torch; this also warms the library up."""
+    if contest.library is None:
+        return dict.fromkeys(("key", "non_key", "per_frame"))
+    contest.library(frame)
+    from mpvss.evaluation.library import counted
 
-    def estimate() -> np.ndarray:
-        flow: np.ndarray = propagator.estimate_flow(now[None], then[None], state.queries[None], geometry.padded, grid)[
-            0
-        ]
-        return flow
-
-    def propagate() -> None:
-        if not propagator.per_query:  # nothing is decoded between key frames: the scores of all classes are warped
-            classes = state.class_logits.shape[1] - 1
-            warp(torch.zeros(1, classes, *score_size(geometry)), torch.zeros(1, 2, *score_size(geometry)))
-            return
-        logits, masks, flows = map(torch.from_numpy, (state.class_logits, state.mask_logits, flow))
-        warped = warp(masks[None] if len(flows) == 1 else masks[:, None], flows)
-        plain_decode(logits, warped.reshape_as(masks), geometry)
-
-    # Each of the two sides has its own masks and its own part of the class scores.
-    sides = 2 if direction == "both" else 1
-    flow = estimate()
-    flows = _flows(ours, direction, interval) / (interval - 1)
-    non_key = flows * count_gmac(estimate) + sides * count_gmac(propagate)
-    return {"key": key, "non_key": non_key, "per_frame": (key + (interval - 1) * non_key) / interval}
+    interval, direction = _interval(options), _direction(options)
+    count = count_frame_gmac(counted(contest), frame)
+    flows, sides = flows_of_interval(contest.ours, direction, interval), 2 if direction == "both" else 1
+    non_key, per_frame = count.of_interval(interval, flows=flows, sides=sides)
+    return {"key": count.key, "non_key": non_key, "per_frame": per_frame}
 
 
-def _flows(ours: VideoSegmenter, direction: DirectionName, interval: int) -> int:
-    """Flows of an interval: of those that serve both sides there is one more than frames between."""
-    if ours.propagator is not None and direction == "both" and serves_both_ways(ours.propagator, ours.options.motion):
-        return interval
-    return (interval - 1) * (2 if direction == "both" else 1)
-
-
-def _classical_flow(
-    ours: VideoSegmenter, frames: list[Frame], direction: DirectionName, interval: int
-) -> dict[str, float] | None:
+def _classical_flow(ours: VideoSegmenter, frames: list[Frame], options: BenchOptions) -> dict[str, float] | None:
     """How many flows without a network a frame takes, and the seconds of one; multiply-adds say nothing of them."""
-    dis = ours.propagator
+    dis, interval = ours.propagator, _interval(options)
     if not isinstance(dis, Dis):
         return None
     (then, geometry), (now, _) = (prepare(frame, ours.rule) for frame in frames[:2])
     grid = score_size(geometry)
-    seconds = [_timed(lambda: dis.estimate_flow(now[None], then[None], None, geometry.padded, grid)) for _ in range(3)]
-    return {"flows_per_frame": _flows(ours, direction, interval) / interval, "seconds": statistics.median(seconds)}
+    seconds = [timed(lambda: dis.estimate_flow(now[None], then[None], None, geometry.padded, grid)) for _ in range(3)]
+    flows = flows_of_interval(ours, _direction(options), interval)
+    return {"flows_per_frame": flows / interval, "seconds": statistics.median(seconds)}
 
 
-def _shares(gmac: Numbers, seconds: BenchSeconds, rate: float) -> Numbers:
+def _shares(gmac: Numbers, seconds: BenchSeconds, rate: float | None) -> Numbers:
     """The share of the machine's rate that each path reaches."""
 
     def share(work: str, spent: float | None) -> float | None:
         amount = gmac[work]
-        return None if amount is None or spent is None else amount / (spent * rate)
+        return None if amount is None or spent is None or rate is None else amount / (spent * rate)
 
     return {
         "library_frame": share("key", seconds.library_frame),
@@ -419,20 +246,32 @@ def _shares(gmac: Numbers, seconds: BenchSeconds, rate: float) -> Numbers:
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
 
-def _whole_runs(contest: Contest, options: BenchOptions, source: str, folder: Path) -> dict[str, float]:
-    """Return seconds a frame of whole runs from file to files, by contestant, and of our reading and writing."""
-    assert options.runs is not None
+def _whole_runs(
+    contest: Contest, options: BenchOptions, source: str, folder: Path
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return seconds a frame of whole runs from file to files, by contestant, and the size and quality of our overlay.
+
+    Also of our reading and writing, and of decoding and encoding alone.
+    """
     ours = contest.ours
-    peer = segformer_b0(len(ours.segmentor.class_names), ours.rule)
-    peer(_first_frames(source, 1)[0])
-    contestants = {
-        "library": PlainRun(ours.segmentor, contest.library),
-        "ours_per_frame": ours.per_frame(),
-        "ours": ours,
-        "segformer_b0": PlainRun(ours.segmentor, peer),
-    }
+    contestants = {"ours_per_frame": ours.per_frame(), "ours": ours}
+    if contest.library is not None:
+        from mpvss.evaluation.library import segformer_b0
+
+        peer = segformer_b0(len(ours.class_names), ours.rule)
+        peer(first_frames(source, 1)[0])
+        contestants["library"] = PlainRun(ours.segmentor, contest.library)
+        contestants["segformer_b0"] = PlainRun(ours.segmentor, peer)
+    return _timed_runs(contestants, options, source, folder)
+
+
+def _timed_runs(
+    contestants: Mapping[str, VideoSegmenter], options: BenchOptions, source: str, folder: Path
+) -> tuple[dict[str, float], dict[str, float]]:
+    assert options.runs is not None
     rounds: list[dict[str, float]] = []
-    with progress("bench, whole runs", options.runs * len(contestants), unit="runs") as advance:
+    floor_path = folder / "floor.mp4"
+    with progress("bench, whole runs", options.runs * (len(contestants) + 1), unit="runs") as advance:
         for _ in range(options.runs):
             seconds: dict[str, float] = {}
             for name, segmenter in contestants.items():
@@ -440,9 +279,13 @@ def _whole_runs(contest: Contest, options: BenchOptions, source: str, folder: Pa
                 seconds[name] = result.seconds["total"] / result.frames
                 if name == "ours":
                     seconds |= {stage: result.seconds[stage] / result.frames for stage in ("read", "write")}
+                    frames, overlay = result.frames, result.outputs["overlay"]
                 advance()
+            seconds["floor"] = run_floor(source, floor_path, frames) / frames
+            advance()
             rounds.append(seconds)
-    return _medians(rounds)
+    quality = overlay_quality(source, overlay, contestants["ours"].palette)
+    return medians(rounds), {**quality, "floor_bytes": floor_path.stat().st_size}
 
 
 def _process(segmenter: VideoSegmenter, options: BenchOptions, source: str, out: Path) -> RunSummary:
@@ -479,6 +322,46 @@ def _run_and_print_peak(options_json: str, source: str) -> None:
     print(json.dumps(peak_mib()))
 
 
+# --- other sizes, and accuracy ------------------------------------------------------------------------------------
+
+
+def _other_sizes(options: BenchOptions) -> tuple[tuple[int, int], ...]:
+    """Which other sizes are measured: of the plain ``mpvss bench`` alone, of which the table is."""
+    return _LARGER_SIZES if options.arch is None and options.source is None and options.size == _COMPACT_SIZE else ()
+
+
+def _other_size(ours: VideoSegmenter, options: BenchOptions, folder: Path) -> SizeResult:
+    """Measure ours on every frame and propagated, and a whole run over the floor, on a video of another size."""
+    assert options.size is not None
+    log.info("measuring %s", shown_size(options.size))
+    source = _made(options, folder)
+    own = OwnRounds(ours, first_frames(source, _interval(options) + 1), _direction(options), _interval(options))
+    measured = medians([own.time_one() for _ in range(options.repeats + 1)][1:])
+    runs, overlay = _timed_runs({"ours": ours}, options, source, folder) if options.runs else ({}, None)
+    peak = _peak_of_whole_run(options, source) if options.runs else None
+    seconds: Numbers = {name: measured[name] for name in ("ours_frame", "ours_interval")}
+    return SizeResult(options.size, seconds | {"run": runs.get("ours"), "floor": runs.get("floor")}, overlay, peak)
+
+
+def _accuracy(options: BenchOptions) -> dict[str, Numbers]:
+    """Score what is compared on a data set; the library's model is the same one, run as the library does."""
+    from mpvss.evaluation.run import evaluate
+
+    assert options.data is not None
+    shared = {name: getattr(options, name) for name in _SCORED if getattr(options, name) is not None}
+    ours = EvalOptions(data=options.data, split=options.split, **shared)
+    contestants = {"ours_per_frame": ours.replace(propagator="none", interval=None), "ours": ours}
+    if has_torch():
+        contestants["library"] = contestants["ours_per_frame"].replace(backend="torch", fast=False)
+    accuracy: dict[str, Numbers] = {}
+    for name, each in contestants.items():
+        log.info("scoring %s", name.replace("_", " "))
+        with TemporaryDirectory(prefix="mpvss-bench-") as folder:
+            figures = evaluate(each, folder).figures()
+        accuracy[name] = {figure: figures.get(figure) for figure in _ACCURACY}
+    return accuracy
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 
@@ -492,7 +375,7 @@ def plot(result: BenchResult, path: Path) -> None:
     seconds = result.seconds
     stages = {name: value or 0.0 for name, value in seconds.stages.items()}
     parts = {
-        "library, every frame": {"network": seconds.library_forward, "decode": seconds.library_decode},
+        "library, every frame": {"network": seconds.library_forward or 0.0, "decode": seconds.library_decode or 0.0},
         "ours, every frame": {"network": seconds.ours_forward, "decode": seconds.ours_decode},
         f"ours, interval {result.options['interval']}": stages | {"network": stages["key"]},
     }

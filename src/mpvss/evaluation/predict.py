@@ -1,6 +1,5 @@
 """Predictions of a model, or of a propagator from true labels, for the clips of a data set; and their multiply-adds."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields
 from fractions import Fraction
@@ -8,12 +7,12 @@ from fractions import Fraction
 import numpy as np
 
 from mpvss.datasets import Clip, Dataset
-from mpvss.engine.decode import Labels, score_size
+from mpvss.engine.decode import Labels
 from mpvss.engine.schedule import CutDetector, FixedInterval
 from mpvss.engine.session import Session
-from mpvss.engine.state import KeyState, PixelState
 from mpvss.engine.true_labels import true_label_carrier
 from mpvss.errors import DataError
+from mpvss.evaluation.gmac import FrameGmac, count_frame_gmac
 from mpvss.evaluation.label_files import class_table
 from mpvss.evaluation.scores import PredictedFrame, timed
 from mpvss.labels import label_dtype
@@ -22,7 +21,6 @@ from mpvss.motion.propagator import Propagator, serves_both_ways
 from mpvss.motion.propagators import make_propagator
 from mpvss.options import EvalOptions, ModelOptions, PropagationOptions, SegmentOptions
 from mpvss.segmenter import VideoSegmenter
-from mpvss.segmentors.protocol import prepare
 from mpvss.types import Frame, Segmentation
 
 
@@ -40,7 +38,7 @@ class Predictor:
     def __init__(self, options: EvalOptions, dataset: Dataset) -> None:
         self._options, self._dataset = options, dataset
         self._segmenter: VideoSegmenter | None = None
-        self._gmac: dict[tuple[int, int], tuple[float, float, float]] = {}
+        self._gmac: dict[tuple[int, int], FrameGmac] = {}
         # Class ids of a session's results: those of the data set, and last "no class" where labels are true.
         ids = [*range(dataset.num_classes), dataset.ignore]
         if options.model:
@@ -128,40 +126,6 @@ class Predictor:
             return None, classical_flows
         frame = Frame(0, Fraction(0), clip.load_image(0))
         if frame.size not in self._gmac:
-            self._gmac[frame.size] = count_gmac_of_frames(segmenter, frame)
-        key, flow, side = self._gmac[frame.size]
-        return sum(keys) * key + sides_of_frames * side + flows * flow, classical_flows
-
-
-def count_gmac_of_frames(segmenter: VideoSegmenter, frame: Frame) -> tuple[float, float, float]:
-    """Count the GMAC of a key frame, of a flow, and of the rest of one side of a frame.
-
-    Networks are counted as they run, on the padded image, which is how the paper counts; a resized or warped value
-    costs 4; decoding is that of all queries and classes at the size of the image. With one flow for all queries nothing
-    is decoded between key frames: the scores of all classes are warped.
-
-    Args:
-        segmenter: A segmentor and its propagator.
-        frame: An image of the size that counts.
-    """
-    from mpvss.convert.cost import count_gmac
-
-    image, geometry = prepare(frame, segmenter.rule)
-    states: list[KeyState | PixelState] = []
-    key = count_gmac(lambda: states.extend(segmenter.segment([frame], [image], geometry)))
-    state = states[0]
-    propagator = segmenter.propagator
-    if isinstance(state, PixelState):
-        embeddings, grid, classes = None, score_size(geometry), len(state.maps)
-        decoding = 4 * classes * math.prod(geometry.source) / 1e9
-    else:
-        embeddings, grid = state.queries[None], (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
-        queries, classes = state.class_logits.shape[0], state.class_logits.shape[1] - 1
-        decoding = queries * (classes * math.prod(geometry.resized) + 4 * math.prod(geometry.padded)) / 1e9
-    if propagator is None:
-        return key + decoding, 0.0, 0.0
-    estimate = propagator.estimate_flow
-    flow = count_gmac(lambda: estimate(image[None], image[None], embeddings, geometry.padded, grid))
-    if not propagator.per_query:
-        return key + decoding, flow, 4 * classes * math.prod(score_size(geometry)) / 1e9
-    return key + decoding, flow, 4 * queries * math.prod(grid) / 1e9 + decoding
+            self._gmac[frame.size] = count_frame_gmac(segmenter, frame)
+        gmac = self._gmac[frame.size]
+        return sum(keys) * gmac.key + sides_of_frames * gmac.side + flows * gmac.flow, classical_flows

@@ -216,8 +216,10 @@ class _Comparison:
 
     def __init__(self, segmenter: VideoSegmenter, intervals: Sequence[int], direction: Any) -> None:
         classes = len(segmenter.class_names)
-        sessions = {1: segmenter.per_frame().session(direction="forward")}
-        sessions |= {each: segmenter.session(direction=direction, interval=each) for each in sorted(intervals)}
+        batch = segmenter.key_batch()  # as a run on a file has it
+        sessions = {1: segmenter.per_frame().session(direction="forward", key_batch=batch)}
+        for each in sorted(intervals):
+            sessions[each] = segmenter.session(direction=direction, interval=each, key_batch=batch)
         self._sides = [_Side(session, interval, classes) for interval, session in sessions.items()]
         self._matcher, self._frames = Matcher(), 0
 

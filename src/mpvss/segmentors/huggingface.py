@@ -1,7 +1,6 @@
 """Mask classifiers of the transformers library with one interface; ``families`` says what differs between them."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ from mpvss.types import shown_size
 log = logging.getLogger(__name__)
 
 tell_torch()
-if hasattr(os, "register_at_fork"):
-    # A forked process has none of the threads that OpenMP began before, and would wait for them for ever.
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
+# Key frames that a GPU takes at once: enough to fill it, and memory for a large model's.
+_KEY_BATCH = 4
 # What a network raises whose configuration fits its weights in number but not in sense.
 _DOES_NOT_RUN = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError)
 
@@ -83,6 +81,17 @@ class HuggingFaceSegmentor:
         self._predict = (family.fast_predict(model) if fast else None) or family.predict
         self.query_width, self.num_queries = family.query_shape(model.config)
         self._device = next(model.parameters()).device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self._device
+        return device
+
+    @property
+    def batch(self) -> int:
+        """How many key frames of a file it takes at once."""
+        return _KEY_BATCH if self._device.type == "cuda" else 1
 
     def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction:
         """Segment a batch; see ``Segmentor`` and ``predict``."""

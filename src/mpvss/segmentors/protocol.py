@@ -6,7 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 
 from mpvss._validate import shown
 from mpvss.errors import ModelError
@@ -116,9 +116,9 @@ class Prediction:
         queries: The embeddings that class and mask logits were made from, normalised as the decoder's heads take them.
     """
 
-    class_logits: Float32[np.ndarray, "B Q K1"]
-    mask_logits: Float32[np.ndarray, "B Q h w"]
-    queries: Float32[np.ndarray, "B Q D"]
+    class_logits: Float[np.ndarray, "B Q K1"]
+    mask_logits: Float[np.ndarray, "B Q h w"]
+    queries: Float[np.ndarray, "B Q D"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class PixelPrediction:
             stands for no class.
     """
 
-    scores: Float32[np.ndarray, "B P h w"]
+    scores: Float[np.ndarray, "B P h w"]
     kind: Literal["logits", "scores"] = "logits"
     ids: Int64[np.ndarray, " P"] | None = None
 

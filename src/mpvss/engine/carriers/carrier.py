@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from mpvss._threads import threads
+from mpvss._threads import cores, threads
 from mpvss.engine.decode import ClassScores, averaged, label_map, pixel_labels, pixel_scores, score
 from mpvss.engine.flows import Flows, Key, check_motion
 from mpvss.engine.spill import Spill
@@ -92,6 +92,7 @@ class Inference:
         tolerance: By how much leaving queries out of propagation may change a class score, 0 to 1.
         min_score: Pixels whose best class score is lower get the ignore id; 0 for none. The score of a class is the sum
             over queries of p(class) sigmoid(mask): near 1 where one query is sure, near 0 where none has anything.
+        network: What answers with tensors on a device other than the CPU, whose ``predict`` replaces the one above.
         class_names: What results call the class ids; empty where nobody says.
         clock: Seconds by stage.
     """
@@ -104,6 +105,7 @@ class Inference:
     confidence: bool = False
     tolerance: float = 0.0
     min_score: float = 0.0
+    network: Any = None
     class_names: tuple[str, ...] = ()
     clock: StageClock = field(default_factory=StageClock)
 
@@ -221,7 +223,7 @@ class FlowCarrier(ABC, Generic[_F]):
 
         The functions of OpenCV are too short to share one call between cores. Networks use the cores by themselves.
         """
-        workers = min(_MOST_WORKERS, threads())
+        workers = min(_MOST_WORKERS, cores(), threads())
         if workers == 1 or not getattr(self.inference.propagator, "thread_safe", False):
             return [work(item) for item in items]
         if self._pool is None:

@@ -63,7 +63,7 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
         size = score_size(key.geometry)
         grid = (max(1, round(size[0] * FLOW_GRID)), max(1, round(size[1] * FLOW_GRID)))
         flow = self.inference.propagator.estimate_flow(current[None], other[None], None, size, grid, None)
-        return np.asarray(flow[0])
+        return np.asarray(flow[0], np.float32)
 
     def from_one(self, frame: Frame, key: KeyScores, flow: Flow) -> Segmentation:
         """Label a frame from the warped scores of one key frame, which are packed once for all of its frames."""

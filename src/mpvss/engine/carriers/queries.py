@@ -60,7 +60,7 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
         flow = self.inference.propagator.estimate_flow(
             current[None], other[None], state.queries[None], state.geometry.padded, grid, state.active
         )
-        return np.asarray(flow[0])
+        return np.asarray(flow[0], np.float32)
 
     def from_one(self, frame: Frame, key: KeyQueries, flow: Flow) -> Segmentation:
         """Label a frame from the warped masks of one key frame."""
