@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from mpvss.labels import palette_for
-from mpvss.outputs.draw import LegendOrder, legend, overlay, side_by_side, side_by_side_size
+from mpvss.outputs.draw import LegendOrder, half_size, legend, overlay, side_by_side, side_by_side_size
+from mpvss.outputs.planes import to_planes
 from mpvss.outputs.text import missing_letters
 
 SIZE = (90, 120)
@@ -89,23 +90,25 @@ def test_legend_draws_within_the_image_and_changes_no_input(size, count):
 
 @pytest.mark.parametrize("size", [(48, 64), (47, 63), (360, 640), (720, 1280), (1080, 1920), (1920, 1080), (1, 1)])
 def test_side_by_side(size):
-    left, right = image(size), 255 - image(size)
+    half = half_size(size)
+    left, right = to_planes(image(half)), to_planes(255 - image(half))
     drawn = side_by_side(left, right, ("per frame  123 ms", "propagated  12 ms"), (True, False))
-    height, width = side_by_side_size(size)
-    assert drawn.shape == (height, width, 3)
+    height, width = drawn.y.shape
+    assert (height, width) == side_by_side_size(size)
+    assert drawn.u.shape == drawn.v.shape == (height // 2, width // 2)
     assert height % 2 == width % 2 == 0
     assert width <= 1920
-    if 2 * size[1] + 4 <= 1920:
-        bar = height - size[0] - (height - size[0]) % 2
-        top = next(
-            row for row in (bar, bar + 1, bar - 1) if np.array_equal(drawn[row : row + size[0], : size[1]], left)
-        )
-        np.testing.assert_array_equal(drawn[top : top + size[0], -size[1] :], right)
+    assert half == size or 2 * half[1] + 4 == 1920
+    top = height - half[0] - half[0] % 2
+    begin = width - half[1] - half[1] % 2
+    np.testing.assert_array_equal(drawn.y[top : top + half[0], : half[1]], left.y)
+    np.testing.assert_array_equal(drawn.y[top : top + half[0], begin : begin + half[1]], right.y)
+    np.testing.assert_array_equal(drawn.v[top // 2 :, begin // 2 :], right.v)
 
 
 def test_side_by_side_refuses_two_sizes():
     with pytest.raises(ValueError, match="expected two images of one size"):
-        side_by_side(image(), image((10, 10)), ("", ""))
+        side_by_side(to_planes(image()), to_planes(image((10, 10))), ("", ""))
 
 
 def test_the_legend_lists_what_is_there_by_area_and_does_not_jump():

@@ -242,28 +242,20 @@ def label_map(
         confidence: Whether to compute the winner's share (0 to 1).
         min_score: Pixels whose best score is lower get the ignore id; scores must not be quantised then.
     """
-    planes = scores.planes
-    enlarged = tuple(planes.shape[1:]) != geometry.source
-    # One class after the other: three maps of the source's size instead of one for every class.
-    best = resize(planes[:1], geometry.source)[0] if enlarged else planes[0].copy()
-    winner = np.zeros(best.shape, np.uint8 if len(planes) <= 256 else np.int32)
+    planes, size = scores.planes, geometry.source
+    labels = _numbered(enlarged_winner(planes, size), _kept_ids(scores.ids, scores.num_classes, classes))
+    if not (confidence or min_score > 0):
+        return labels, None
+    # One class after the other: two maps of the frame's size instead of one for every class.
+    best = resize(planes[:1], size)[0]
     for number in range(1, len(planes)):
-        plane = resize(planes[number : number + 1], geometry.source)[0] if enlarged else planes[number]
-        # Numbers rise, so the last one that won is the largest of those that did.
-        if winner.dtype == np.uint8:
-            won = cv2.compare(plane, best, cv2.CMP_GT)
-            # An array of one: OpenCV takes a bare number for an image where the images are as small.
-            cv2.max(winner, cv2.min(won, np.full(1, number, np.uint8)), dst=winner)
-        else:
-            winner[plane > best] = number
-        cv2.max(best, plane, dst=best)
-    labels = _numbered(winner, _kept_ids(scores.ids, scores.num_classes, classes))
+        cv2.max(best, resize(planes[number : number + 1], size)[0], dst=best)
     if min_score > 0:
         labels[best < min_score] = ignore_id(scores.num_classes)
     if not confidence:
         return labels, None
     total = planes.sum(0, keepdims=True, dtype=np.float32)
-    return labels, best / np.maximum((resize(total, geometry.source) if enlarged else total)[0], 1e-12)
+    return labels, best / np.maximum(resize(total, size)[0], 1e-12)
 
 
 def _numbered(winner: Any, ids: Any) -> Labels:

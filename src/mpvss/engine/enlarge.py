@@ -33,12 +33,14 @@ def enlarged_winner(planes: Planes, size: tuple[int, int]) -> Winner:
     Args:
         planes: At least one and at most 65536 planes of finite scores, or of scores quantised to 8 bits, on a grid that
             covers the image.
-        size: Height and width of the image in pixels; a smaller one is sampled likewise.
+        size: Height and width of the image in pixels; that of the grid, or any other.
 
     Returns:
         Numbers of planes (H, W), the smallest of equal ones; uint16 only above 256 planes. Whole numbers are compared
         exactly; floats are rounded on the way, so classes that are closer than that may come in either order.
     """
+    if planes.shape[1:] == size:
+        return _winner(planes)
     bottom, right = (int(side == 1) for side in planes.shape[1:])
     if bottom or right:  # a cell has four corners
         planes = np.pad(planes, ((0, 0), (0, bottom), (0, right)), mode="edge")

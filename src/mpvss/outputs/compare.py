@@ -2,10 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Any
+
+import cv2
 
 from mpvss.metrics import SMALLEST_FLOW, Flicker, Matcher
 from mpvss.outputs import draw
 from mpvss.outputs.overlay import SourceVideo
+from mpvss.outputs.planes import to_planes
 from mpvss.outputs.sink import RunInfo
 from mpvss.types import Segmentation
 
@@ -46,11 +50,18 @@ class CompareSink(SourceVideo):
             for flicker, shown in zip(self._flicker, results, strict=True):
                 flicker.compare(shown.labels, matches)
         captions, images = [], []
+        size = draw.half_size(result.frame.size)
+        frame = to_planes(_resized(result.frame.rgb, size, cv2.INTER_AREA))
         for name, flicker, drawer, shown, seconds in zip(
             ("per frame", "propagated"), self._flicker, self._drawers, results, self._seconds, strict=True
         ):
             share = "" if math.isnan(flicker.value) else f"   flicker {100 * flicker.value:.2f} %"
             captions.append(f"{name}   {1000 * seconds:.0f} ms{share}")
-            images.append(drawer.draw(shown))
+            images.append(frame.copy())
+            drawer.draw(images[-1], _resized(shown.labels, size, cv2.INTER_NEAREST))
         keys = (results[0].is_key, result.is_key)
-        self.append(draw.side_by_side(images[0], images[1], (captions[0], captions[1]), keys), result.pts)
+        self.append_planes(draw.side_by_side(images[0], images[1], (captions[0], captions[1]), keys), result.pts)
+
+
+def _resized(image: Any, size: tuple[int, int], interpolation: int) -> Any:
+    return image if image.shape[:2] == size else cv2.resize(image, size[::-1], interpolation=interpolation)

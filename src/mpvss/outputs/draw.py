@@ -1,18 +1,18 @@
 """Images for people: masks over the frame, a class legend, two results side by side."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mpvss.labels import Colour, LabelMap, ignore_id
+from mpvss.labels import Colour, LabelMap
+from mpvss.outputs.planes import Painter, Patch, Planes, drawn, edges, look_up, to_planes
 from mpvss.outputs.text import BAR, Image, coverage, darken, fitting, put, text_size
 
 if TYPE_CHECKING:
     from mpvss.outputs.sink import RunInfo
-    from mpvss.types import Segmentation
 
 
 _WHITE: Colour = (255, 255, 255)
@@ -51,22 +51,16 @@ def overlay(
         raise ValueError(f"expected an alpha of 0 to 1, got {alpha}")
     if classes is not None and any(not 0 <= id_ < len(palette) for id_ in classes):
         raise ValueError(f"expected class ids below {len(palette)}, got {list(classes)}")
-    shown = np.zeros(ignore_id(len(palette)) + 1, dtype=np.uint8)
-    shown[: len(palette) if classes is None else 0] = 255
-    shown[list(classes or ())] = 255
+    shown = drawn(len(palette), classes)
     colours = np.zeros((len(shown), 3), dtype=np.uint8)
     colours[: len(palette)] = palette
-    if labels.dtype == np.uint8:
-        mask = cv2.LUT(labels, shown)
-        tint = cv2.LUT(cv2.merge((labels, labels, labels)), colours[None])
-    else:
-        mask = shown[labels]
-        tint = colours[labels]
+    mask = look_up(shown, labels)
+    tint = cv2.applyColorMap(labels, colours[:, None]) if labels.dtype == np.uint8 else colours[labels]
     blended = cv2.addWeighted(rgb, 1 - alpha, tint, alpha, 0)
     image = rgb.copy()
     cv2.copyTo(blended, mask, image)
     if outlines:
-        cv2.copyTo(tint, cv2.bitwise_and(mask, _edges(labels)), image)
+        cv2.copyTo(tint, cv2.bitwise_and(mask, edges(labels)), image)
     return image
 
 
@@ -116,7 +110,10 @@ class LegendOrder:
 
     def update(self, labels: LabelMap, classes: int) -> list[int]:
         """The ids to list for the next frame, of so many classes."""
-        counts = np.bincount(labels.ravel(), minlength=classes)[:classes]
+        if labels.dtype == np.uint8:  # in a third of numpy's time
+            counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()[:classes]
+        else:
+            counts = np.bincount(labels.ravel(), minlength=classes)[:classes]
         now = counts / labels.size
         for id_ in np.flatnonzero(now >= _LEAST_SHARE).tolist():
             self._absent[id_] = 0
@@ -143,15 +140,26 @@ class ResultDrawer:
     def __init__(self, info: "RunInfo") -> None:
         self._info = info
         self._order = LegendOrder()
+        self._painter = Painter(info.palette, info.alpha, info.drawn)
+        self._legend: tuple[Any, Patch] | None = None
 
-    def draw(self, result: "Segmentation") -> Image:
-        """Return the frame with its classes, and their names if the run has a legend."""
+    def draw(self, planes: Planes, labels: LabelMap) -> None:
+        """Draw the classes of a frame over it, in place, and their names if the run has a legend.
+
+        Args:
+            planes: The frame, or a smaller one.
+            labels: Class ids of that size.
+        """
+        self._painter.paint(planes, labels)
         info = self._info
-        image = overlay(result.frame.rgb, result.labels, info.palette, info.alpha, info.drawn)
         if not info.legend:
-            return image
-        listed = self._order.update(result.labels, len(info.class_names))
-        return legend(image, [(info.class_names[id_], colour_of(info.palette, id_)) for id_ in listed])
+            return
+        listed = self._order.update(labels, len(info.class_names))
+        if self._legend is None or self._legend[0] != (labels.shape, listed):
+            entries = [(info.class_names[id_], colour_of(info.palette, id_)) for id_ in listed]
+            black, white = (np.full((*labels.shape, 3), level, np.uint8) for level in (0, 255))
+            self._legend = (labels.shape, listed), Patch(legend(black, entries), legend(white, entries))
+        self._legend[1].draw(planes)
 
 
 def colour_of(palette: UInt8[np.ndarray, "K 3"], id_: int) -> Colour:
@@ -161,64 +169,66 @@ def colour_of(palette: UInt8[np.ndarray, "K 3"], id_: int) -> Colour:
 
 
 def side_by_side(
-    left: Image,
-    right: Image,
+    left: Planes,
+    right: Planes,
     captions: tuple[str, str],
     keys: tuple[bool, bool] = (False, False),
-) -> Image:
+) -> Planes:
     """Two images of one size next to each other, each under a bar with its caption and key-frame mark.
 
     Args:
-        left: Left image.
-        right: Right image.
+        left: Left image, of ``half_size``.
+        right: Right image, of that size.
         captions: One line for each; written smaller where it is too long.
         keys: Whether to show the key-frame mark, for each.
 
     Returns:
-        Both images, scaled down where they would be wider than 1920 pixels together, at ``side_by_side_size``.
+        Both images, at ``side_by_side_size``.
 
     Raises:
         ValueError: The sizes differ.
     """
-    if left.shape != right.shape:
-        raise ValueError(f"expected two images of one size, got {left.shape[:2]} and {right.shape[:2]}")
-    height, width = _half(left.shape[:2])
-    size = text_size(height)
-    bar = _bar(height)
-    image = np.full((*side_by_side_size(left.shape[:2]), 3), BAR, dtype=np.uint8)
-    for x, half, text, key in zip((0, width + _GAP), (left, right), captions, keys, strict=True):
-        fitted = half if half.shape[1] == width else cv2.resize(half, (width, height), interpolation=cv2.INTER_AREA)
-        image[bar : bar + height, x : x + width] = fitted
+    if left.y.shape != right.y.shape:
+        raise ValueError(f"expected two images of one size, got {left.y.shape} and {right.y.shape}")
+    height, width = left.y.shape
+    size, bar, total = text_size(height), _bar(height), _pair(left.y.shape)
+    top = np.full((bar, total[1], 3), BAR, dtype=np.uint8)
+    for x, text, key in zip((0, _right(width)), captions, keys, strict=True):
         mark = _mark_width(size)
         mask = fitting(text, size, width - mark - 2 * size)
-        put(image, mask, (bar - mask.shape[0]) // 2, x + size // 2, _WHITE)
+        put(top, mask, (bar - mask.shape[0]) // 2, x + size // 2, _WHITE)
         if key:
-            _key_mark(image, bar // 2, x + width - mark, size)
+            _key_mark(top, bar // 2, x + width - mark, size)
+    image = to_planes(np.full((*total, 3), BAR, dtype=np.uint8))
+    for part, row, column in ((to_planes(top), 0, 0), (left, bar, 0), (right, bar, _right(width))):
+        image.paste(part, row, column)
     return image
 
 
 def side_by_side_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width, both even, of what ``side_by_side`` makes of two images of this size."""
-    height, width = _half(size)
-    total = _bar(height) + height
-    return total + total % 2, 2 * width + _GAP
+    """Height and width, both even, of two images of this size side by side."""
+    return _pair(half_size(size))
 
 
-def _half(size: tuple[int, int]) -> tuple[int, int]:
+def half_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of either of two images of this size: smaller where both would be wider than 1920 pixels."""
     scale = min(1.0, (_WIDEST_PAIR - _GAP) / 2 / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def _pair(half: tuple[int, ...]) -> tuple[int, int]:
+    height, width = half
+    total = _bar(height) + height
+    return total + total % 2, _right(width) + width + width % 2
+
+
+def _right(width: int) -> int:
+    """The even column at which the right one of two images begins."""
+    return width + width % 2 + _GAP
+
+
 def _bar(height: int) -> int:
-    return round(text_size(height) * 2.1)
-
-
-def _edges(labels: LabelMap) -> UInt8[np.ndarray, "H W"]:
-    """255 on both sides of every border between classes; wider on large images."""
-    reach = 3 if labels.shape[0] < 900 else 5
-    kernel = np.ones((reach, reach), dtype=np.uint8)
-    border = cv2.compare(cv2.dilate(labels, kernel), cv2.erode(labels, kernel), cv2.CMP_NE)
-    return np.asarray(border, dtype=np.uint8)
+    return 2 * round(text_size(height) * 1.05)
 
 
 def _mark_width(size: int) -> int:

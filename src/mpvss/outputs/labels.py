@@ -59,8 +59,9 @@ class LabelWriter(Output):
         # Without random ids: equal labels are equal files.
         opened = open_output(temporary, "matroska", {"fflags": "+bitexact"})
         self._container = self._files.enter_context(opened)
-        # Range coder and large context: smaller files for little time (docs/LOG.md).
-        options = {"level": "3", "coder": "1", "context": "1", "g": "1", "slicecrc": "1"}
+        # Golomb-Rice codes runs of one id as such: half the time, no larger files, 8 bits only (docs/LOG.md).
+        coder, context = ("0", "0") if self._dtype is np.uint8 else ("1", "1")
+        options = {"level": "3", "coder": coder, "context": context, "g": "1", "slicecrc": "1"}
         self._stream = self._container.add_stream("ffv1", rate=25, options=options)  # the rate is a hint
         self._stream.height, self._stream.width = self._size
         self._stream.pix_fmt = self._format

@@ -5,6 +5,7 @@ from pathlib import Path
 from mpvss.outputs.audio import Audio
 from mpvss.outputs.draw import ResultDrawer
 from mpvss.outputs.mp4 import Mp4Writer
+from mpvss.outputs.planes import to_planes
 from mpvss.outputs.sink import RunInfo
 from mpvss.types import Segmentation
 
@@ -36,4 +37,6 @@ class OverlaySink(SourceVideo):
 
     def write(self, result: Segmentation) -> None:
         """Append the frame with its classes."""
-        self.append(self._drawer.draw(result), result.pts)
+        planes = to_planes(result.frame.rgb)
+        self._drawer.draw(planes, result.labels)
+        self.append_planes(planes, result.pts)
