@@ -22,6 +22,24 @@ def shown_size(size: tuple[int, ...]) -> str:
     return f"{size[1]}x{size[0]} (width x height)"
 
 
+BLOCK = 8
+"""Pixels a side of the blocks that have motion vectors."""
+
+
+@dataclass(frozen=True, eq=False)
+class MotionVectors:
+    """What a video stream says itself of a frame's motion: where blocks of 8x8 pixels were in the frame before.
+
+    Attributes:
+        blocks: Backward motion of each block in pixels of the image, order (x, y); NaN where the stream says nothing,
+            as it does of what the frame before does not show. The last row and column may reach beyond the image.
+        size: Height and width in pixels of the image.
+    """
+
+    blocks: Float32[np.ndarray, "2 h w"]
+    size: tuple[int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One image of a video.
@@ -30,11 +48,14 @@ class Frame:
         index: Position in the source, counted from 0 over all of its frames, whatever start and stride selected.
         pts: Presentation time in seconds, exact.
         rgb: Image, RGB, uint8.
+        vectors: The stream's motion vectors from this frame to the one with the index before; ``None`` where there are
+            none, or where they were not asked for.
     """
 
     index: int
     pts: Fraction
     rgb: UInt8[np.ndarray, "H W 3"]
+    vectors: MotionVectors | None = None
 
     @property
     def size(self) -> tuple[int, int]:

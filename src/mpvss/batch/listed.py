@@ -102,6 +102,7 @@ def read_listed(
     deinterlace: str = "auto",
     fps: Fraction | None = None,
     video_stream: int | None = None,
+    vectors: bool = False,
 ) -> Iterator[Frame]:
     """Read these frames of a source, exactly as the reading that listed them did.
 
@@ -115,13 +116,14 @@ def read_listed(
         deinterlace: As when it was listed; see ``read``.
         fps: As for the listing.
         video_stream: As for the listing.
+        vectors: Whether frames carry the stream's motion vectors; see ``read``.
 
     Raises:
         SourceError: The source holds other frames than were listed.
     """
     done = 0
     for seconds in (*_SECONDS_BEFORE, None):
-        open_source = partial(open_media, source, fps=fps, video_stream=video_stream)
+        open_source = partial(open_media, source, fps=fps, video_stream=video_stream, vectors=vectors)
         for frame in _try(open_source, frames[done:], seconds, deinterlace):
             yield frame
             done += 1
@@ -144,13 +146,13 @@ def _try(
         if seconds is not None:
             media.seek(max(Fraction(0), frames.pts(0) - seconds))
         row = 0
-        for pts, make_image in media.images():
+        for pts, make_image, step in media.images():
             if pts < frames.pts(row):
                 continue
             image = make_image() if pts == frames.pts(row) else None
             if image is None or fingerprint(image) != int(frames.prints[row]):
                 return
-            yield Frame(int(frames.index[row]), pts, image)
+            yield Frame(int(frames.index[row]), pts, image, step)
             row += 1
             if row == len(frames):
                 return

@@ -75,10 +75,10 @@ class ImageMedia:
         """When the last image ends, in seconds."""
         return self.info.duration
 
-    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None]]]:
-        """All images, once: time in seconds, and a function that reads the image, ``None`` where it is damaged."""
+    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None], None]]:
+        """All images, once: time in seconds, a function that reads the image (``None`` if damaged), no vectors."""
         for index, file in enumerate(self._files[self._begin :], self._begin):
-            yield index / self._rate, partial(self._image, file)
+            yield index / self._rate, partial(self._image, file), None
 
     def seek(self, pts: Fraction) -> None:
         """Have ``images`` begin at this time, in seconds."""
@@ -143,8 +143,8 @@ class AnimationMedia(ImageMedia):
             assumed_rate=tiff and fps is None,
         )
 
-    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None]]]:
-        """All images, once, in order: time in seconds, and a function that gives the image."""
+    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None], None]]:
+        """All images, once, in order: time in seconds, a function that gives the image, no vectors."""
         (file,) = self._files
         time, base = Fraction(0), self.info.time_base
         with open_image(file) as image:
@@ -155,7 +155,7 @@ class AnimationMedia(ImageMedia):
                     lost = len(self._pages) - done
                     self.trouble.note(f"the last {lost} images of {file.name} cannot be read ({error})", damaged=lost)
                     return
-                yield round(time / base) * base, partial(self._of_size, rgb, file)
+                yield round(time / base) * base, partial(self._of_size, rgb, file), None
                 time += base if self._tiff else delay
         self._last_end = round(time / base) * base
 

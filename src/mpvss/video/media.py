@@ -11,9 +11,10 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from mpvss.errors import ConfigError, SourceError
-from mpvss.types import IMAGE_RATE, shown_size
+from mpvss.types import IMAGE_RATE, MotionVectors, shown_size
 from mpvss.video.clock import Clock
 from mpvss.video.colour import to_rgb
 from mpvss.video.decode import decode
@@ -22,10 +23,12 @@ from mpvss.video.file import INDEX_AT_END, NETWORK_TIMEOUT_SECONDS, Address, Pip
 from mpvss.video.header import names_sound
 from mpvss.video.info import OWN_TIMES, Image, Trouble, VideoInfo
 from mpvss.video.streams import choose_stream, describe_stream, orientation_of, sample_aspect_ratio_of, video_streams
+from mpvss.video.vectors import StepVectors
 
 _SECONDS_BEFORE_TRIES = (0, 1, 4)
 # FFmpeg's flags of a container format.
 _NO_TIMESTAMPS, _DISCONTINUOUS = 0x80, 0x200
+_Stamp = tuple[Fraction, MotionVectors | None]
 
 
 class VideoMedia:
@@ -39,13 +42,16 @@ class VideoMedia:
         deinterlace: Whether frames that are flagged as interlaced are deinterlaced.
     """
 
-    def __init__(self, address: Address, *, fps: Fraction | None = None, video_stream: int | None = None) -> None:
+    def __init__(
+        self, address: Address, *, fps: Fraction | None = None, video_stream: int | None = None, vectors: bool = False
+    ) -> None:
         """Open it, and decode what its description needs.
 
         Args:
             address: What to open.
             fps: Frames per second of a stream without times.
             video_stream: Which of several, from 0; ``None`` for the best one.
+            vectors: Whether the decoder hands its motion vectors on.
 
         Raises:
             SourceError: It cannot be opened, or no frame in it can be decoded.
@@ -55,7 +61,7 @@ class VideoMedia:
         self.trouble = Trouble()
         self.once = address.temporary or isinstance(address.target, Pipe)
         self.end: Fraction | None = None
-        self._address, self._number = address, video_stream
+        self._address, self._number, self._vectors = address, video_stream, vectors
         self._stopped = False
         self._reformatter = VideoReformatter()
         self._container = address.open()
@@ -72,7 +78,7 @@ class VideoMedia:
         # Frame threads lose the last frames of a file that was cut off: 21 instead of 23 of a 24-packet H.264 file.
         self._stream.thread_type = "SLICE"
         try:
-            bound(self._stream)
+            self._prepare(self._stream)
         except ValueError as error:
             raise SourceError(f"expected a video that can be decoded in {source}, got one for which {error}") from error
         if not self._stream.time_base:
@@ -93,6 +99,12 @@ class VideoMedia:
         self.info = self._describe(first, rate, assumed=assumed)
         if kind == "video" and not self.info.has_audio and names_sound(Path(str(self._address.target))):
             self.trouble.note("the file names sound that cannot be found in it: its header is damaged")
+
+    def _prepare(self, stream: VideoStream) -> None:
+        """Set what the decoder of a stream is asked for, before it is opened."""
+        bound(stream)
+        if self._vectors:
+            stream.codec_context.options = {**stream.codec_context.options, "flags2": "+export_mvs"}
 
     def _why_no_frame(self) -> str:
         pipe = self._address.target
@@ -118,7 +130,7 @@ class VideoMedia:
             try:
                 container = self._address.open()
                 stream = choose_stream(container, self._address.shown, self._number)
-                bound(stream)
+                self._prepare(stream)
             except (av.FFmpegError, ValueError, SourceError):
                 continue
             self._container.close()
@@ -207,28 +219,38 @@ class VideoMedia:
             sample_aspect_ratio=sample_aspect_ratio_of(stream, transposed=transpose),
         )
 
-    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None]]]:
-        """All frames, once: time in seconds from the first frame, and a function that makes the image.
+    def images(self) -> Iterator[tuple[Fraction, Callable[[], Image | None], MotionVectors | None]]:
+        """All frames, once: time in seconds from the first frame, a function that makes the image, motion vectors.
 
         Times are the source's own less that of its first frame, as ``Clock`` makes them strictly increasing.
         """
         time, last = Fraction(0), None
-        for time, last in self._whole(self._timed) if self.deinterlace else self._timed:
-            yield time, partial(self._image, last)
+        stamped = self._with_vectors()
+        for (time, vectors), last in self._whole(stamped) if self.deinterlace else stamped:
+            yield time, partial(self._image, last), vectors
         if last is not None:
             self.end = self._end_of(time, last)
 
-    def _whole(self, timed: Iterator[tuple[Fraction, av.VideoFrame]]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        """Frames with their times, deinterlaced."""
-        times: deque[Fraction] = deque()
+    def _with_vectors(self) -> Iterator[tuple[_Stamp, av.VideoFrame]]:
+        """Frames with their times, and with their motion vectors where they are asked for and shown as they are stored.
 
-        def frames() -> Iterator[av.VideoFrame]:
-            for moment, frame in timed:
-                times.append(moment)
+        Deinterlaced images are no longer what the vectors are of; so they are taken before.
+        """
+        steps = StepVectors(self.info.codec) if self._vectors and not any(self._turn) else None
+        for moment, frame in self._timed:
+            yield (moment, None if steps is None else steps.push(frame)), frame
+
+    def _whole(self, frames: Iterator[tuple[_Stamp, av.VideoFrame]]) -> Iterator[tuple[_Stamp, av.VideoFrame]]:
+        """Frames with what belongs to them, deinterlaced."""
+        stamps: deque[_Stamp] = deque()
+
+        def bare() -> Iterator[av.VideoFrame]:
+            for stamp, frame in frames:
+                stamps.append(stamp)
                 yield frame
 
-        for frame in deinterlaced(frames(), self.trouble.note):
-            yield times.popleft(), frame
+        for frame in deinterlaced(bare(), self.trouble.note):
+            yield stamps.popleft(), frame
 
     def _end_of(self, time: Fraction, last: av.VideoFrame) -> Fraction | None:
         """When the last frame ends, in seconds from the first frame; ``None`` where the stream does not say."""

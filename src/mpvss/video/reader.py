@@ -28,7 +28,7 @@ _LONGEST_CLOSE_SECONDS = 5
 _MOST_WAITING_BYTES = 2**28  # ten images of 4K
 
 
-def read(
+def read(  # noqa: PLR0913 - every way that a source can be read
     source: str | Path,
     *,
     start: Seconds | None = None,
@@ -38,6 +38,7 @@ def read(
     fps: Seconds | None = None,
     video_stream: int | None = None,
     deinterlace: str = "auto",
+    vectors: bool = False,
 ) -> "Reader":
     """Read the frames of a source, in order.
 
@@ -54,6 +55,7 @@ def read(
         fps: Frames per second of a raw stream or of images, which have no times of their own.
         video_stream: Which video stream of several, from 0; ``None`` for the best one.
         deinterlace: ``auto`` deinterlaces the frames that are flagged as interlaced, ``off`` leaves them.
+        vectors: Whether frames carry the stream's own motion vectors, where it has any (``MotionVectors``).
 
     Returns:
         An iterator of ``Frame`` and a context manager. Leaving it, exhausting it or dropping it ends the thread.
@@ -73,7 +75,7 @@ def read(
     if read_ahead < 1:
         raise ValueError(f"expected a read-ahead of 1 frame or more, got {read_ahead}")
     check_deinterlace(deinterlace)
-    media = open_media(source, fps=parse_rate(fps), video_stream=video_stream)
+    media = open_media(source, fps=parse_rate(fps), video_stream=video_stream, vectors=vectors)
     if isinstance(media, VideoMedia):
         media.deinterlace = deinterlace == "auto"
     return Reader(media, first, last, stride, read_ahead)
@@ -229,7 +231,7 @@ def _select(
     in_range = 0
     any_selected = False
     latest = Fraction(0)
-    for index, (pts, make_image) in enumerate(media.images()):
+    for index, (pts, make_image, vectors) in enumerate(media.images()):
         latest = pts
         if start is not None and pts < start:
             continue
@@ -240,7 +242,7 @@ def _select(
             image = make_image()
             if image is not None:
                 any_selected = True
-                yield Frame(index, pts, image)
+                yield Frame(index, pts, image, vectors)
         in_range += 1
     else:
         progress.end = media.end if end is None or media.end is None else min(end, media.end)

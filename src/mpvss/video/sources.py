@@ -55,7 +55,7 @@ def probe(source: str | Path, *, fps: Fraction | None = None, video_stream: int 
 
 
 def open_media(
-    source: str | Path, *, fps: Fraction | None = None, video_stream: int | None = None
+    source: str | Path, *, fps: Fraction | None = None, video_stream: int | None = None, vectors: bool = False
 ) -> VideoMedia | ImageMedia:
     """Open a source and find out what it is.
 
@@ -63,6 +63,8 @@ def open_media(
         source: As for ``probe``, like the others.
         fps: Of a source without times.
         video_stream: Which of several.
+        vectors: Whether a video's motion vectors are handed on; not of one that was described before and can be opened
+            only once.
 
     Returns:
         An open source with ``info``, ``trouble``, ``images()`` and ``close()``.
@@ -75,7 +77,7 @@ def open_media(
     kept = _KEPT.pop((text, fps, video_stream), None)
     if kept is not None:
         return kept
-    open_video = partial(VideoMedia, fps=fps, video_stream=video_stream)
+    open_video = partial(VideoMedia, fps=fps, video_stream=video_stream, vectors=vectors)
     if text.startswith("camera:"):
         return _open_camera(text, open_video)
     if text.startswith("file://"):
