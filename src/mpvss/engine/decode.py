@@ -208,16 +208,23 @@ def pixel_labels(state: PixelState, *, classes: Sequence[int] | None = None) -> 
     size = state.geometry.source
     if state.geometry.padded == state.geometry.resized and state.maps.shape[1:] != size:
         winner = enlarged_winner(state.maps[kept], size)
-        return _numbered(winner, _kept_ids(state.ids[kept], state.num_classes, classes))
+        return numbered(winner, kept_ids(state.ids[kept], state.num_classes, classes))
     winner, best = np.zeros(size, np.intp), _at(size, state.maps[kept[:1]], state.geometry)[0]
     for position, number in enumerate(kept[1:], 1):
         plane = _at(size, state.maps[number : number + 1], state.geometry)[0]
         winner[plane > best] = position
         np.maximum(best, plane, out=best)
-    return _numbered(winner, _kept_ids(state.ids[kept], state.num_classes, classes))
+    return numbered(winner, kept_ids(state.ids[kept], state.num_classes, classes))
 
 
-def _kept_ids(ids: Classes, num_classes: int, classes: Sequence[int] | None) -> Any:
+def kept_ids(ids: Classes, num_classes: int, classes: Sequence[int] | None) -> Any:
+    """Return the ids that labels get for classes: their own, or the ignore id of those that are not kept.
+
+    Args:
+        ids: Classes; the number of classes itself stands for no class.
+        num_classes: Number of all classes.
+        classes: Only these are kept; ``None`` for all.
+    """
     numbers = ids.astype(label_dtype(num_classes))
     if classes is not None:
         numbers[~np.isin(ids, list(classes))] = ignore_id(num_classes)
@@ -243,7 +250,7 @@ def label_map(
         min_score: Pixels whose best score is lower get the ignore id; scores must not be quantised then.
     """
     planes, size = scores.planes, geometry.source
-    labels = _numbered(enlarged_winner(planes, size), _kept_ids(scores.ids, scores.num_classes, classes))
+    labels = numbered(enlarged_winner(planes, size), kept_ids(scores.ids, scores.num_classes, classes))
     if not (confidence or min_score > 0):
         return labels, None
     # One class after the other: two maps of the frame's size instead of one for every class.
@@ -258,7 +265,7 @@ def label_map(
     return labels, best / np.maximum(resize(total, size)[0], 1e-12)
 
 
-def _numbered(winner: Any, ids: Any) -> Labels:
+def numbered(winner: Any, ids: Any) -> Labels:
     """``ids[winner]``; for bytes in a tenth of numpy's time."""
     if winner.dtype != np.uint8 or ids.dtype != np.uint8:
         return np.asarray(ids[winner])

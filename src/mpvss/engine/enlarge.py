@@ -27,24 +27,27 @@ _ONE = 2048
 _AT_ONCE = 1 << 14
 
 
-def enlarged_winner(planes: Planes, size: tuple[int, int]) -> Winner:
+def enlarged_winner(planes: Planes, size: tuple[int, int], winner: Winner | None = None) -> Winner:
     """Return which plane is the largest at each pixel of an image, after bilinear interpolation.
 
     Args:
         planes: At least one and at most 65536 planes of finite scores, or of scores quantised to 8 bits, on a grid that
             covers the image.
         size: Height and width of the image in pixels; that of the grid, or any other.
+        winner: Which plane is the largest at each score, where that is known; then only the scores around its changes
+            are looked at.
 
     Returns:
         Numbers of planes (H, W), the smallest of equal ones; uint16 only above 256 planes. Whole numbers are compared
         exactly; floats are rounded on the way, so classes that are closer than that may come in either order.
     """
     if planes.shape[1:] == size:
-        return _winner(planes)
+        return plane_winner(planes) if winner is None else winner
     bottom, right = (int(side == 1) for side in planes.shape[1:])
     if bottom or right:  # a cell has four corners
         planes = np.pad(planes, ((0, 0), (0, bottom), (0, right)), mode="edge")
-    winner = _winner(planes)
+        winner = None if winner is None else np.pad(winner, ((0, bottom), (0, right)), mode="edge")
+    winner = plane_winner(planes) if winner is None else winner
     rows, columns = (_Axis(n, pixels, planes.dtype) for n, pixels in zip(planes.shape[1:], size, strict=True))
     image: Winner = np.take(winner, columns.cell, axis=1)[rows.cell]  # any corner does where all four are equal
     left, right_hand = winner[:, :-1], winner[:, 1:]
@@ -89,7 +92,7 @@ class _Axis:
         return one * (self.whole - weight) + other * weight
 
 
-def _winner(planes: Planes) -> Winner:
+def plane_winner(planes: Planes) -> Winner:
     """Return which plane is the largest at each score, the first of equal ones."""
     best = planes[0].copy()
     winner = np.zeros(best.shape, np.uint8 if len(planes) <= 256 else np.uint16)
