@@ -6,7 +6,6 @@ import threading
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from helpers import ColourSegmentor, moving_frames
@@ -102,10 +101,11 @@ class Halves:
     rule = InputRule(short_side=16)
 
     def __call__(self, images):
-        masks = torch.full((1, 3, 12, 16), -5.0)
+        masks = np.full((1, 3, 12, 16), -5, np.float32)
         masks[:, 1, :, 8:] = 5
         masks[:, 2, :, :8] = 5
-        return Prediction(torch.zeros(1, 3, 2), masks, torch.arange(3.0)[None, :, None].expand(1, 3, 4).contiguous())
+        queries = np.arange(3, dtype=np.float32)[None, :, None] * np.ones((1, 3, 4), np.float32)
+        return Prediction(np.zeros((1, 3, 2), np.float32), masks, queries)
 
 
 class ByQuery:
@@ -117,7 +117,7 @@ class ByQuery:
     def estimate_flow(self, current, other, queries, padded, grid, active=None):
         assert queries.shape == (1, 3, 4)
         shift = 2 * queries[0, :, 0][active]
-        flow = torch.zeros(1, len(shift), 2, *grid)
+        flow = np.zeros((1, len(shift), 2, *grid), np.float32)
         flow[0, :, 0] = shift[:, None, None]
         return flow
 
