@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -26,6 +25,7 @@ import mpvss
 from helpers import ColourSegmentor, moving_frames
 from mpvss import cli
 from mpvss._devices import choose_device
+from mpvss._threads import threads
 from mpvss.cli.segment import _expected_frames
 from mpvss.errors import ModelError, MpvssError
 from mpvss.motion.dis import Dis, Hold
@@ -559,11 +559,13 @@ def test_options_reach_the_run(segment, clip, tmp_path):
         "device": None,
         "dtype": None,
         "fast": None,
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
         "deinterlace": "auto",
         "min_score": 0.0,
         "fps": None,
         "video_stream": None,
+        "classes_file": None,
+        "output_kind": None,
         "schedule": "interval",
         "confidence": False,
     }
