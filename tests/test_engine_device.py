@@ -1,6 +1,5 @@
 """The carrier of other devices gives what the carriers of the CPU give; held here with tensors on the CPU."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +21,7 @@ from mpvss.motion.dis import Dis, Hold
 from mpvss.motion.learned import LearnedFlow
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors.protocol import InputRule, PixelPrediction, Prediction
-from mpvss.segmentors.tensors import TensorPrediction, normalised
+from mpvss.segmentors.tensors import PixelScores, TensorPrediction, normalised
 from mpvss.types import Geometry
 
 GEOMETRIES = [
@@ -58,13 +57,6 @@ class Colours:
         return Prediction(answer.class_logits.numpy(), answer.mask_logits.numpy(), answer.queries.numpy())
 
 
-@dataclass
-class Maps:
-    """What a network of pixels answers with."""
-
-    logits: torch.Tensor
-
-
 class Pixels(Colours):
     """Logits of three classes at a quarter of the size."""
 
@@ -73,12 +65,20 @@ class Pixels(Colours):
         small = torch.nn.functional.avg_pool2d(normalised(self.rule, images), 4)
         maps = torch.full((len(images), len(self.class_names), *small.shape[2:]), -9.0)
         maps[:, :3] = (small - small.mean(1, keepdim=True)) * 40
-        return Maps(maps)
+        return PixelScores(maps, "logits")
 
     def __call__(self, images):
-        return PixelPrediction(
-            self.predict(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)).logits.numpy(), "logits"
-        )
+        answer = self.predict(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2))
+        return PixelPrediction(answer.scores.numpy(), answer.kind, None if answer.ids is None else answer.ids.numpy())
+
+
+class Instances(Pixels):
+    """Scores of two of the classes; where neither is above .5 there is none."""
+
+    def predict(self, images):
+        maps = super().predict(images).scores[:, [0, 2]].sigmoid()
+        none = torch.full_like(maps[:, :1], 0.5)
+        return PixelScores(torch.cat([maps, none], 1), "scores", torch.tensor([0, 2, len(self.class_names)]))
 
 
 def networks(name):
@@ -125,7 +125,7 @@ def alike(ours, others, least=0.9995):
 @pytest.mark.parametrize("direction", ["both", "forward"])
 @pytest.mark.parametrize("motion", ["chain", "direct"])
 @pytest.mark.parametrize("name", ["dis", "hold"])
-@pytest.mark.parametrize("kind", [Colours, Pixels])
+@pytest.mark.parametrize("kind", [Colours, Pixels, Instances])
 def test_labels_equal_those_of_the_cpu_but_for_ties(kind, name, motion, direction):
     frames = moving_frames(13, (61, 95))
     found = run(kind(), propagators(name), frames, None, direction, motion=motion)
@@ -145,7 +145,7 @@ def test_any_number_of_classes_and_size_of_the_network(classes, size):
 
 
 @pytest.mark.parametrize("direction", ["both", "forward"])
-@pytest.mark.parametrize("kind", [Colours, Pixels])
+@pytest.mark.parametrize("kind", [Colours, Pixels, Instances])
 def test_confidence_and_least_scores_equal_those_of_the_cpu(kind, direction):
     frames = moving_frames(7)
     for options in ({"confidence": True}, {"min_score": 0.7}, {"classes": (0, 2)}):

@@ -76,7 +76,7 @@ def test_exact_times_are_kept_as_text():
 def test_keyword_arguments_are_typed_as_the_options():
     """Law: what completion and type checkers see is what is declared."""
     declared = get_type_hints(SegmentOptions)
-    of_model = {"model", "device", "dtype", "backend", "fast", "threads"}
+    of_model = {"model", "device", "dtype", "backend", "fast", "threads", "prompt", "classes_file", "output_kind"}
     for overrides, names in (
         (VideoOverrides, declared.keys() - of_model - {"propagator"}),
         (SegmentOverrides, declared.keys() - of_model),

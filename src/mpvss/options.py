@@ -287,6 +287,9 @@ class ModelOptions(Options):
     )
     output_kind: OutputKind | None = option(None, "What a function gives. Default: labels.")
     fast: bool = option(True, "Our own forward pass; --no-fast for the library's.")
+    prompt: tuple[str, ...] = option(
+        (), "A class as text, for models that take text. Repeatable.", metavar="TEXT", repeated=True
+    )
     threads: int | None = _count(
         None, "Threads of the networks and of OpenCV. Default: all cores, or 1 in a batch.", high=1024
     )
@@ -303,6 +306,8 @@ class ModelOptions(Options):
             raise OptionError(
                 "backend", f"onnx runs on the CPU in float32, got {device} and {self.dtype}; use backend torch"
             )
+        if any(not text.strip() for text in self.prompt) or len(set(self.prompt)) < len(self.prompt):
+            raise OptionError("prompt", f"must be texts, each given once, got {shown(list(self.prompt))}")
 
 
 @dataclass(frozen=True)
@@ -421,6 +426,7 @@ class LoadOverrides(SegmentOverrides, total=False):
     classes_file: str | Path | None
     output_kind: OutputKind | None
     fast: bool
+    prompt: tuple[str, ...]
     threads: int | None
 
 

@@ -135,6 +135,8 @@ class VideoSegmenter:
         _check_name(model)
         if options.threads is not None:
             use_threads(options.threads)
+        if options.prompt and (is_address(options.model) or options.backend == "onnx"):
+            raise OptionError("prompt", "is for models of transformers that take text, such as SAM 3; leave it out")
         if is_address(options.model):
             return cls._imported(options)
         return cls._exported(options) if options.backend == "onnx" else cls._loaded(options)
@@ -168,7 +170,7 @@ class VideoSegmenter:
 
         device, dtype = choose_device(options.device), choose_dtype(options.dtype)
         source, propagator = cls._learned(options)
-        segmentor = load_segmentor(source, device=device, dtype=dtype, fast=options.fast)
+        segmentor = load_segmentor(source, device=device, dtype=dtype, fast=options.fast, prompts=options.prompt)
         if options.fast:
             fold_batch_norm(segmentor.model)
         if isinstance(propagator, LearnedFlow):
@@ -306,8 +308,9 @@ class VideoSegmenter:
         segmenter = self.with_options(**overrides)
         options = segmenter.options
         direction = options.direction or "forward"
+        following = segmenter._following()
         inference = Inference(
-            segmenter.segment,
+            following.segment,
             segmenter.rule,
             _NO_PROPAGATION if segmenter.propagator is None else segmenter.propagator,
             motion=options.motion,
@@ -315,7 +318,7 @@ class VideoSegmenter:
             confidence=options.confidence,
             tolerance=options.tolerance,
             min_score=options.min_score,
-            network=segmenter.segmentor if segmenter._on_device() else None,
+            network=following.segmentor if segmenter._on_device() else None,
             class_names=segmenter.class_names,
         )
         schedule, cuts = key_frames or segmenter.schedule(direction)
@@ -324,6 +327,15 @@ class VideoSegmenter:
     def _on_device(self) -> bool:
         """Whether the segmentor answers with tensors on a device other than the CPU."""
         return getattr(getattr(self.segmentor, "device", None), "type", "cpu") != "cpu"
+
+    def _following(self) -> "VideoSegmenter":
+        """Return the same for one video, where the segmentor carries something from key frame to key frame."""
+        for_video = getattr(self.segmentor, "for_video", None)
+        if for_video is None:
+            return self
+        other = copy(self)
+        other.segmentor = for_video()
+        return other
 
     def stream(
         self, source: str | Path | Iterable[Frame], *, stop: Stop | None = None, **overrides: Unpack[SegmentOverrides]
@@ -365,6 +377,7 @@ class VideoSegmenter:
             "short_side": self.rule.short_side,
             "long_side": self.rule.long_side,
             "multiple": self.rule.multiple,
+            "exact": self.rule.exact and list(self.rule.exact),
             "flow": describe_propagator(self.propagator),
             "threads": threads(),
             **self._runtime,

@@ -206,7 +206,10 @@ def pixel_labels(state: PixelState, *, classes: Sequence[int] | None = None) -> 
     """
     kept = possible_maps(state.maps)
     size = state.geometry.source
-    if state.geometry.padded == state.geometry.resized and state.maps.shape[1:] != size:
+    grid = state.maps.shape[1:]
+    # Where a cell has many more pixels than there are classes, one class after the other is faster (measured at 1080p).
+    few = size[0] * size[1] <= 8 * len(kept) * grid[0] * grid[1]
+    if state.geometry.padded == state.geometry.resized and grid != size and few:
         winner = enlarged_winner(state.maps[kept], size)
         return numbered(winner, kept_ids(state.ids[kept], state.num_classes, classes))
     winner, best = np.zeros(size, np.intp), _at(size, state.maps[kept[:1]], state.geometry)[0]

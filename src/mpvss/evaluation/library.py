@@ -151,6 +151,7 @@ class FixedActivity:
     def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction:
         """Segment a batch; see ``Segmentor``."""
         prediction = self.segmentor(images)
+        assert isinstance(prediction, Prediction), "an architecture of the paper is a mask classifier"
         fixed = np.broadcast_to(self._logits.numpy(), prediction.class_logits.shape)
         return replace(prediction, class_logits=np.ascontiguousarray(fixed))
 

@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
 
 def load_segmentor(
-    model: str | Path, *, device: Any = "cpu", dtype: Any = None, fast: bool = True
+    model: str | Path, *, device: Any = "cpu", dtype: Any = None, fast: bool = True, prompts: tuple[str, ...] = ()
 ) -> "HuggingFaceSegmentor":
     """Load a segmentor by the name of an embedded model, a hub id (owner/name) or a local directory.
 
@@ -44,9 +44,10 @@ def load_segmentor(
         device: Where it runs, as torch names it.
         dtype: A type of torch; ``None`` for float32.
         fast: Without it a Mask2Former runs the library's own forward pass, which gives the same to rounding.
+        prompts: The classes of a model that takes text.
 
     Raises:
-        ModelError: There is no such model, or it is not a mask classifier, or its weights do not fit.
+        ModelError: There is no such model, or it segments no images, or its weights do not fit.
     """
     import torch
 
@@ -56,4 +57,4 @@ def load_segmentor(
     if model in EMBEDDED:
         folder = Path(str(files("mpvss") / "assets" / str(model)))
         return load_huggingface(folder, name=str(model), device=device, dtype=dtype, fast=fast)
-    return load_huggingface(model, device=device, dtype=dtype, fast=fast)
+    return load_huggingface(model, device=device, dtype=dtype, fast=fast, prompts=prompts)

@@ -1,8 +1,9 @@
-"""The families of mask classifiers of the transformers library, each in one class: how it is built, run and read.
+"""The families of the transformers library: how each is built, run and read, and ``find_family`` to find one.
 
-To add a family, write its class and a line in ``FAMILIES``. Each family keeps the query embeddings, which its class and
-mask logits are made from, in another attribute; ``predict`` reads them there. The tests prove each by recomputing the
-model's own logits from them.
+The mask classifiers are here. Each keeps the query embeddings, which its class and mask logits are made from, in
+another attribute; ``predict`` reads them there. The tests prove each by recomputing the model's own logits from them.
+``pixel_families`` has those that answer with classes of pixels. A family that one of the library's auto classes knows
+needs no line here; another one is a class and a line in ``FAMILIES``.
 """
 
 import math
@@ -11,11 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from mpvss.errors import ModelError
 from mpvss.segmentors import fast_mask2former
+from mpvss.segmentors.family import Family, Layers
+from mpvss.segmentors.pixel_families import InstanceFamily, PixelFamily, QueryFamily, Sam3, Videomt
 from mpvss.segmentors.protocol import InputRule
 from mpvss.segmentors.tensors import TensorPrediction
 from mpvss.segmentors.untrusted import first_line
@@ -23,60 +26,22 @@ from mpvss.segmentors.untrusted import first_line
 # Outside of its crop a query is absent: a logit whose sigmoid is zero, and small enough to interpolate.
 _ABSENT = -1e4
 
-Layers = list[tuple[Float[Tensor, "B Q K1"], Float[Tensor, "B Q h w"]]]
 
+class MaskClassifier(Family):
+    """Queries with their classes, "no object" last, their masks and the embeddings that both were made from."""
 
-class Family:
-    """What the families share; a family says what differs.
+    keeps_ratio = True
 
-    Attributes:
-        model_class: Name of its class in the library.
-        channels_last: Whether its weights lie channels last, which is faster where they are convolutions.
-    """
-
-    model_class: str
-    channels_last = True
-
-    def predict(
-        self, model: Any, pixels: Float[Tensor, "B 3 Hp Wp"], task: Int64[Tensor, "1 n"] | None, size: tuple[int, int]
-    ) -> TensorPrediction:
-        """Run the library's forward pass.
-
-        Args:
-            model: The library's model.
-            pixels: Normalised and padded.
-            task: What ``task_tokens`` gave.
-            size: Height and width of the image before padding.
-        """
+    def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> TensorPrediction:
+        """See ``Family.predict``."""
         raise NotImplementedError
 
-    def fast_predict(self, model: Any) -> Callable[..., TensorPrediction] | None:  # noqa: ARG002 - a family overrides it
-        """Return a faster way to the same numbers, called as ``predict``; ``None`` where there is none."""
-        return None
-
-    def layers(self, model: Any, pixels: Float[Tensor, "B 3 Hp Wp"]) -> tuple[Layers, Float[Tensor, "B Q D"]]:  # noqa: ARG002
-        """Return class and mask logits of each decoder layer, the last one last, and the final query embeddings.
-
-        Raises:
-            ModelError: The family cannot be trained.
-        """
-        trained = [kind for kind, family in FAMILIES.items() if type(family).layers is not Family.layers]
-        raise ModelError(f"training knows the families {' and '.join(trained)}, got {model.config.model_type!r}")
-
     def query_shape(self, config: Any) -> tuple[int, int]:
-        """Return the width of a query embedding and the number of queries."""
+        """See ``Family.query_shape``."""
         return config.hidden_dim, config.num_queries
 
-    def adapt_rule(self, rule: InputRule, settings: dict[str, Any], config: Any) -> InputRule:  # noqa: ARG002
-        """Change what the preprocessor's settings say where the network needs another size."""
-        return rule
 
-    def task_tokens(self, model_id: str, config: Any) -> Int64[Tensor, "1 n"] | None:  # noqa: ARG002
-        """Return the ids of the text that the network reads besides the image."""
-        return None
-
-
-class Mask2Former(Family):
+class Mask2Former(MaskClassifier):
     """Queries after the decoder's layer norm."""
 
     model_class = "Mask2FormerForUniversalSegmentation"
@@ -103,7 +68,7 @@ class Mask2Former(Family):
         return [*layers, (outputs.class_queries_logits, outputs.masks_queries_logits)], queries
 
 
-class MaskFormer(Family):
+class MaskFormer(MaskClassifier):
     """Queries as the decoder gives them, normalised already."""
 
     model_class = "MaskFormerForInstanceSegmentation"
@@ -130,7 +95,7 @@ class MaskFormer(Family):
         return config.decoder_config.d_model, config.decoder_config.num_queries
 
 
-class OneFormer(Family):
+class OneFormer(MaskClassifier):
     """Object queries after the decoder's norm; the network reads which task it is for."""
 
     model_class = "OneFormerForUniversalSegmentation"
@@ -144,7 +109,7 @@ class OneFormer(Family):
         queries = norm(outputs.transformer_decoder_object_queries)
         return TensorPrediction(outputs.class_queries_logits, outputs.masks_queries_logits, queries)
 
-    def task_tokens(self, model_id: str, config: Any) -> Tensor:
+    def task_tokens(self, model_id: str, config: Any, prompts: tuple[str, ...]) -> Tensor:  # noqa: ARG002
         """See ``Family.task_tokens``.
 
         Raises:
@@ -170,11 +135,14 @@ class OneFormer(Family):
         return ids
 
 
-class Eomt(Family):
+class Eomt(MaskClassifier):
     """Square crops along the longer side, with queries of their own: there are Q times crops of them."""
 
-    model_class = "EomtForUniversalSegmentation"
     channels_last = False
+
+    def __init__(self, model_class: str) -> None:
+        """Name the class in the library: the encoders differ, the rest does not."""
+        self.model_class = model_class
 
     def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> TensorPrediction:  # noqa: ARG002
         """See ``Family.predict``."""
@@ -237,10 +205,57 @@ def place_crops(
     return placed
 
 
+_SEMANTIC, _UNIVERSAL, _INSTANCE, _IMAGE = (
+    f"MODEL_FOR_{task}_SEGMENTATION_MAPPING" for task in ("SEMANTIC", "UNIVERSAL", "INSTANCE", "IMAGE")
+)
+
 FAMILIES: dict[str, Family] = {
     "mask2former": Mask2Former(),
     "maskformer": MaskFormer(),
     "oneformer": OneFormer(),
-    "eomt": Eomt(),
+    "eomt": Eomt("EomtForUniversalSegmentation"),
+    "eomt_dinov3": Eomt("EomtDinov3ForUniversalSegmentation"),
+    "videomt": Videomt(_UNIVERSAL, flexible=False),
+    "sam3": Sam3(),
+    "sam3_video": Sam3(),
+    # Convolutional, though their configurations state a size.
+    "mobilevit": PixelFamily(_SEMANTIC, flexible=True),
+    "mobilevitv2": PixelFamily(_SEMANTIC, flexible=True),
+    "mobilenet_v2": PixelFamily(_SEMANTIC, flexible=True),
+    # Its windows divide the one size that its preprocessor states.
+    "rf_detr": InstanceFamily(_INSTANCE, flexible=False),
 }
-"""The families by the model type that a checkpoint's configuration names."""
+"""The families of which more is known than their auto class, by the model type that a configuration names."""
+
+_AUTOMATIC = (PixelFamily(_SEMANTIC), QueryFamily(_UNIVERSAL), InstanceFamily(_INSTANCE), QueryFamily(_IMAGE))
+
+
+def find_family(config: Any) -> Family | None:
+    """Return the family of a configuration: its own, or that of the auto class that knows it; ``None`` for neither."""
+    named = FAMILIES.get(getattr(config, "model_type", None) or "")
+    return named or next((family for family in _AUTOMATIC if type(config) in family.table()), None)
+
+
+def require_family(name: str, config: Any) -> Family:
+    """Return the family of a configuration; see ``find_family``.
+
+    Raises:
+        ModelError: There is none.
+    """
+    family = find_family(config)
+    if family is None:
+        raise ModelError(
+            f"{name}: models of type {getattr(config, 'model_type', None)!r} cannot segment images here; supported are "
+            f"{', '.join(supported())}; any other function is used through mpvss.wrap"
+        )
+    return family
+
+
+def mask_classifiers() -> list[str]:
+    """Return the model types that answer with queries."""
+    return [kind for kind, family in FAMILIES.items() if isinstance(family, MaskClassifier)]
+
+
+def supported() -> list[str]:
+    """Return the model types that can be loaded, sorted."""
+    return sorted(set(FAMILIES).union(*(family.model_types() for family in _AUTOMATIC)))

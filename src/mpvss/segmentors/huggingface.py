@@ -1,6 +1,7 @@
-"""Mask classifiers of the transformers library with one interface; ``families`` says what differs between them."""
+"""Segmentation models of the transformers library with one interface; ``families`` says what differs between them."""
 
 import logging
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from mpvss._validate import read_json, shown
 from mpvss._zoo import nearest_model
 from mpvss.errors import ModelError
 from mpvss.segmentors.efficientnet import register
-from mpvss.segmentors.families import FAMILIES
+from mpvss.segmentors.families import mask_classifiers, require_family
+from mpvss.segmentors.family import Family
 from mpvss.segmentors.preprocessing import read_input_rule
-from mpvss.segmentors.protocol import InputRule, Prediction
-from mpvss.segmentors.tensors import TensorPrediction, normalised
+from mpvss.segmentors.protocol import InputRule, PixelPrediction, Prediction
+from mpvss.segmentors.tensors import PixelScores, TensorPrediction, normalised
 from mpvss.segmentors.untrusted import UNREADABLE, check_config, check_extent, first_line
 from mpvss.types import shown_size
 
@@ -33,14 +35,14 @@ _DOES_NOT_RUN = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attr
 
 
 class HuggingFaceSegmentor:
-    """A mask classifier of the transformers library.
+    """A segmentation model of the transformers library.
 
     Attributes:
         name: Hub id, directory name, or ``compact``.
         model: The library's model, in evaluation mode.
-        class_names: Names in the order of their ids, as the model's configuration gives them.
+        class_names: Names in the order of their ids, as the model's configuration gives them; or the prompts.
         rule: Size and normalisation of its input.
-        query_width: Width of its query embeddings.
+        query_width: Width of its query embeddings; 0 where it answers with classes of pixels.
         num_queries: Number of them (of one crop, for EoMT).
     """
 
@@ -53,6 +55,7 @@ class HuggingFaceSegmentor:
         dtype: torch.dtype = torch.float32,
         task: Tensor | None = None,
         fast: bool = True,
+        prompts: tuple[str, ...] = (),
     ) -> None:
         """Wrap a model that is on its device already.
 
@@ -61,24 +64,25 @@ class HuggingFaceSegmentor:
             rule: Size and normalisation of its input.
             name: What to call it in results.
             dtype: Below float32 the network runs under autocast.
-            task: Token ids (1, 77) of OneFormer's task text.
+            task: Token ids of the text that the network reads: (1, 77) of OneFormer's task, (2, P, n) of P prompts.
             fast: Whether a Mask2Former runs through ``fast_mask2former``, which gives the same to rounding; ``False``
                 runs the library's own forward pass. The other families have no fast path.
+            prompts: Names of the classes where ``task`` holds them.
 
         Raises:
             ModelError: The model is of another family.
         """
-        kind = getattr(model.config, "model_type", None)
-        if kind not in FAMILIES:
-            raise ModelError(f"{name}: expected a mask classifier ({', '.join(FAMILIES)}), got model type {kind!r}")
-        family = FAMILIES[kind]
+        family = require_family(name, model.config)
         self.name = name
         self.model = model.eval().requires_grad_(False)
-        self.class_names = _class_names(name, model.config.id2label)
+        self.class_names = _class_names(name, family.class_names(model.config, prompts))
         self.rule = rule
         self._dtype = dtype
         self._task = task
+        self._family = family
         self._predict = (family.fast_predict(model) if fast else None) or family.predict
+        self._follows = False
+        self._carried: Tensor | None = None
         self.query_width, self.num_queries = family.query_shape(model.config)
         self._device = next(model.parameters()).device
 
@@ -93,16 +97,19 @@ class HuggingFaceSegmentor:
         """How many key frames of a file it takes at once."""
         return _KEY_BATCH if self._device.type == "cuda" else 1
 
-    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction:
+    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction | PixelPrediction:
         """Segment a batch; see ``Segmentor`` and ``predict``."""
         tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         found = self.predict(tensor)
+        if isinstance(found, PixelScores):
+            ids = None if found.ids is None else found.ids.cpu().numpy()
+            return PixelPrediction(found.scores.cpu().numpy(), found.kind, ids)
         logits, masks, queries = (
             value.cpu().numpy() for value in (found.class_logits, found.mask_logits, found.queries)
         )
         return Prediction(logits, masks, queries)
 
-    def predict(self, images: UInt8[Tensor, "B 3 H W"]) -> TensorPrediction:
+    def predict(self, images: UInt8[Tensor, "B 3 H W"]) -> TensorPrediction | PixelScores:
         """Segment a batch of images, 0..255, not padded; results are float32 on the model's device.
 
         Raises:
@@ -113,7 +120,7 @@ class HuggingFaceSegmentor:
         reduced = self._dtype != torch.float32
         with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, enabled=reduced):
             try:
-                prediction = self._predict(self.model, pixels, self._task, (images.shape[-2], images.shape[-1]))
+                prediction = self._run(pixels, (images.shape[-2], images.shape[-1]))
             except _DOES_NOT_RUN as error:
                 raise ModelError(
                     f"{self.name}: the model fails on an image of {shown_size(images.shape[-2:])} "
@@ -125,6 +132,25 @@ class HuggingFaceSegmentor:
                 "for it: use float32"
             )
         return prediction.float()
+
+    def _run(self, pixels: Float[Tensor, "B 3 Hp Wp"], size: tuple[int, int]) -> TensorPrediction | PixelScores:
+        if self._follows:
+            following = self._family.predict_next(self.model, pixels, self._carried)
+            if following is not None:
+                prediction, self._carried = following
+                return prediction
+        return self._predict(self.model, pixels, self._task, size)
+
+    def for_video(self) -> "HuggingFaceSegmentor":
+        """Return a segmentor of the same network for the key frames of one video, which it is called with in order.
+
+        Where the network carries queries from one image to the next, they are its state; it is this one otherwise.
+        """
+        if type(self._family).predict_next is Family.predict_next:
+            return self
+        following = copy(self)
+        following._follows, following._carried = True, None
+        return following
 
 
 def _class_names(model: str, names: dict[int, str]) -> tuple[str, ...]:
@@ -144,12 +170,20 @@ def library_prediction(
     """Run a segmentor's network as the library has it, with gradients and precision as the caller has set them.
 
     Args:
-        segmentor: Any of the families.
+        segmentor: A mask classifier.
         pixels: Normalised and padded, on the model's device.
         size: Height and width of the image before padding.
+
+    Raises:
+        ModelError: It answers with classes of pixels.
     """
-    family = FAMILIES[segmentor.model.config.model_type]
-    return family.predict(segmentor.model, pixels, segmentor._task, size)
+    prediction = segmentor._family.predict(segmentor.model, pixels, segmentor._task, size)
+    if isinstance(prediction, PixelScores):
+        raise ModelError(
+            f"{segmentor.name}: expected a mask classifier ({', '.join(mask_classifiers())}), which answers with "
+            f"queries, got model type {segmentor.model.config.model_type!r}"
+        )
+    return prediction
 
 
 @quiet_library()
@@ -160,10 +194,12 @@ def load_huggingface(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     fast: bool = True,
+    prompts: tuple[str, ...] = (),
 ) -> HuggingFaceSegmentor:
     """Load a checkpoint by hub id or from a directory; weights are tensors only, nothing is executed.
 
-    Without ``fast`` a Mask2Former runs the library's own forward pass.
+    Without ``fast`` a Mask2Former runs the library's own forward pass. ``prompts`` are the classes of a model that
+    takes text.
 
     Raises:
         ModelError: No configuration, another family, weights missing or of other shapes, or no way to fetch them.
@@ -172,14 +208,19 @@ def load_huggingface(
     model_id = str(model_id)
     folder = _locate(model_id)
     config = _read_config(model_id, folder)
-    family = FAMILIES[config.model_type]
+    family = require_family(model_id, config)
+    if prompts and not family.promptable:
+        raise ModelError(
+            f"{model_id}: a model of type {config.model_type!r} has classes of its own and takes no --prompt; "
+            "--classes keeps some of them"
+        )
     rule = read_input_rule(model_id, folder, config)
-    task = family.task_tokens(model_id, config)
-    model = _read_weights(model_id, folder, config)
+    task = family.task_tokens(model_id, config, prompts)
+    model = _read_weights(model_id, folder, config, family)
     if family.channels_last:
         model = model.to(memory_format=torch.channels_last)
     name = name or (folder.resolve().name if folder is not None else model_id)
-    return HuggingFaceSegmentor(model.to(device), rule, name=name, dtype=dtype, task=task, fast=fast)
+    return HuggingFaceSegmentor(model.to(device), rule, name=name, dtype=dtype, task=task, fast=fast, prompts=prompts)
 
 
 def _locate(model_id: str) -> Path | None:
@@ -211,19 +252,12 @@ def _read_config(model_id: str, folder: Path | None) -> Any:
         config = transformers.AutoConfig.from_pretrained(model_id, trust_remote_code=False)
     except UNREADABLE as error:
         raise ModelError(f"{model_id}: cannot read the model's configuration: {first_line(error)}") from error
-    if config.model_type not in FAMILIES:
-        raise ModelError(
-            f"{model_id}: expected a mask classifier ({', '.join(FAMILIES)}), got model type {config.model_type!r}; "
-            "models that classify pixels directly have no queries to propagate"
-        )
     return config
 
 
-def _read_weights(model_id: str, folder: Path | None, config: Any) -> Any:
-    import transformers
-
-    kind = getattr(transformers, FAMILIES[config.model_type].model_class)
+def _read_weights(model_id: str, folder: Path | None, config: Any, family: Family) -> Any:
     try:
+        kind, config = family.network(config), family.network_config(config)
         if folder is not None:
             check_extent(kind, config, folder)
         model, report = kind.from_pretrained(
@@ -237,12 +271,16 @@ def _read_weights(model_id: str, folder: Path | None, config: Any) -> Any:
         )
     except UNREADABLE as error:
         raise ModelError(f"{model_id}: cannot load the weights: {first_line(error)}") from error
-    # The loss is not needed here, and some checkpoints come without its constants.
-    wrong = sorted(key for key in report["missing_keys"] if not key.startswith("criterion."))
+    # The loss is not needed here, and some checkpoints come without its constants and heads.
+    wrong = sorted(key for key in report["missing_keys"] if not key.startswith(("criterion.", "auxiliary_head.")))
     wrong += sorted(str(key[0]) for key in report["mismatched_keys"])
     if wrong:
+        saved = next(iter(config.architectures or ()), kind.__name__)
+        why = (
+            "does not belong to its configuration" if saved == kind.__name__ else f"is a {saved}, not a {kind.__name__}"
+        )
         raise ModelError(
             f"{model_id}: {len(wrong)} weights are missing or of another shape, among them {wrong[0]}; "
-            "the checkpoint does not belong to its configuration"
+            f"the checkpoint {why}"
         )
     return model

@@ -26,6 +26,10 @@ class InputRule:
         mean: Subtracted from RGB 0..255.
         std: What the difference is divided by.
         fixed: Whether the network takes no other size.
+        exact: Height and width in pixels to which every image is resized, whatever its ratio; it rules over the sides.
+        round_to: With ``exact``: keep the ratio instead. The side that has to change least becomes that of ``exact``,
+            and both are rounded to a multiple of this; 0 for the exact size.
+        bgr: Whether the network wants blue first; ``mean`` and ``std`` are red first all the same.
     """
 
     short_side: int | None = None
@@ -34,10 +38,15 @@ class InputRule:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     fixed: bool = False
+    exact: tuple[int, int] | None = None
+    round_to: int = 0
+    bgr: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "long_side"):
-            value = getattr(self, name)
+        sides = {"short_side": self.short_side, "long_side": self.long_side}
+        if self.exact is not None:
+            sides |= dict(zip(("height", "width"), self.exact, strict=True))
+        for name, value in sides.items():
             if value is not None and not 1 <= value <= _LONGEST_SIDE:
                 raise ValueError(f"{name} must be from 1 to {_LONGEST_SIDE} pixels, got {shown(value)}")
         if not 1 <= self.multiple <= _LONGEST_SIDE or not all(0 < value < math.inf for value in self.std):
@@ -48,6 +57,10 @@ class InputRule:
     def fit(self, size: tuple[int, int]) -> Geometry:
         """Return the geometry of a frame of this (height, width)."""
         scale = 1.0
+        if self.exact is not None:
+            height, width = self._exact_size(size)
+            padded = -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+            return Geometry(source=size, resized=(height, width), padded=padded)
         if self.short_side is not None:
             scale = self.short_side / min(size)
         if self.long_side is not None:
@@ -56,21 +69,36 @@ class InputRule:
         padded = -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
         return Geometry(source=size, resized=(height, width), padded=padded)
 
+    def _exact_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        assert self.exact is not None
+        if not self.round_to:
+            return self.exact
+        tall, wide = (side / own for side, own in zip(self.exact, size, strict=True))
+        scale = wide if abs(1 - wide) < abs(1 - tall) else tall
+        height, width = (max(1, round(scale * own / self.round_to)) * self.round_to for own in size)
+        return height, width
+
     def with_short_side(self, short_side: int) -> "InputRule":
         """Return the same rule for another size of the shorter side, in pixels; the bound of the longer one follows.
+
+        The ratio of the sides is kept then.
 
         Raises:
             ModelError: The network takes no other size.
         """
-        if self.fixed and short_side != self.short_side:
+        own = self.short_side if self.exact is None else min(self.exact)
+        if self.fixed and short_side != own:
+            side = f"{own}" if self.exact is None else f"{self.exact[1]}x{self.exact[0]} (width x height)"
             raise ModelError(
-                f"this model takes images of {self.short_side} pixels only, got a shorter side of {short_side}; "
+                f"this model takes images of {side} pixels only, got a shorter side of {short_side}; "
                 "leave the size out or choose another model"
             )
+        if self.fixed:
+            return self
         bound = self.long_side
         if bound is not None and self.short_side is not None:
             bound = max(short_side, round(bound * short_side / self.short_side))
-        return replace(self, short_side=short_side, long_side=bound)
+        return replace(self, short_side=short_side, long_side=bound, exact=None, round_to=0)
 
     def normalise(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float32[np.ndarray, "B 3 Hp Wp"]:
         """Scale the numbers, then pad with zeros."""
@@ -78,7 +106,8 @@ class InputRule:
         padded = -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
         pixels = np.zeros((count, 3, *padded), np.float32)
         for image, planes in zip(images, pixels, strict=True):
-            for plane, channel, mean, std in zip(planes, cv2.split(image), self.mean, self.std, strict=True):
+            order = planes[::-1] if self.bgr else planes
+            for plane, channel, mean, std in zip(order, cv2.split(image), self.mean, self.std, strict=True):
                 plane[:height, :width] = (channel - np.float32(mean)) / np.float32(std)
         return pixels
 

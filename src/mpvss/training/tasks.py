@@ -21,7 +21,7 @@ from mpvss.errors import ConfigError, ModelError
 from mpvss.motion import PixelFlow, QueryFlow, QueryFlowConfig
 from mpvss.motion.warp import resize_flow, warp
 from mpvss.segmentors import InputRule, load_segmentor
-from mpvss.segmentors.families import FAMILIES
+from mpvss.segmentors.families import require_family
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor
 from mpvss.segmentors.tensors import normalised
 from mpvss.training.config import ModelConfig, TrainConfig
@@ -55,7 +55,7 @@ def predict_layers(
     Raises:
         ModelError: The model's family cannot be trained.
     """
-    layers, queries = FAMILIES[model.config.model_type].layers(model, images)
+    layers, queries = require_family("the segmentor", model.config).layers(model, images)
     return (layers if every_layer else layers[-1:]), queries
 
 

@@ -8,7 +8,7 @@ two classes are as good as tied.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ class _Predicted:
     class_logits: Float[Tensor, "Q K1"] | None
     masks: Float[Tensor, "Q h w"]
     queries: Float[Tensor, "Q D"] | None
+    kind: Literal["logits", "scores"] = "logits"
+    ids: Int64[Tensor, " Q"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +100,8 @@ class DeviceCarrier:
             if isinstance(answer, TensorPrediction):
                 parts: list[Any] = list(zip(answer.class_logits, answer.mask_logits, answer.queries, strict=True))
             else:
-                parts = [(None, maps, None) for maps in answer.logits]
-            return [
-                _Predicted(image, geometry, logits, masks, queries)
-                for image, (logits, masks, queries) in zip(images, parts, strict=True)
-            ]
+                parts = [(None, maps, None, answer.kind, answer.ids) for maps in answer.scores]
+            return [_Predicted(image, geometry, *part) for image, part in zip(images, parts, strict=True)]
 
     @torch.no_grad()
     def keep(self, frame: Frame, predicted: _Predicted) -> tuple[KeyTensors, Segmentation]:
@@ -136,10 +135,13 @@ class DeviceCarrier:
             planes = query_scores(said.class_logits, said.masks[None], said.geometry, classes)[0]
             ids = torch.arange(len(planes), device=planes.device) if classes is None else classes
             return TensorScores(ids, planes), None
-        ids = torch.arange(len(said.masks), device=said.masks.device) if every else possible_maps(said.masks)
-        logits = said.masks[ids]
-        planes = at(score_size(said.geometry), logits[None], said.geometry)[0].softmax(0)
-        return TensorScores(ids, planes), at(said.geometry.source, logits[None], said.geometry)[0]
+        kept = torch.arange(len(said.masks), device=said.masks.device) if every else possible_maps(said.masks)
+        maps = said.masks[kept]
+        planes = at(score_size(said.geometry), maps[None], said.geometry)[0]
+        scores = TensorScores(
+            kept if said.ids is None else said.ids[kept], planes.softmax(0) if said.kind == "logits" else planes
+        )
+        return scores, at(said.geometry.source, maps[None], said.geometry)[0]
 
     # --- frames between -----------------------------------------------------------------------------------------------
 
