@@ -26,13 +26,14 @@ from transformers import (
     MaskFormerForInstanceSegmentation,
     OneFormerConfig,
     OneFormerForUniversalSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
     SwinConfig,
-    ViTConfig,
-    ViTForImageClassification,
     image_processing_base,
     image_processing_utils,
 )
 
+from family_world import write_tokenizer
 from mpvss.engine.decode import class_scores, decode
 from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import ModelError
@@ -40,6 +41,7 @@ from mpvss.segmentors import InputRule, Segmentor, load_segmentor, prepare
 from mpvss.segmentors.families import crop_starts
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor
 from mpvss.segmentors.preprocessing import has_preprocessor, input_rule
+from mpvss.segmentors.tensors import normalised
 from mpvss.types import Frame, Geometry
 
 FAMILIES = ("mask2former", "maskformer", "oneformer", "eomt")
@@ -102,18 +104,6 @@ def _model(family):
     )
 
 
-def _write_tokenizer(place):
-    """CLIP's format with the letters and three merges: it can spell every word."""
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    merges = [("t", "h"), ("th", "e</w>"), ("i", "s</w>")]
-    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
-    vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    (place / "vocab.json").write_text(json.dumps(vocabulary))
-    (place / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    settings = {"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>"}
-    (place / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """A directory with one tiny random checkpoint per family."""
@@ -128,7 +118,7 @@ def checkpoints(tmp_path_factory):
         model.save_pretrained(root / family)
         (root / family / "preprocessor_config.json").write_text(json.dumps(RULE))
         if family == "oneformer":
-            _write_tokenizer(root / family)
+            write_tokenizer(root / family)
     return root
 
 
@@ -177,7 +167,7 @@ def test_class_and_mask_logits_recomputed_from_the_queries_equal_the_models_own(
     module, read, class_head, mask_embedder = _parts(family, segmentor.model)
     seen = []
     hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(read(output)))
-    found = segmentor(pictures(2, SIDE, SIDE))
+    found = segmentor.predict(pictures(2, SIDE, SIDE))
     hook.remove()
     assert found.queries.shape == (2, QUERIES, WIDTH)
     assert (segmentor.num_queries, segmentor.query_width) == (QUERIES, WIDTH)
@@ -199,9 +189,9 @@ def test_a_loaded_segmentor_keeps_the_protocol_and_the_models_names(family, segm
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_of_two_equals_two_batches_of_one(family, segmentors):
     images = pictures(2, SIDE, 80)
-    both = segmentors[family](images)
+    both = segmentors[family].predict(images)
     for number in range(2):
-        one = segmentors[family](images[number : number + 1])
+        one = segmentors[family].predict(images[number : number + 1])
         for name in ("class_logits", "mask_logits", "queries"):
             torch.testing.assert_close(getattr(one, name)[0], getattr(both, name)[number], atol=1e-4, rtol=1e-4)
     assert (both.class_logits[0] - both.class_logits[1]).abs().max() > 1e-3
@@ -210,7 +200,8 @@ def test_a_batch_of_two_equals_two_batches_of_one(family, segmentors):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_close_to_float32_and_answers_in_float32(family, segmentors, checkpoints):
     images = pictures(1, SIDE, SIDE)
-    exact, rough = segmentors[family](images), load_segmentor(checkpoints / family, dtype=torch.bfloat16)(images)
+    exact = segmentors[family].predict(images)
+    rough = load_segmentor(checkpoints / family, dtype=torch.bfloat16).predict(images)
     for name in ("class_logits", "mask_logits", "queries"):
         a, b = getattr(exact, name), getattr(rough, name)
         assert b.dtype == torch.float32
@@ -222,10 +213,28 @@ def test_bfloat16_is_close_to_float32_and_answers_in_float32(family, segmentors,
 def test_masks_cover_the_padded_picture_at_stride_4(family, size, segmentors):
     segmentor = segmentors[family]
     padded = segmentor.rule.fit(size).padded
-    found = segmentor(pictures(1, *size))
+    found = segmentor.predict(pictures(1, *size))
     assert padded[0] % 32 == padded[1] % 32 == 0
     assert found.mask_logits.shape[2:] == (padded[0] // 4, padded[1] // 4)
     assert found.class_logits.shape[1:] == (found.queries.shape[1], len(NAMES) + 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_arrays_are_answered_with_the_same_numbers_as_tensors(family, segmentors):
+    images = pictures(2, SIDE, 93)
+    tensors = segmentors[family].predict(images)
+    arrays = segmentors[family](images.permute(0, 2, 3, 1).numpy())
+    for name in ("class_logits", "mask_logits", "queries"):
+        np.testing.assert_array_equal(getattr(arrays, name), getattr(tensors, name).numpy())
+
+
+@pytest.mark.parametrize(
+    "rule", [InputRule(), InputRule(bgr=True, multiple=8, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))]
+)
+def test_images_become_the_same_pixels_as_arrays_and_as_tensors(rule):
+    images = pictures(2, 33, 41)
+    arrays = rule.normalise(images.permute(0, 2, 3, 1).numpy())
+    torch.testing.assert_close(torch.from_numpy(arrays), normalised(rule, images))
 
 
 # EoMT: one fixed square
@@ -239,8 +248,8 @@ def _plain(segmentor, pixels):
 
 def test_a_square_picture_is_one_plain_pass_of_eomt(segmentors):
     segmentor, images = segmentors["eomt"], pictures(2, SIDE, SIDE)
-    found = segmentor(images)
-    plain = _plain(segmentor, segmentor.rule.normalise(images))
+    found = segmentor.predict(images)
+    plain = _plain(segmentor, normalised(segmentor.rule, images))
     for ours, theirs in zip((found.class_logits, found.mask_logits, found.queries), plain, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -251,8 +260,8 @@ def test_each_crop_of_eomt_has_its_own_queries_and_no_opinion_elsewhere(longer, 
     segmentor = segmentors["eomt"]
     images = pictures(2, *((longer, SIDE) if tall else (SIDE, longer)))
     assert crop_starts(longer, SIDE, 4) == starts
-    found = segmentor(images)
-    pixels = segmentor.rule.normalise(images)
+    found = segmentor.predict(images)
+    pixels = normalised(segmentor.rule, images)
     assert found.queries.shape == (2, len(starts) * QUERIES, WIDTH)
     grid = torch.arange(pixels.shape[-2 if tall else -1] // 4)
     for number, start in enumerate(starts):
@@ -274,7 +283,7 @@ def test_each_crop_of_eomt_has_its_own_queries_and_no_opinion_elsewhere(longer, 
 def test_decoded_crops_of_eomt_equal_the_average_of_the_crops_scores(longer, segmentors):
     """The plain way: every crop is upsampled and scored by itself, scores are averaged where crops overlap."""
     segmentor, images = segmentors["eomt"], pictures(1, SIDE, longer)
-    pixels = segmentor.rule.normalise(images)
+    pixels = normalised(segmentor.rule, images)
     total, count = torch.zeros(len(NAMES), SIDE, longer), torch.zeros(longer)
     starts = crop_starts(longer, SIDE, 4)
     for start in starts:
@@ -282,10 +291,10 @@ def test_decoded_crops_of_eomt_equal_the_average_of_the_crops_scores(longer, seg
         masks = F.interpolate(masks, size=(SIDE, SIDE), mode="bilinear")[0].sigmoid()
         total[..., start : start + SIDE] += torch.einsum("qk,qhw->khw", classes[0].softmax(-1)[:, :-1], masks)
         count[start : start + SIDE] += 1
-    found = segmentor(images)
+    found = segmentor.predict(images)
     geometry = Geometry((SIDE, longer), (SIDE, longer), segmentor.rule.fit((SIDE, longer)).padded)
-    view = WarpedPrediction(found.class_logits[0], found.mask_logits[0])
-    scores = class_scores([view], geometry)
+    view = WarpedPrediction(found.class_logits[0].numpy(), found.mask_logits[0].numpy())
+    scores = torch.from_numpy(class_scores([view], geometry))
     # The repeated cell reaches two pixels further than a crop, and where it ends nothing is left after two more.
     edges = [edge for start in starts for edge in (start, start + SIDE) if 0 < edge < longer]
     away = torch.tensor([min([abs(x + 0.5 - edge) for edge in edges]) > 6 for x in range(longer)])
@@ -303,8 +312,8 @@ def test_an_eomt_that_does_not_split_pads_to_its_square(settings, copied):
     segmentor = load_segmentor(place)
     assert segmentor.rule.fit((240, 400)) == Geometry((240, 400), (38, 64), (64, 64))
     images = pictures(1, 38, 64)
-    found = segmentor(images)
-    classes, masks, queries = _plain(segmentor, segmentor.rule.normalise(images))
+    found = segmentor.predict(images)
+    classes, masks, queries = _plain(segmentor, normalised(segmentor.rule, images))
     for ours, theirs in ((found.class_logits, classes), (found.mask_logits, masks), (found.queries, queries)):
         torch.testing.assert_close(ours, theirs)
 
@@ -365,7 +374,7 @@ def test_numbers_are_scaled_as_the_checkpoint_says(settings):
         mean = torch.tensor(settings.get("image_mean", [0.485, 0.456, 0.406])).double()[:, None, None]
         std = torch.tensor(settings.get("image_std", [0.229, 0.224, 0.225])).double()[:, None, None]
         expected = (expected - mean) / std
-    found = input_rule(settings, "maskformer").normalise(images)
+    found = normalised(input_rule(settings, "maskformer"), images)
     torch.testing.assert_close(found, expected.float(), atol=1e-4, rtol=1e-4)
 
 
@@ -382,7 +391,7 @@ def test_geometry_leads_from_the_frame_to_the_padded_input(size, short, long):
     rule = InputRule(short, long)
     image, geometry = prepare(Frame(0, Fraction(0), np.zeros((*size, 3), np.uint8)), rule)
     assert geometry.source == size
-    assert image.shape == (3, *geometry.resized)
+    assert image.shape == (*geometry.resized, 3)
     assert rule.normalise(image[None]).shape[2:] == geometry.padded
     for resized, padded in zip(geometry.resized, geometry.padded, strict=True):
         assert padded % 32 == 0
@@ -405,8 +414,9 @@ def test_masks_go_back_to_where_the_picture_had_them(short):
     rgb[:, 40:, 0] = 255
     rule = InputRule(short, mean=(127.5,) * 3, std=(12.75,) * 3)
     image, geometry = prepare(Frame(0, Fraction(0), rgb), rule)
-    red = F.avg_pool2d(rule.normalise(image[None])[0, :1], 4)
-    labels, _ = decode([WarpedPrediction(torch.eye(2, 3) * 20, torch.cat([-red, red]))], geometry)
+    red = F.avg_pool2d(torch.from_numpy(rule.normalise(image[None]))[0, :1], 4)
+    masks = torch.cat([-red, red]).numpy()
+    labels, _ = decode([WarpedPrediction(np.eye(2, 3, dtype=np.float32) * 20, masks)], geometry)
     assert labels.shape == size
     edge = np.flatnonzero(np.diff(labels[37]))
     assert len(edge) == 1
@@ -416,7 +426,7 @@ def test_masks_go_back_to_where_the_picture_had_them(short):
 
 
 def test_padding_is_zero_after_scaling():
-    found = InputRule().normalise(torch.full((1, 3, 33, 40), 255, dtype=torch.uint8))
+    found = InputRule().normalise(np.full((1, 33, 40, 3), 255, np.uint8))
     assert found.shape == (1, 3, 64, 64)
     assert not found[..., 33:, :].any()
     assert not found[..., 40:].any()
@@ -516,11 +526,13 @@ def test_a_configuration_with_code_of_its_own_runs_none_and_asks_nobody(copied, 
 
 
 def test_a_model_of_another_family_is_refused(tmp_path):
-    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
-    ViTForImageClassification(config).save_pretrained(tmp_path)
-    refused(tmp_path, r"models of type 'vit' cannot segment images here; supported are beit, .*segformer, .*upernet")
-    with pytest.raises(ModelError, match="models of type 'vit'"):
-        HuggingFaceSegmentor(ViTForImageClassification(config), InputRule())
+    config = SegformerConfig(
+        hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3
+    )
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    refused(tmp_path, r"expected a mask classifier \(mask2former, .*got model type 'segformer'")
+    with pytest.raises(ModelError, match="got model type 'segformer'"):
+        HuggingFaceSegmentor(SegformerForSemanticSegmentation(config), InputRule())
 
 
 @pytest.mark.parametrize(
@@ -597,7 +609,7 @@ def test_what_is_absent_is_the_default_of_the_librarys_class(family, settings):
     images = pictures(1, 32, 32)
     expected = images.double() * (processor.rescale_factor if processor.do_rescale else 1)
     mean, std = (torch.tensor(value).double()[:, None, None] for value in (processor.image_mean, processor.image_std))
-    torch.testing.assert_close(rule.normalise(images), ((expected - mean) / std).float(), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(normalised(rule, images), ((expected - mean) / std).float(), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["MaskFormer", "Mask2Former"])
@@ -657,7 +669,8 @@ def test_weights_without_the_constants_of_the_loss_are_enough(copied, segmentors
     del weights["criterion.empty_weight"]
     save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
     images = pictures(1, SIDE, SIDE)
-    assert torch.equal(load_segmentor(place)(images).mask_logits, segmentors["maskformer"](images).mask_logits)
+    ours, theirs = load_segmentor(place).predict(images), segmentors["maskformer"].predict(images)
+    assert torch.equal(ours.mask_logits, theirs.mask_logits)
 
 
 def test_weights_of_other_shapes_are_refused(copied):
@@ -688,7 +701,8 @@ def test_pickled_tensors_load(copied, segmentors):
     torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
     (place / "model.safetensors").unlink()
     images = pictures(1, SIDE, SIDE)
-    assert torch.equal(load_segmentor(place)(images).mask_logits, segmentors["maskformer"](images).mask_logits)
+    ours, theirs = load_segmentor(place).predict(images), segmentors["maskformer"].predict(images)
+    assert torch.equal(ours.mask_logits, theirs.mask_logits)
 
 
 @pytest.mark.parametrize(
@@ -757,7 +771,7 @@ def test_compact_gives_the_same_masks_after_saving_and_loading(tmp_path):
     again = load_segmentor(tmp_path)
     assert (again.class_names, again.rule) == (segmentor.class_names, segmentor.rule)
     images = pictures(1, 96, 120)
-    ours, theirs = segmentor(images), again(images)
+    ours, theirs = segmentor.predict(images), again.predict(images)
     assert torch.equal(ours.class_logits, theirs.class_logits)
     assert torch.equal(ours.mask_logits, theirs.mask_logits)
 
@@ -829,7 +843,7 @@ def test_a_model_that_does_not_run_is_said(maskformer, monkeypatch):
     with pytest.raises(
         ModelError, match=r"the model fails on an image of 64x64 .width x height. .shape '.1, 7.' is invalid"
     ):
-        segmentor(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
+        segmentor(np.zeros((1, SIDE, SIDE, 3), np.uint8))
 
 
 def test_an_answer_that_is_no_number_is_said(maskformer):
@@ -837,4 +851,4 @@ def test_an_answer_that_is_no_number_is_said(maskformer):
     with torch.no_grad():
         segmentor.model.class_predictor.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match="the model's answer is not finite; its weights are damaged"):
-        segmentor(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
+        segmentor(np.zeros((1, SIDE, SIDE, 3), np.uint8))
