@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import moving_frames
 from mpvss.engine import tensors
@@ -203,7 +204,7 @@ def test_scores_at_any_geometry_equal_those_of_arrays(geometry):
     np.testing.assert_allclose(found, expected, atol=2e-4)
     ids = np.arange(4)
     labels, _ = label_map(ClassScores(ids, expected, 4), geometry)
-    winners, _ = tensors.winners(found[None], torch.from_numpy(ids), geometry.source, num_classes=4)
+    winners, _ = tensors.winners(found[None], ids, geometry.source, num_classes=4)
     assert (winners[0].numpy() == labels).mean() > 0.998
 
 
@@ -226,12 +227,12 @@ def test_the_flow_that_shows_equals_that_of_arrays():
 
 
 def test_classes_of_either_side():
-    one = tensors.TensorScores(torch.tensor([1, 4]), torch.rand(2, 3, 3))
-    other = tensors.TensorScores(torch.tensor([0, 4]), torch.rand(2, 3, 3))
+    one = tensors.TensorScores(np.array([1, 4]), torch.rand(2, 3, 3))
+    other = tensors.TensorScores(np.array([0, 4]), torch.rand(2, 3, 3))
     wide = tensors.union(one, other)
     assert wide[0].ids.tolist() == wide[1].ids.tolist() == [0, 1, 4]
     assert not wide[0].planes[0].any() and torch.equal(wide[1].planes[2], other.planes[1])
-    arrays = [ClassScores(side.ids.numpy(), side.planes.numpy(), 5) for side in (one, other)]
+    arrays = [ClassScores(side.ids, side.planes.numpy(), 5) for side in (one, other)]
     assert union_of_classes(*arrays).tolist() == [0, 1, 4]
 
 
@@ -240,3 +241,32 @@ def test_a_network_elsewhere_is_carried_there():
     assert not isinstance(video.session().carrier, DeviceCarrier)
     video.segmentor.device = torch.device("meta")
     assert isinstance(video.session().carrier, DeviceCarrier)
+
+
+class Apple(TorchDispatchMode):
+    """Stands for a device that has no doubles, and of each kind of operation only what torch 2.6 has for MPS."""
+
+    absent = ("unique", "searchsorted", "grid_sampler_3d", "adaptive_avg_pool2d", "linalg", "median", "histc")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            assert not isinstance(value, torch.Tensor) or value.dtype != torch.float64, f"{func} gives a double"
+        assert not any(name in str(func) for name in self.absent), f"{func} is not there"
+        return result
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Colours, "dis"), (Colours, "query"), (Colours, "flow"), (Pixels, "dis"), (Pixels, "flow")]
+)
+@pytest.mark.parametrize("direction", ["both", "forward"])
+def test_nothing_asks_a_device_for_what_it_lacks(kind, name, direction, monkeypatch):
+    monkeypatch.setattr("mpvss.engine.carriers.device.threads", lambda: 1)  # a mode belongs to one thread
+    propagator, network, frames = propagators(name), kind(40), moving_frames(7, (61, 95))
+    with Apple():
+        for options in ({}, {"confidence": True, "min_score": 0.3, "classes": (0, 1)}):
+            assert len(run(network, propagator, frames, None, direction, **options)) == 7
+        with pytest.raises(AssertionError, match="gives a double"):
+            torch.zeros(1).double()
+        with pytest.raises(AssertionError, match="is not there"):
+            torch.unique(torch.zeros(3))

@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from mpvss.engine.decode import score_size
+from mpvss.engine.decode import kept_ids, score_size
 from mpvss.engine.fusion import BLUR, DISTANCE_POWER, ERROR_SCALE
 from mpvss.labels import ignore_id
 from mpvss.motion.warp import sample, warp
@@ -23,9 +24,14 @@ _FEW_CLASSES, _TIE = 16, 1e-6
 
 @dataclass(frozen=True, eq=False)
 class TensorScores:
-    """Scores of some classes at every pixel; see ``ClassScores``."""
+    """Scores of some classes at every pixel; see ``ClassScores``.
 
-    ids: Int64[Tensor, " P"]
+    Attributes:
+        ids: Classes, ascending, on the host, where there is every operation that choosing takes.
+        planes: Their scores, on the device.
+    """
+
+    ids: Int64[np.ndarray, " P"]
     planes: Float[Tensor, "P H W"]
 
 
@@ -49,12 +55,12 @@ def query_scores(
     class_logits: Float[Tensor, "Q K1"],
     mask_logits: Float[Tensor, "B Q h w"],
     geometry: Geometry,
-    classes: Int64[Tensor, " P"] | None = None,
+    classes: Int64[np.ndarray, " P"] | None = None,
 ) -> Float[Tensor, "B P H W"]:
     """Return the class scores of queries at ``score_size``: ``sum over queries of p(class) sigmoid(mask)``."""
     probability = class_logits.softmax(1)[:, :-1]
     if classes is not None:
-        probability = probability[:, classes]
+        probability = probability[:, index(classes, probability)]
     scores = [  # one image after the other: the masks of all queries at full size are large
         torch.einsum("qk,qhw->khw", probability, at(score_size(geometry), masks[None], geometry)[0].sigmoid())
         for masks in mask_logits
@@ -62,21 +68,33 @@ def query_scores(
     return torch.stack(scores)
 
 
-def possible_classes(class_logits: Float[Tensor, "Q K1"], mask_logits: Float[Tensor, "Q h w"]) -> Int64[Tensor, " P"]:
+def index(ids: Int64[np.ndarray, " n"], beside: Tensor) -> Int64[Tensor, " n"]:
+    """Bring numbers to where a tensor is."""
+    return torch.from_numpy(ids).to(beside.device)
+
+
+def chosen(which: Bool[Tensor, " n"]) -> Int64[np.ndarray, " m"]:
+    """Return the positions of what is true, on the host. Waits for the device."""
+    return np.flatnonzero(which.cpu().numpy())
+
+
+def possible_classes(
+    class_logits: Float[Tensor, "Q K1"], mask_logits: Float[Tensor, "Q h w"]
+) -> Int64[np.ndarray, " P"]:
     """Return the classes that may win somewhere, ascending; see ``decode.possible_classes``. Waits for the device."""
     probability = class_logits.softmax(1)[:, :-1]
     if probability.shape[1] <= _FEW_CLASSES:
-        return torch.arange(probability.shape[1], device=probability.device)
+        return np.arange(probability.shape[1])
     highest, lowest = _around(mask_logits)
     upper = probability.T @ highest.sigmoid().flatten(1)
     lower = probability.T @ lowest.sigmoid().flatten(1)
-    return (upper >= lower.amax(0) - _TIE).any(1).nonzero()[:, 0]
+    return chosen((upper >= lower.amax(0) - _TIE).any(1))
 
 
-def possible_maps(maps: Float[Tensor, "P h w"]) -> Int64[Tensor, " K"]:
+def possible_maps(maps: Float[Tensor, "P h w"]) -> Int64[np.ndarray, " K"]:
     """Return which maps may be the largest somewhere; see ``decode.possible_maps``. Waits for the device."""
     highest, lowest = _around(maps)
-    return (highest >= lowest.amax(0)).flatten(1).any(1).nonzero()[:, 0]
+    return chosen((highest >= lowest.amax(0)).flatten(1).any(1))
 
 
 def _around(maps: Float[Tensor, "C h w"]) -> tuple[Float[Tensor, "C h1 w1"], Float[Tensor, "C h1 w1"]]:
@@ -86,20 +104,18 @@ def _around(maps: Float[Tensor, "C h w"]) -> tuple[Float[Tensor, "C h1 w1"], Flo
 
 def union(one: TensorScores, other: TensorScores) -> tuple[TensorScores, TensorScores]:
     """Return the scores of both over the classes of either; those that a side lacks are zero."""
-    if one.ids.shape == other.ids.shape and one.ids is other.ids:
-        return one, other
-    ids: Tensor = torch.unique(torch.cat([one.ids, other.ids]))
+    ids = np.union1d(one.ids, other.ids)
     wide = []
     for side in (one, other):
         planes = side.planes.new_zeros(len(ids), *side.planes.shape[1:])
-        planes[torch.searchsorted(ids, side.ids)] = side.planes
+        planes[index(np.searchsorted(ids, side.ids), planes)] = side.planes
         wide.append(TensorScores(ids, planes))
     return wide[0], wide[1]
 
 
 def winners(
     planes: Float[Tensor, "B P H W"],
-    ids: Int64[Tensor, " P"],
+    ids: Int64[np.ndarray, " P"],
     size: tuple[int, int],
     *,
     num_classes: int,
@@ -109,11 +125,8 @@ def winners(
 ) -> tuple[Int64[Tensor, "B H1 W1"] | UInt8[Tensor, "B H1 W1"], Float[Tensor, "B H1 W1"] | None]:
     """Return the label maps of frames of this size, still on the device; see ``decode.label_map``."""
     void = ignore_id(num_classes)
-    table = torch.where(ids < num_classes, ids, void)
-    if classes is not None:
-        allowed = torch.tensor(list(classes), device=ids.device)
-        table = torch.where((ids[:, None] == allowed).any(1), table, void)
-    table = table.to(torch.uint8) if void <= 255 else table
+    numbers = kept_ids(ids, num_classes, classes)
+    table = torch.from_numpy(numbers if void <= 255 else numbers.astype(np.int64)).to(planes.device)
     labels, shares = [], []
     for scores in planes:  # at the frame's size the scores of one are enough
         full = scores

@@ -24,6 +24,8 @@ from mpvss.engine.tensors import (
     TensorScores,
     at,
     blend_weights,
+    chosen,
+    index,
     possible_classes,
     possible_maps,
     query_scores,
@@ -58,7 +60,7 @@ class _Predicted:
     masks: Float[Tensor, "Q h w"]
     queries: Float[Tensor, "Q D"] | None
     kind: Literal["logits", "scores"] = "logits"
-    ids: Int64[Tensor, " Q"] | None = None
+    ids: Int64[np.ndarray, " Q"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,8 @@ class DeviceCarrier:
             if isinstance(answer, TensorPrediction):
                 parts: list[Any] = list(zip(answer.class_logits, answer.mask_logits, answer.queries, strict=True))
             else:
-                parts = [(None, maps, None, answer.kind, answer.ids) for maps in answer.scores]
+                ids = None if answer.ids is None else answer.ids.cpu().numpy()
+                parts = [(None, maps, None, answer.kind, ids) for maps in answer.scores]
             return [_Predicted(image, geometry, *part) for image, part in zip(images, parts, strict=True)]
 
     @torch.no_grad()
@@ -133,14 +136,13 @@ class DeviceCarrier:
         if said.class_logits is not None:
             classes = None if every else possible_classes(said.class_logits, said.masks)
             planes = query_scores(said.class_logits, said.masks[None], said.geometry, classes)[0]
-            ids = torch.arange(len(planes), device=planes.device) if classes is None else classes
+            ids = np.arange(len(planes)) if classes is None else classes
             return TensorScores(ids, planes), None
-        kept = torch.arange(len(said.masks), device=said.masks.device) if every else possible_maps(said.masks)
-        maps = said.masks[kept]
+        kept = np.arange(len(said.masks)) if every else possible_maps(said.masks)
+        maps = said.masks[index(kept, said.masks)]
         planes = at(score_size(said.geometry), maps[None], said.geometry)[0]
-        scores = TensorScores(
-            kept if said.ids is None else said.ids[kept], planes.softmax(0) if said.kind == "logits" else planes
-        )
+        ids = kept if said.ids is None else said.ids[kept]
+        scores = TensorScores(ids, planes.softmax(0) if said.kind == "logits" else planes)
         return scores, at(said.geometry.source, maps[None], said.geometry)[0]
 
     # --- frames between -----------------------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ class DeviceCarrier:
             else:
                 planes, ids = _warped(key.scores, flow), key.scores.ids
         with self.clock("decode"):
-            ids = torch.arange(planes.shape[1], device=planes.device) if ids is None else ids
+            ids = np.arange(planes.shape[1]) if ids is None else ids
             return self._results(frames, planes, ids, key.geometry, is_key=False)
 
     def _masks(self, key: KeyTensors, flow: Flows) -> tuple[Float[Tensor, "B K H W"], Float[Tensor, "B Q h w"]]:
@@ -287,7 +289,7 @@ class DeviceCarrier:
                 weight = at(size, weight, _plain(geometry, per_query))
                 total, weights = total + planes * weight, weights + weight
             assert isinstance(total, Tensor) and isinstance(weights, Tensor)
-            ids = torch.arange(total.shape[1], device=self._device) if scores[0] is None else scores[0].ids
+            ids = np.arange(total.shape[1]) if scores[0] is None else scores[0].ids
         with self.clock("decode"):
             return self._results(frames, total / weights.clamp(min=1e-12), ids, geometry, is_key=False)
 
@@ -303,7 +305,7 @@ class DeviceCarrier:
         self,
         frames: Sequence[Frame],
         planes: Float[Tensor, "B P h w"],
-        ids: Int64[Tensor, " P"],
+        ids: Int64[np.ndarray, " P"],
         geometry: Geometry,
         *,
         is_key: bool,
@@ -386,8 +388,8 @@ def _kept(scores: TensorScores) -> TensorScores:
     """Keep the classes that win somewhere, or peak above a twentieth; waits for the device."""
     best = scores.planes.amax(0)
     wins = ((scores.planes >= best) & (best > 0)).flatten(1).any(1)
-    kept = (wins | (scores.planes.flatten(1).amax(1) >= _LEAST_PEAK)).nonzero()[:, 0]
-    return TensorScores(scores.ids[kept], scores.planes[kept]) if len(kept) else scores
+    kept = chosen(wins | (scores.planes.flatten(1).amax(1) >= _LEAST_PEAK))
+    return TensorScores(scores.ids[kept], scores.planes[index(kept, scores.planes)]) if len(kept) else scores
 
 
 def _active(class_logits: Float[Tensor, "Q K1"], tolerance: float) -> Int64[Tensor, " A"] | None:
