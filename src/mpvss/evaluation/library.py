@@ -155,9 +155,24 @@ class FixedActivity:
         fixed = np.broadcast_to(self._logits.numpy(), prediction.class_logits.shape)
         return replace(prediction, class_logits=np.ascontiguousarray(fixed))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.segmentor.device
+
+    @property
+    def batch(self) -> int:
+        """How many key frames of a file it takes at once."""
+        return self.segmentor.batch
+
+    def predict(self, images: UInt8[Tensor, "B 3 H W"]) -> TensorPrediction:
+        """Segment a batch on its device."""
+        return self.finish(self.segmentor.predict(images))
+
     def finish(self, prediction: TensorPrediction) -> TensorPrediction:
         """Return a prediction with the fixed classes."""
-        return replace(prediction, class_logits=self._logits.expand_as(prediction.class_logits))
+        logits = self._logits.to(prediction.class_logits.device)
+        return replace(prediction, class_logits=logits.expand_as(prediction.class_logits))
 
 
 def fixed_class_logits(num_queries: int, num_classes: int) -> Float[Tensor, "Q K1"]:
