@@ -358,7 +358,7 @@ NEWER = [
     ("min_score", 0.5, "min_score was 0.0, now 0.5"),
     ("fps", "30", "fps was None, now '30'"),
     ("video_stream", 1, "video_stream was None, now 1"),
-    ("backend", "onnx", "backend was 'torch', now 'onnx'"),
+    ("backend", "onnx", "backend was 'auto', now 'onnx'"),
     ("confidence", True, "confidence was False, now True"),
     ("fast", False, "fast was True, now False"),
     ("schedule", None, None),

@@ -76,6 +76,8 @@ def known_classes(model: str) -> tuple[str, ...] | None:
     folder = Path(str(files("mpvss") / "assets" / model)) if "/" not in model else Path(model)
     try:
         folder = folder if folder.is_dir() else Path(model)
+        if not (folder / "config.json").is_file():
+            return tuple(map(str, read_json(folder / "export.json")["class_names"]))
         names = read_json(folder / "config.json")["id2label"]
         return tuple(str(names[str(id_)]) for id_ in range(len(names)))
     except (OSError, ValueError, KeyError, TypeError):  # whatever it is, loading says what is wrong with it

@@ -26,7 +26,7 @@ from mpvss.errors import OptionError
 PropagatorName = Literal["auto", "query", "flow", "dis", "hold", "none"]
 MotionName = Literal["chain", "direct"]
 DirectionName = Literal["both", "forward"]
-BackendName = Literal["torch", "onnx"]
+BackendName = Literal["auto", "torch", "onnx"]
 OutputKind = Literal["labels", "scores", "logits", "masks"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DeinterlaceName = Literal["auto", "off"]
@@ -281,7 +281,9 @@ class ModelOptions(Options):
     )
     device: str | int = option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: DtypeName = option("float32", "Precision of the networks.")
-    backend: BackendName = option("torch", "torch, or onnx for a directory made by export, on the CPU.")
+    backend: BackendName = option(
+        "auto", "auto: onnx for compact and what export made, torch for the rest; torch; or onnx, without torch."
+    )
     classes_file: str | Path | None = option(
         None, "Names of the classes, for a function: one a line, or JSON or YAML.", metavar="FILE"
     )
@@ -295,17 +297,15 @@ class ModelOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        """See ``Options``; and the backend must run on the device in this precision."""
+        """See ``Options``; and the backend must run in this precision."""
         if not isinstance(self.device, str) and (isinstance(self.device, bool) or not isinstance(self.device, int)):
             raise TypeError(f"device must be text such as cuda:0, or the number of a CUDA device, got {self.device!r}")
         super().__post_init__()
         device = self.device if isinstance(self.device, str) else f"cuda:{self.device}"
         if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device) is None:
             raise OptionError("device", f"must be auto, cpu, cuda, cuda:N or mps, got {shown(self.device)}")
-        if self.backend == "onnx" and (device not in ("auto", "cpu") or self.dtype != "float32"):
-            raise OptionError(
-                "backend", f"onnx runs on the CPU in float32, got {device} and {self.dtype}; use backend torch"
-            )
+        if self.backend == "onnx" and self.dtype != "float32":
+            raise OptionError("backend", f"onnx runs in float32, got {self.dtype}; use backend torch")
         if any(not text.strip() for text in self.prompt) or len(set(self.prompt)) < len(self.prompt):
             raise OptionError("prompt", f"must be texts, each given once, got {shown(list(self.prompt))}")
 

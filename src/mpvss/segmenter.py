@@ -20,7 +20,7 @@ from mpvss.errors import ModelError, OptionError
 from mpvss.labels import palette_for, read_class_names, resolve_classes
 from mpvss.motion.dis import Hold
 from mpvss.motion.propagator import Propagator
-from mpvss.motion.propagators import LEARNED, describe_propagator, find_motion, make_propagator
+from mpvss.motion.propagators import LEARNED, describe_propagator, find_motion, make_propagator, meant_propagator
 from mpvss.options import (
     DirectionName,
     LoadOverrides,
@@ -32,7 +32,15 @@ from mpvss.options import (
     SourceOptions,
     VideoOverrides,
 )
-from mpvss.segmentors import InputRule, PixelPrediction, Segmentor, load_segmentor
+from mpvss.segmentors import (
+    InputRule,
+    PixelPrediction,
+    Segmentor,
+    choose_backend,
+    is_export,
+    load_segmentor,
+    require_torch,
+)
 from mpvss.segmentors.protocol import FunctionError, check_prediction
 from mpvss.segmentors.wrap import is_address, load_function
 from mpvss.types import Frame, Geometry, RunSummary, Segmentation, Stop, until
@@ -139,7 +147,7 @@ class VideoSegmenter:
             raise OptionError("prompt", "is for models of transformers that take text, such as SAM 3; leave it out")
         if is_address(options.model):
             return cls._imported(options)
-        return cls._exported(options) if options.backend == "onnx" else cls._loaded(options)
+        return cls._exported(options) if choose_backend(options) == "onnx" else cls._loaded(options)
 
     @classmethod
     def _imported(cls, options: SegmentOptions) -> "VideoSegmenter":
@@ -149,20 +157,29 @@ class VideoSegmenter:
 
     @classmethod
     def _exported(cls, options: SegmentOptions) -> "VideoSegmenter":
-        from mpvss.segmentors.onnx import load_exported
+        from mpvss.segmentors.onnx import load_key, used_device
 
-        segmentor, flow = load_exported(options.model, with_motion=options.propagator in ("auto", *LEARNED))
-        own = flow is not None and options.propagator in ("auto", flow.name)
-        segmenter = cls(segmentor, flow if own else make_propagator(options.propagator), options)
-        segmenter._runtime = {"backend": options.backend, "device": "cpu", "dtype": options.dtype, "fast": None}
+        device = str(options.device)
+        segmentor = load_key(options.model, device)
+        segmenter = cls(segmentor, cls._exported_propagator(options), options)
+        segmenter._runtime = {
+            "backend": "onnx", "device": used_device(device), "dtype": options.dtype, "fast": None
+        }  # fmt: skip
         return segmenter
+
+    @staticmethod
+    def _exported_propagator(options: SegmentOptions) -> Propagator | None:
+        from mpvss.segmentors.onnx import load_motion
+
+        name = meant_propagator(options.model, options.propagator)
+        own = load_motion(options.model, name, str(options.device)) if name in LEARNED else None
+        return own or make_propagator(name)
 
     @classmethod
     def _loaded(cls, options: SegmentOptions) -> "VideoSegmenter":
-        if (Path(options.model) / "export.json").is_file():
-            raise ModelError(
-                f"{options.model}: made by mpvss export: give --backend onnx, or the model that was exported"
-            )
+        if is_export(options.model):
+            raise ModelError(f"{options.model}: made by mpvss export: give --backend onnx or auto, not torch")
+        require_torch(options.model)
         from mpvss._devices import choose_device, choose_dtype
         from mpvss.convert.checkpoint import check_fits
         from mpvss.motion.learned import LearnedFlow
@@ -177,7 +194,7 @@ class VideoSegmenter:
             check_fits(propagator.module, segmentor.query_width, segmentor.num_queries)
         segmenter = cls(segmentor, propagator, options)
         segmenter._runtime = {
-            "backend": options.backend, "device": str(device), "dtype": options.dtype, "fast": options.fast
+            "backend": "torch", "device": str(device), "dtype": options.dtype, "fast": options.fast
         }  # fmt: skip
         return segmenter
 
@@ -244,8 +261,10 @@ class VideoSegmenter:
         own = self._own
         if name == "auto" or (own is not None and own.name == name):
             return own
-        if name in LEARNED and self._runtime["device"] is not None and self._runtime["backend"] == "torch":
-            return self._learned(self.options.replace(propagator=name))[1]
+        if name in LEARNED and self._runtime["device"] is not None:
+            options = self.options.replace(propagator=name)
+            onnx = self._runtime["backend"] == "onnx"
+            return self._exported_propagator(options) if onnx else self._learned(options)[1]
         return make_propagator(name)
 
     def per_frame(self) -> "VideoSegmenter":

@@ -131,18 +131,20 @@ def cost(
 @app.command()
 @expand
 def export(
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the images that the networks will see.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make; segment --backend onnx takes it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make; --model takes it.")],
     console: ConsoleOptions,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of the only images that the networks will see. Default: any.")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="compact, a hub id such as owner/name, a directory, or a motion module's directory.")
     ] = "compact",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
-    """Export a model for ONNX Runtime, for images of one size; kept only if it gives the labels that torch gives."""
+    """Export a model for ONNX Runtime, without torch; kept only if it gives the labels that torch gives."""
     set_up(console)
     with flags_named():
-        parsed = parse_size(size)
+        parsed = None if size is None else parse_size(size)
     require("onnx", "exporting needs")
     from mpvss.convert.export import export as export_model
 

@@ -53,7 +53,7 @@ def segment(
     set_up(console)
     if output.name is not None and len(sources) > 1:
         raise ConfigError(f"--name goes with one source, got {len(sources)}")
-    plain = options.fast and options.backend == "torch"
+    plain = options.fast and options.backend == "auto"
     if resume and (len(sources) > 1 or output.compare or output.overwrite or not plain):
         raise ConfigError("--resume goes with one video, and not with --compare, --overwrite, --no-fast or --backend")
     _check_classes(options)

@@ -1,9 +1,6 @@
 """Export a model for ONNX Runtime, and hold the result against torch before it is kept."""
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +8,43 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor, nn
 
 from mpvss._extras import require
 from mpvss._files import atomic, output_errors
 from mpvss._validate import shown
+from mpvss.convert.graph import trace
 from mpvss.engine.decode import class_scores
 from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import ModelError, OptionError, OutputError
-from mpvss.motion import QueryFlow
+from mpvss.motion import PixelFlow, QueryFlow
 from mpvss.motion.arrays import warp_each
 from mpvss.motion.learned import LearnedFlow
 from mpvss.motion.network.directory import read_config
+from mpvss.motion.network.encoder import shrink
+from mpvss.motion.propagator import Propagator
 from mpvss.options import SHORTEST_SIDE, PropagatorName
 from mpvss.progress import progress
 from mpvss.segmenter import VideoSegmenter
-from mpvss.segmentors import EMBEDDED
+from mpvss.segmentors import EMBEDDED, Prediction, Segmentor
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor, library_prediction
-from mpvss.segmentors.onnx import EXPORT_NAME, KEY_NAME, MOTION_NAME, ExportInfo, load_exported, require_runtime
+from mpvss.segmentors.onnx import (
+    EXPORT_NAME,
+    KEY_NAME,
+    MOTION_NAME,
+    MOTION_RULE,
+    ExportInfo,
+    load_exported,
+    require_runtime,
+)
 from mpvss.segmentors.tensors import normalised
 from mpvss.types import Geometry, shown_size
 
+_OUTPUTS = ("class_logits", "mask_logits", "queries")
+# One wider and one higher, at which an export for any size is traced and compared. No grid in a network has a single
+# row there: torch would take that for a constant.
+TRIAL_SIZES = ((260, 390), (460, 250))
 # Two class scores that differ by less than this share of the larger one are a tie.
 _TIE = 1e-4
 _PROPAGATOR_OF: dict[str, PropagatorName] = {"query_flow": "query", "pixel_flow": "flow"}
@@ -49,6 +61,24 @@ class _KeyNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         prediction = library_prediction(self._segmentor, pixels, self._size)
         return prediction.class_logits, prediction.mask_logits, prediction.queries
+
+
+class _MotionNetwork(nn.Module):
+    """A motion module behind its input's normalisation and padding."""
+
+    def __init__(self, module: QueryFlow | PixelFlow) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(
+        self, current: Tensor, other: Tensor, queries: Tensor | None = None, active: Tensor | None = None
+    ) -> Tensor:
+        factor = self.module.config.downscale
+        images = (shrink(current, factor), shrink(other, factor))
+        if isinstance(self.module, PixelFlow):
+            return self.module.flow_between(*images)
+        assert queries is not None
+        return self.module.flow_between(*images, queries, active)
 
 
 @dataclass(frozen=True)
@@ -72,14 +102,14 @@ class ExportSummary:
         return asdict(self) | {"out": str(self.out)}
 
 
-def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: bool = False) -> ExportSummary:
-    """Write the networks of a model as ONNX files, for images of one size.
+def export(model: str, size: tuple[int, int] | None, out: str | Path, *, overwrite: bool = False) -> ExportSummary:
+    """Write the networks of a model as ONNX files, for images of any size or of one.
 
-    ``out`` gets its name when the exported networks have given the same labels as torch on a test image, ties aside.
+    ``out`` gets its name when the exported networks have given the same labels as torch on test images, ties aside.
 
     Args:
         model: ``compact``, a hub id, a directory, or the directory of a motion module, which names its segmentor.
-        size: Height and width of the images that the networks will see.
+        size: Height and width of the images that the networks will see; ``None`` for any.
         out: Directory to make.
         overwrite: Whether a directory of that name is replaced.
 
@@ -88,46 +118,73 @@ def export(model: str, size: tuple[int, int], out: str | Path, *, overwrite: boo
         OutputError: ``out`` exists, or cannot be written.
         OptionError: A side is too short, or the size is none.
     """
-    if len(size) != 2 or any(not isinstance(side, int) or side < SHORTEST_SIDE for side in size):
+    if size is not None and (len(size) != 2 or any(not isinstance(side, int) or side < SHORTEST_SIDE for side in size)):
         raise OptionError("size", f"must be height and width of at least {SHORTEST_SIDE} pixels, got {shown(size)}")
-    _require_exporter()
+    require_exporter()
     out = Path(out)
     with output_errors(out):
         exists = out.exists()
         out.parent.mkdir(parents=True, exist_ok=True)
     if exists and not (overwrite and (out / EXPORT_NAME).is_file()):
         raise OutputError(f"{out} exists already; pass --overwrite to replace an export, or choose another output")
-    segmenter = _load(model, size)
-    info = _describe(segmenter, size)
-    current, other = _test_images(size)
-    with atomic(out, folder=True) as folder, progress("export", 3, unit="steps") as advance:
-        expected = _write_segmentor(segmenter, other, folder / KEY_NAME)
+    segmenter = load_for_export(model, size)
+    try:
+        with atomic(out, folder=True) as folder:
+            return _write(segmenter, size, folder, out)
+    except ModelError as error:
+        if size is not None:
+            raise
+        raise ModelError(f"{error}; an export for one size may do: --size HEIGHTxWIDTH") from error
+
+
+def _write(segmenter: VideoSegmenter, size: tuple[int, int] | None, folder: Path, out: Path) -> ExportSummary:
+    """Export into a folder, and compare."""
+    info = describe(segmenter, size)
+    fixed = size is not None
+    sizes = list(TRIAL_SIZES) if size is None else [size]
+    with progress("export", 3, unit="steps") as advance:
+        onnx_save(trace_segmentor(segmenter, sizes[0], fixed=fixed), folder / KEY_NAME)
         advance()
         if isinstance(segmenter.propagator, LearnedFlow):
-            _write_motion(segmenter.propagator, current, other, expected[2], folder / MOTION_NAME)
+            onnx_save(trace_motion(segmenter, sizes[0], fixed=fixed), folder / MOTION_NAME)
         advance()
         (folder / EXPORT_NAME).write_text(info.to_json(), encoding="utf-8")
-        difference, ties = _verify(folder, current, other, expected, segmenter.propagator, segmenter.rule.fit(size))
+        difference, ties = _verify(folder, segmenter, sizes)
         (folder / EXPORT_NAME).write_text(replace(info, max_difference=difference).to_json(), encoding="utf-8")
         advance()
-        files = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir())}
+    files = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir())}
     return ExportSummary(out, files, difference, ties)
 
 
-def _require_exporter() -> None:
+def require_exporter() -> None:
+    """Refuse to go on without what exporting needs.
+
+    Raises:
+        ModelError: A package is missing.
+    """
     require_runtime()
     require("onnx", "exporting needs", ModelError)
 
 
-def _load(model: str, size: tuple[int, int]) -> VideoSegmenter:
-    """The model with its own motion module, if it sees images of this size as they are."""
+def load_for_export(model: str, size: tuple[int, int] | None) -> VideoSegmenter:
+    """Load the library's network, with the model's own motion module, if it sees images of this size as they are.
+
+    Raises:
+        ModelError: It sees them at another size.
+    """
     kind = None if model in EMBEDDED else read_config(model)["model_type"]
     propagator: PropagatorName = _PROPAGATOR_OF.get(str(kind), "none")
     segmenter = VideoSegmenter.from_pretrained(
-        model, propagator=propagator, short_side=min(size), device="cpu", fast=False
+        model,
+        propagator=propagator,
+        short_side=None if size is None else min(size),
+        device="cpu",
+        backend="torch",
+        fast=False,
     )
-    resized = segmenter.rule.fit(size).resized
+    resized = size if size is None else segmenter.rule.fit(size).resized
     if resized != size:
+        assert size is not None and resized is not None
         raise ModelError(
             f"{model} sees images of {shown_size(size)} at {shown_size(resized)}: export it for "
             f"that size, with --size {resized[0]}x{resized[1]} (HEIGHTxWIDTH)"
@@ -135,13 +192,14 @@ def _load(model: str, size: tuple[int, int]) -> VideoSegmenter:
     return segmenter
 
 
-def _describe(segmenter: VideoSegmenter, size: tuple[int, int]) -> ExportInfo:
+def describe(segmenter: VideoSegmenter, size: tuple[int, int] | None) -> ExportInfo:
+    """Return what ``export.json`` says of a model's export."""
     segmentor, learned = segmenter.segmentor, segmenter.propagator
     assert isinstance(segmentor, HuggingFaceSegmentor)
     return ExportInfo(
         name=segmentor.name,
         class_names=segmentor.class_names,
-        rule=replace(segmenter.rule, fixed=True),
+        rule=replace(segmenter.rule, fixed=size is not None),
         size=size,
         motion=learned.name if isinstance(learned, LearnedFlow) else None,
         num_queries=segmentor.num_queries,
@@ -149,30 +207,54 @@ def _describe(segmenter: VideoSegmenter, size: tuple[int, int]) -> ExportInfo:
     )
 
 
-def _write_segmentor(
-    segmenter: VideoSegmenter, image: UInt8[Tensor, "1 3 H W"], path: Path
-) -> tuple[Float[Tensor, "1 Q K1"], Float[Tensor, "1 Q h w"], Float[Tensor, "1 Q D"]]:
-    """Export the segmentor; return what torch gives for an image: class logits, mask logits, queries."""
+def trace_segmentor(
+    segmenter: VideoSegmenter, size: tuple[int, int], *, fixed: bool, weights_outside: bool = False
+) -> Any:
+    """Return the segmentor's network as a graph from normalised pixels to class logits, mask logits and queries.
+
+    Raises:
+        ModelError: torch cannot export it.
+    """
+    network = key_network(segmenter, size)
+    inputs = {"pixels": normalised(segmenter.rule, _test_images(size)[1])}
+    multiple = None if fixed else segmenter.rule.multiple
+    return trace(network, inputs, _OUTPUTS, multiple=multiple, weights_outside=weights_outside)
+
+
+def key_network(segmenter: VideoSegmenter, size: tuple[int, int]) -> nn.Module:
+    """Return what is traced of a segmentor."""
     assert isinstance(segmenter.segmentor, HuggingFaceSegmentor)
-    network = _KeyNetwork(segmenter.segmentor, (image.shape[-2], image.shape[-1]))
-    pixels = normalised(segmenter.rule, image)
-    _export(network, {"pixels": pixels}, ("class_logits", "mask_logits", "queries"), path)
-    with torch.inference_mode():
-        outputs: tuple[Tensor, Tensor, Tensor] = network(pixels)
-    return outputs
+    return _KeyNetwork(segmenter.segmentor, size).eval()
 
 
-def _write_motion(
-    learned: LearnedFlow,
-    current: UInt8[Tensor, "1 3 H W"],
-    other: UInt8[Tensor, "1 3 H W"],
-    queries: Float[Tensor, "1 Q D"],
-    path: Path,
-) -> None:
-    inputs: dict[str, Tensor] = {"current": current.float(), "other": other.float()}
-    if isinstance(learned.module, QueryFlow):
-        inputs |= {"queries": queries.clone(), "active": torch.arange(queries.shape[1])}
-    _export(learned.module, inputs, ("flow",), path)
+def trace_motion(
+    segmenter: VideoSegmenter, size: tuple[int, int], *, fixed: bool, weights_outside: bool = False
+) -> Any:
+    """Return the motion module as a graph from two normalised images, queries and the active ones to flow.
+
+    Raises:
+        ModelError: torch cannot export it.
+    """
+    network = motion_network(segmenter)
+    current, other = (normalised(MOTION_RULE, image) for image in _test_images(size))
+    inputs = {"current": current, "other": other}
+    config = network.module.config
+    if isinstance(network.module, QueryFlow):
+        inputs["queries"] = torch.zeros(1, config.num_queries, config.query_width)
+        inputs["active"] = torch.arange(config.num_queries)
+    multiple = None if fixed else MOTION_RULE.multiple
+    return trace(network, inputs, ("flow",), multiple=multiple, weights_outside=weights_outside)
+
+
+def motion_network(segmenter: VideoSegmenter) -> "_MotionNetwork":
+    """Return what is traced of a motion module."""
+    assert isinstance(segmenter.propagator, LearnedFlow)
+    return _MotionNetwork(segmenter.propagator.module).eval()
+
+
+def onnx_save(model: Any, path: Path) -> None:
+    """Write a graph; the same graph gives the same bytes."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _test_images(size: tuple[int, int]) -> tuple[UInt8[Tensor, "1 3 H W"], UInt8[Tensor, "1 3 H W"]]:
@@ -184,91 +266,59 @@ def _test_images(size: tuple[int, int]) -> tuple[UInt8[Tensor, "1 3 H W"], UInt8
     return wide[..., 2:].contiguous(), wide[..., :-2].contiguous()
 
 
-def _export(network: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path) -> None:
-    """Trace a network to a file; only the number of active queries stays open."""
-    shapes = tuple(
-        {0: torch.export.Dim(name, min=1, max=len(value))} if name == "active" and len(value) > 1 else None
-        for name, value in inputs.items()
-    )
-    try:
-        with _quiet_exporter(), torch.no_grad():
-            torch.onnx.export(
-                network.eval(),
-                tuple(inputs.values()),
-                path,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_shapes=shapes,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-    except Exception as error:  # of every kind: the exporter runs the model's own code symbolically
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"torch cannot export this network to ONNX: {reason}") from error
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's advice, which is about its own future and its optimiser."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _verify(
-    folder: Path,
-    current: UInt8[Tensor, "1 3 H W"],
-    other: UInt8[Tensor, "1 3 H W"],
-    expected: tuple[Tensor, Tensor, Tensor],
-    learned: object,
-    geometry: Geometry,
+    folder: Path, segmenter: VideoSegmenter, sizes: Sequence[tuple[int, int]]
 ) -> tuple[dict[str, float], float]:
     """Run the exported networks and compare; returns differences by output, and the share of tied pixels."""
-    segmentor, flow = load_exported(folder)
-    now, then = (np.ascontiguousarray(image.permute(0, 2, 3, 1).numpy()) for image in (current, other))
-    exported = segmentor(then)
-    values = (exported.class_logits, exported.mask_logits, exported.queries)
+    exported, flow = load_exported(folder)
+    difference: dict[str, float] = {}
+    ties = 0.0
+    for size in sizes:
+        for values, tied in _compare(exported, flow, segmenter, size):
+            ties = max(ties, tied)
+            difference |= {name: max(value, difference.get(name, 0.0)) for name, value in values.items()}
+    return difference, ties
+
+
+def _compare(
+    exported: Segmentor, flow: Propagator | None, segmenter: VideoSegmenter, size: tuple[int, int]
+) -> Iterator[tuple[dict[str, float], float]]:
+    """Compare an image's prediction, then its propagation with all queries active and with half of them."""
+    geometry = replace(segmenter.rule, short_side=None, long_side=None).fit(size)
+    images = _test_images(size)
+    now, then = (np.ascontiguousarray(image.permute(0, 2, 3, 1).numpy()) for image in images)
+    with torch.inference_mode():
+        expected = key_network(segmenter, size)(normalised(segmenter.rule, images[1]))
     class_logits, mask_logits, queries = (value.numpy() for value in expected)
-    difference = {
-        name: float(np.abs(ours - torchs).max())
-        for name, ours, torchs in zip(
-            ("class_logits", "mask_logits", "queries"), values, (class_logits, mask_logits, queries), strict=True
-        )
-    }
-    tied = _require_equal_labels(
-        WarpedPrediction(class_logits[0], mask_logits[0]),
-        WarpedPrediction(exported.class_logits[0], exported.mask_logits[0]),
-        geometry,
-        KEY_NAME,
+    found = exported(then)
+    assert isinstance(found, Prediction)
+    values = (found.class_logits, found.mask_logits, found.queries)
+    yield (
+        {
+            name: float(np.abs(ours - torchs).max())
+            for name, ours, torchs in zip(_OUTPUTS, values, (class_logits, mask_logits, queries), strict=True)
+        },
+        _require_equal_labels(
+            WarpedPrediction(class_logits[0], mask_logits[0]),
+            WarpedPrediction(found.class_logits[0], found.mask_logits[0]),
+            geometry,
+            KEY_NAME,
+        ),
     )
     if flow is None:
-        return difference, tied
+        return
+    learned = segmenter.propagator
     assert isinstance(learned, LearnedFlow)
     grid = (mask_logits.shape[-2], mask_logits.shape[-1])
     half = None if flow.name == "flow" else np.arange(0, queries.shape[1], 2)
-    largest = 0.0
     for active in (None, half):
         flows = [by.estimate_flow(now, then, queries, geometry.padded, grid, active)[0] for by in (learned, flow)]
-        largest = max(largest, float(np.abs(flows[0] - flows[1]).max()))
         kept = slice(None) if active is None else active
-        masks, classes = mask_logits[0][kept], class_logits[0][kept]
-        warped = [warp_each(masks, one) for one in flows]
-        tied = max(
-            tied,
-            _require_equal_labels(
-                WarpedPrediction(classes, warped[0]), WarpedPrediction(classes, warped[1]), geometry, MOTION_NAME
-            ),
+        torchs, ours = (WarpedPrediction(class_logits[0][kept], warp_each(mask_logits[0][kept], one)) for one in flows)
+        yield (
+            {"flow": float(np.abs(flows[0] - flows[1]).max())},
+            _require_equal_labels(torchs, ours, geometry, MOTION_NAME),
         )
-    return difference | {"flow": largest}, tied
 
 
 def _require_equal_labels(

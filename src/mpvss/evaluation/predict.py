@@ -21,6 +21,7 @@ from mpvss.motion.propagator import Propagator, serves_both_ways
 from mpvss.motion.propagators import make_propagator
 from mpvss.options import EvalOptions, ModelOptions, PropagationOptions, SegmentOptions
 from mpvss.segmenter import VideoSegmenter
+from mpvss.segmentors.onnx import OnnxSegmentor
 from mpvss.types import Frame, Segmentation
 
 
@@ -122,7 +123,7 @@ class Predictor:
         # With both sides, flows to the neighbour before: each frame but the first, key frames included.
         flows = len(keys) - 1 if shared and sides == 2 else sides_of_frames
         classical_flows = flows if isinstance(self.propagator, Dis) else 0
-        if options.backend == "onnx":  # torch cannot count what ONNX Runtime computes
+        if isinstance(segmenter.segmentor, OnnxSegmentor):  # torch cannot count what ONNX Runtime computes
             return None, classical_flows
         frame = Frame(0, Fraction(0), clip.load_image(0))
         if frame.size not in self._gmac:

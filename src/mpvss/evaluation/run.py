@@ -45,7 +45,7 @@ def resolve(options: EvalOptions, dataset: Dataset) -> EvalOptions:
             predictions=options.predictions,
         )  # fmt: skip
     oracle = options.oracle or dataset.protocol == "davis"
-    propagator = meant_propagator(options.model, options.propagator, options.backend)
+    propagator = meant_propagator(options.model, options.propagator)
     if dataset.protocol == "cityscapes" and oracle:
         raise DataError("true labels at key frames need every frame labelled; these snippets have one labelled frame")
     none = propagator == "none"

@@ -11,7 +11,7 @@ from mpvss.motion.dis import Dis, Hold
 from mpvss.motion.network.directory import read_config
 from mpvss.motion.propagator import Propagator
 from mpvss.options import PropagatorName
-from mpvss.segmentors import EMBEDDED
+from mpvss.segmentors import EMBEDDED, is_export
 
 if TYPE_CHECKING:
     from mpvss.motion.network.query_flow import PixelFlow, QueryFlow
@@ -53,7 +53,7 @@ def make_propagator(name: str, motion: "QueryFlow | PixelFlow | None" = None) ->
     return makers[name]()
 
 
-def meant_propagator(model: str | Path, propagator: str, backend: str = "torch") -> str:
+def meant_propagator(model: str | Path, propagator: str) -> str:
     """Return what ``auto`` stands for: the model's own motion module, or else the best that needs no training.
 
     Raises:
@@ -62,7 +62,7 @@ def meant_propagator(model: str | Path, propagator: str, backend: str = "torch")
     if propagator != "auto":
         return propagator
     own = None
-    if backend == "onnx":
+    if is_export(model):
         from mpvss.segmentors.onnx import ExportInfo
 
         own = ExportInfo.read(model).motion

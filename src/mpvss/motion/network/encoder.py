@@ -29,6 +29,11 @@ def prepare_image(image: Float[Tensor, "B 3 H W"], downscale: int) -> Float[Tens
     mean = image.new_tensor(IMAGE_MEAN)[:, None, None]
     height, width = image.shape[-2:]
     padded = F.pad(image / 255 - mean, (0, -width % PAD_MULTIPLE, 0, -height % PAD_MULTIPLE))
+    return shrink(padded, downscale)
+
+
+def shrink(padded: Float[Tensor, "B 3 H W"], downscale: int) -> Float[Tensor, "B 3 h w"]:
+    """Return the mean over each square of ``downscale`` pixels a side."""
     return F.avg_pool2d(padded, downscale) if downscale > 1 else padded
 
 
@@ -80,7 +85,8 @@ class MotionEncoder(nn.Module):
         x = torch.cat([current, key], dim=1)
         features = []
         for stage in self.stages:
-            few = x.device.type == "cpu" and x.shape[0] * x.shape[2] * x.shape[3] <= _FEW_POSITIONS
+            small = x.device.type == "cpu" and not torch.compiler.is_compiling()  # an export serves every size
+            few = small and x.shape[0] * x.shape[2] * x.shape[3] <= _FEW_POSITIONS
             for layer in stage.children():
                 x = _convolve_few(layer, x) if few and isinstance(layer, nn.Conv2d) else layer(x)
             features.append(x)

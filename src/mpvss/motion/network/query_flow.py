@@ -96,8 +96,13 @@ class PixelFlow(_Trunk):
         Raises:
             ValueError: Sizes differ, or an image is empty.
         """
-        features = self.encoder(*_prepare_pair(current, key, self.config.downscale))
-        levels, fine = self._project(features)
+        return self.flow_between(*_prepare_pair(current, key, self.config.downscale))
+
+    def flow_between(
+        self, current: Float[Tensor, "B 3 h w"], key: Float[Tensor, "B 3 h w"]
+    ) -> Float[Tensor, "B 1 2 hf wf"]:
+        """Do the same with images from ``prepare_image``."""
+        levels, fine = self._project(self.encoder(current, key))
         flow: Tensor = self.pixel_flow([*levels, *fine])
         return flow[:, None]
 
@@ -180,9 +185,20 @@ class QueryFlow(_Trunk):
             )
         if queries.shape[0] not in (1, batch):
             raise ValueError(f"expected 1 or {batch} sets of queries, got {queries.shape[0]}")
-        features = self.encoder(*_prepare_pair(current, key, config.downscale))
+        return self.flow_between(*_prepare_pair(current, key, config.downscale), queries, active)
+
+    def flow_between(
+        self,
+        current: Float[Tensor, "B 3 h w"],
+        key: Float[Tensor, "B 3 h w"],
+        queries: Float[Tensor, "Bq Q D"],
+        active: Int64[Tensor, " A"] | None = None,
+    ) -> Float[Tensor, "B A 2 hf wf"]:
+        """Do the same with images from ``prepare_image``."""
+        config = self.config
+        features = self.encoder(current, key)
         levels, fine = self._project(features)
-        queries, levels = self._refine(self._start(queries).expand(batch, -1, -1), levels)
+        queries, levels = self._refine(self._start(queries).expand(current.shape[0], -1, -1), levels)
         if active is not None:
             queries = queries[:, active]
         pixel: Tensor | None = self.pixel_flow([*levels, *fine]) if config.output != "segment" else None
@@ -233,8 +249,9 @@ class QueryFlow(_Trunk):
         filters = self.query_filter(self.norm(queries))
         if folded:
             last = self.motion_map.layers[-1]
-            weight = last.get_parameter("weight").reshape(2, filters.shape[2], -1)
-            bias = last.get_parameter("bias").reshape(2, -1)
+            assert isinstance(last, nn.Linear)
+            weight = last.weight.reshape(2, filters.shape[2], -1)
+            bias = last.bias.reshape(2, -1)
             hidden_filters = torch.einsum("bad,cdm->bacm", filters, weight)
             offset = torch.einsum("bad,cd->bac", filters, bias)
             y_then_x = (
