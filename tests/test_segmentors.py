@@ -26,9 +26,9 @@ from transformers import (
     MaskFormerForInstanceSegmentation,
     OneFormerConfig,
     OneFormerForUniversalSegmentation,
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
     SwinConfig,
+    ViTConfig,
+    ViTForImageClassification,
     image_processing_base,
     image_processing_utils,
 )
@@ -526,13 +526,11 @@ def test_a_configuration_with_code_of_its_own_runs_none_and_asks_nobody(copied, 
 
 
 def test_a_model_of_another_family_is_refused(tmp_path):
-    config = SegformerConfig(
-        hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3
-    )
-    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
-    refused(tmp_path, r"expected a mask classifier \(mask2former, .*got model type 'segformer'")
-    with pytest.raises(ModelError, match="got model type 'segformer'"):
-        HuggingFaceSegmentor(SegformerForSemanticSegmentation(config), InputRule())
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    refused(tmp_path, r"models of type 'vit' cannot segment images here; supported are beit, .*segformer, .*upernet")
+    with pytest.raises(ModelError, match="models of type 'vit'"):
+        HuggingFaceSegmentor(ViTForImageClassification(config), InputRule())
 
 
 @pytest.mark.parametrize(
