@@ -139,10 +139,10 @@ def test_commands_that_need_torch_say_so_in_one_line(without, capsys, arguments)
 
 def test_an_opencv_that_is_old_missing_or_broken_is_one_line(without, monkeypatch):
     _opencv.check()
-    monkeypatch.setattr(cv2, "__version__", "4.12.0")
-    with pytest.raises(MpvssError, match=r"OpenCV \(cv2\) 4.13 or newer, got 4.12.0: pip install --upgrade 'opencv-"):
+    monkeypatch.setattr(cv2, "__version__", "4.14.0")
+    with pytest.raises(MpvssError, match=r"OpenCV \(cv2\) 5.0 or newer, got 4.14.0: pip install --upgrade 'opencv-"):
         _opencv.check()
-    monkeypatch.setattr(cv2, "__version__", "4.13.0-dev")
+    monkeypatch.setattr(cv2, "__version__", "5.0.0-dev")
     _opencv.check()
     monkeypatch.delattr(cv2, "__version__")
     with pytest.raises(MpvssError, match=r"got one that does not work .*pip uninstall -y opencv-python-headless; pip"):

@@ -10,8 +10,8 @@ from mpvss._extras import has
 from mpvss.errors import MpvssError
 
 PACKAGES = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
-LEAST = (4, 13)
-"""The oldest version that the tests pass with."""
+LEAST = (5, 0)
+"""The oldest version that samples where a flow points; those before round positions to 1/32 of a pixel."""
 
 
 def check() -> None:
