@@ -22,8 +22,8 @@ from mpvss.labels import ignore_id, label_dtype
 from mpvss.motion.arrays import resize, spread
 from mpvss.types import Geometry
 
-# Queries that are upsampled at once: all of them would fill tens of megabytes a frame, and no cache.
-_QUERIES = 8
+# Queries that are upsampled at once, and rows of them that are summed at once: those lie in the cache.
+_QUERIES, _ROWS = 32, 24
 # With fewer classes than this, leaving some out costs more than it saves.
 _FEW_CLASSES = 16
 # Scores no further apart than this count as a tie.
@@ -130,12 +130,14 @@ def _scores_of(prediction: WarpedPrediction, geometry: Geometry, classes: Classe
     probability = softmax(prediction.class_logits, 1)[:, :-1]
     of_queries = np.ascontiguousarray((probability if classes is None else probability[:, classes]).T)
     size = score_size(geometry)
-    scores = np.zeros((len(of_queries), size[0] * size[1]), np.float32)
+    scores = np.zeros((len(of_queries), *size), np.float32)
     for first in range(0, len(probability), _QUERIES):
         some = slice(first, first + _QUERIES)
-        shown = sigmoid(_at(size, prediction.mask_logits[some], geometry))
-        scores += of_queries[:, some] @ shown.reshape(len(shown), -1)
-    return scores.reshape(-1, *size)
+        masks, weights = _at(size, prediction.mask_logits[some], geometry), np.ascontiguousarray(of_queries[:, some])
+        for top in range(0, size[0], _ROWS):
+            shown = sigmoid(masks[:, top : top + _ROWS])
+            scores[:, top : top + _ROWS] += (weights @ shown.reshape(len(shown), -1)).reshape(-1, *shown.shape[1:])
+    return scores
 
 
 def score(predictions: Sequence[WarpedPrediction], geometry: Geometry, *, every_class: bool = False) -> ClassScores:

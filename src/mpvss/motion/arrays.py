@@ -76,7 +76,10 @@ def compose(step: Flow, accumulated: Flow | None) -> Flow:
     """
     if accumulated is None:
         return step
-    return np.stack([one + warp(before, one) for one, before in zip(step, accumulated, strict=True)])
+    chained = np.empty(step.shape, np.float32)
+    for one, before, out in zip(step, accumulated, chained, strict=True):
+        np.add(one, warp(before, one), out=out)
+    return chained
 
 
 def invert(flow: Flow) -> Flow:
@@ -90,7 +93,8 @@ def invert(flow: Flow) -> Flow:
     """
     back = -flow
     for _ in range(INVERSIONS):
-        back = np.stack([-warp(one, guess) for one, guess in zip(flow, back, strict=True)])
+        for one, guess in zip(flow, back, strict=True):
+            np.negative(warp(one, guess), out=guess)
     return back
 
 

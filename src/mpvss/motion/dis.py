@@ -124,8 +124,10 @@ class Dis:
         for now, then in zip(current, np.broadcast_to(other, (len(current), *other.shape[1:])), strict=True):
             here, there = self._grey(now, padded), self._grey(then, padded)
             flow = self._engine().calc(here, _exposed_alike(here, there), None)
-            flows.append(_to_grid(np.stack(cv2.split(flow))[None], grid))
-        return np.stack(flows)
+            planes = np.empty((1, 2, *flow.shape[:2]), np.float32)
+            cv2.mixChannels([flow], list(planes[0]), [0, 0, 1, 1])
+            flows.append(_to_grid(planes, grid))
+        return np.stack(flows) if len(flows) > 1 else flows[0][None]
 
 
 def _exposed_alike(here: UInt8[np.ndarray, "h w"], there: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
