@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --device cpu --quick         # the same steps, tiny, to test this file
 
 For each model and precision: seconds of a key frame by batch size; frames a second of segmentation per frame and at
-k = 5, taking turns; memory; whole runs from file to files; and labels against the CPU's, of trained weights. OUT/gpu.json
+k = 5, taking turns; memory; whole runs from file to files; labels against the CPU's, of trained weights. OUT/gpu.json
 is written after each step, so that a run that is cut short keeps them.
 """
 
