@@ -101,7 +101,7 @@ def bench(options: BenchOptions) -> BenchResult:
             peak_mib=_peak_of_whole_run(options, source) if options.runs else None,
             overlay=overlay,
             sizes=[_other_size(ours, options.replace(size=size), folder) for size in _other_sizes(options)],
-            accuracy=None if options.data is None else _accuracy(options),
+            accuracy=None if options.data is None else _accuracy(options, contest.library is not None),
             ratios=ratios(asdict(seconds)),
             all_active=_all_active(rounds.all_active, seconds.library_frame) if rounds.all_active else None,
             note=_note(options, contest),
@@ -139,7 +139,10 @@ def _measured(ours: VideoSegmenter, frame: Frame) -> dict[str, Any]:
 
 def _note(options: BenchOptions, contest: Contest) -> str | None:
     if contest.library is None:
-        return f"the library's model and SegFormer-B0 were not measured: they need torch, {command('torch')}"
+        rows = "the library's model and SegFormer-B0 were not measured"
+        if not has_torch():
+            return f"{rows}: they need torch, {command('torch')}"
+        return f"{rows}: {options.model} is no checkpoint of a mask classifier of the library"
     if options.arch is None:
         return None
     from mpvss.evaluation.library import ACTIVE_QUERIES, PRESENT_CLASSES
@@ -343,7 +346,7 @@ def _other_size(ours: VideoSegmenter, options: BenchOptions, folder: Path) -> Si
     return SizeResult(options.size, seconds | {"run": runs.get("ours"), "floor": runs.get("floor")}, overlay, peak)
 
 
-def _accuracy(options: BenchOptions) -> dict[str, Numbers]:
+def _accuracy(options: BenchOptions, with_library: bool) -> dict[str, Numbers]:
     """Score what is compared on a data set; the library's model is the same one, run as the library does."""
     from mpvss.evaluation.run import evaluate
 
@@ -351,7 +354,7 @@ def _accuracy(options: BenchOptions) -> dict[str, Numbers]:
     shared = {name: getattr(options, name) for name in _SCORED if getattr(options, name) is not None}
     ours = EvalOptions(data=options.data, split=options.split, **shared)
     contestants = {"ours_per_frame": ours.replace(propagator="none", interval=None), "ours": ours}
-    if has_torch():
+    if with_library:
         contestants["library"] = contestants["ours_per_frame"].replace(backend="torch", fast=False)
     accuracy: dict[str, Numbers] = {}
     for name, each in contestants.items():

@@ -13,10 +13,12 @@ from mpvss.engine.stage_clock import StageClock
 from mpvss.errors import ModelError
 from mpvss.options import BenchOptions
 from mpvss.segmenter import VideoSegmenter
+from mpvss.segmentors import is_export
 from mpvss.segmentors.protocol import Segmentor
+from mpvss.segmentors.wrap import is_address
 from mpvss.types import Frame, Geometry, Segmentation
 
-_OF_OURS = ("propagator", "motion", "interval", "backend", "fast")
+_OF_OURS = ("propagator", "motion", "interval", "backend", "fast", "classes_file", "output_kind", "prompt")
 
 Labeller = Callable[[Frame], np.ndarray]
 
@@ -39,7 +41,7 @@ class Contest:
     """The library's model and ours, which are the same one.
 
     Attributes:
-        library: Labels frames as users of the library do; ``None`` without torch.
+        library: Labels frames as users of the library do; ``None`` without torch, and of what is not the library's.
         ours: Our segmenter, with the activity of a trained model.
         all_active: Ours with the classes of the random weights, which is every query and every class; ``None`` where
             the weights are trained.
@@ -66,12 +68,12 @@ def make_contest(options: BenchOptions) -> Contest:
         from mpvss.evaluation.library import with_random_weights
 
         return with_random_weights(options)
-    ours = make_ours(options)
-    if not has_torch() or options.backend == "onnx":
+    model, ours = str(options.model), make_ours(options)
+    if not has_torch() or is_export(model) or is_address(model):
         return Contest(None, ours, None)
     from mpvss.evaluation.library import with_library
 
-    return with_library(ours, str(options.model))
+    return with_library(ours, model)
 
 
 def make_ours(options: BenchOptions) -> VideoSegmenter:

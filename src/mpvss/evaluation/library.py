@@ -21,6 +21,7 @@ from mpvss.motion import PixelFlow
 from mpvss.motion.propagators import make_propagator
 from mpvss.options import BenchOptions
 from mpvss.segmenter import VideoSegmenter
+from mpvss.segmentors.families import mask_classifiers
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor, library_prediction
 from mpvss.segmentors.protocol import InputRule, Prediction, prepare, resize_frame
 from mpvss.segmentors.tensors import TensorPrediction
@@ -42,8 +43,10 @@ def with_library(ours: VideoSegmenter, model: str) -> Contest:
         ModelError: It cannot be loaded.
     """
     alone = VideoSegmenter.from_pretrained(model, propagator="none", device="cpu", backend="torch", fast=False)
-    assert isinstance(alone.segmentor, HuggingFaceSegmentor)
-    return Contest(Library(alone.segmentor, ours.rule), ours, None)
+    network = alone.segmentor
+    if not isinstance(network, HuggingFaceSegmentor) or network.model.config.model_type not in mask_classifiers():
+        return Contest(None, ours, None)
+    return Contest(Library(network, ours.rule), ours, None)
 
 
 def with_random_weights(options: BenchOptions) -> Contest:
@@ -167,7 +170,9 @@ class FixedActivity:
 
     def predict(self, images: UInt8[Tensor, "B 3 H W"]) -> TensorPrediction:
         """Segment a batch on its device."""
-        return self.finish(self.segmentor.predict(images))
+        prediction = self.segmentor.predict(images)
+        assert isinstance(prediction, TensorPrediction)
+        return self.finish(prediction)
 
     def finish(self, prediction: TensorPrediction) -> TensorPrediction:
         """Return a prediction with the fixed classes."""
