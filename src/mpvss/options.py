@@ -277,7 +277,7 @@ class ModelOptions(Options):
 
     model: str | Path = option(
         "compact",
-        "compact, a hub id such as owner/name, a directory, a motion module's directory, or module:function.",
+        "compact, a hub id such as owner/name, a directory of a model or motion module, FILE.onnx, or module:function.",
     )
     device: str | int = option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: DtypeName = option("float32", "Precision of the networks.")
@@ -285,9 +285,11 @@ class ModelOptions(Options):
         "auto", "auto: onnx for compact and what export made, torch for the rest; torch; or onnx, without torch."
     )
     classes_file: str | Path | None = option(
-        None, "Names of the classes, for a function: one a line, or JSON or YAML.", metavar="FILE"
+        None, "Names of the classes, for a function or an ONNX file: one a line, or JSON or YAML.", metavar="FILE"
     )
-    output_kind: OutputKind | None = option(None, "What a function gives. Default: labels.")
+    output_kind: OutputKind | None = option(
+        None, "What a function gives (default: labels), or an ONNX file (default: recognised by shape)."
+    )
     fast: bool = option(True, "Our own forward pass; --no-fast for the library's.")
     prompt: tuple[str, ...] = option(
         (), "A class as text, for models that take text. Repeatable.", metavar="TEXT", repeated=True

@@ -38,6 +38,7 @@ from mpvss.segmentors import (
     Segmentor,
     choose_backend,
     is_export,
+    is_onnx_file,
     load_segmentor,
     require_torch,
 )
@@ -143,10 +144,13 @@ class VideoSegmenter:
         _check_name(model)
         if options.threads is not None:
             use_threads(options.threads)
-        if options.prompt and (is_address(options.model) or options.backend == "onnx"):
+        elsewhere = is_address(options.model) or is_onnx_file(options.model) or choose_backend(options) == "onnx"
+        if options.prompt and elsewhere:
             raise OptionError("prompt", "is for models of transformers that take text, such as SAM 3; leave it out")
         if is_address(options.model):
             return cls._imported(options)
+        if is_onnx_file(options.model):
+            return cls._of_file(options)
         return cls._exported(options) if choose_backend(options) == "onnx" else cls._loaded(options)
 
     @classmethod
@@ -154,6 +158,20 @@ class VideoSegmenter:
         names = None if options.classes_file is None else read_class_names(options.classes_file)
         segmentor = load_function(str(options.model), classes=names, output=options.output_kind)
         return cls(segmentor, make_propagator(options.propagator), options)
+
+    @classmethod
+    def _of_file(cls, options: SegmentOptions) -> "VideoSegmenter":
+        from mpvss.segmentors.onnx import used_device
+        from mpvss.segmentors.onnx_file import OnnxFileSegmentor
+
+        names = None if options.classes_file is None else read_class_names(options.classes_file)
+        device = str(options.device)
+        segmentor = OnnxFileSegmentor(Path(options.model), classes=names, output=options.output_kind, device=device)
+        segmenter = cls(segmentor, make_propagator(options.propagator), options)
+        segmenter._runtime = {
+            "backend": "onnx", "device": used_device(device), "dtype": options.dtype, "fast": None
+        }  # fmt: skip
+        return segmenter
 
     @classmethod
     def _exported(cls, options: SegmentOptions) -> "VideoSegmenter":

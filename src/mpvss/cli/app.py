@@ -32,7 +32,7 @@ COMMANDS = {
     "cost": ("models", "Count parameters and multiply-adds of one of the paper's models, as the paper counts them."),
     "export": (
         "models",
-        "Export a model for ONNX Runtime, for images of one size; kept only if it gives the labels that torch gives.",
+        "Export a model for ONNX Runtime, without torch; kept only if it gives the labels that torch gives.",
     ),
     "convert": ("models", "Turn a checkpoint of the published code into a directory that --model takes."),
     "eval": ("evaluate", "Score a model, a propagator or label files on a data set."),

@@ -24,6 +24,7 @@ __all__ = [
     "choose_backend",
     "embedded_folder",
     "is_export",
+    "is_onnx_file",
     "load_segmentor",
     "prepare",
     "require_torch",
@@ -51,6 +52,11 @@ def embedded_folder(model: str | Path) -> Path | None:
 def is_export(model: str | Path) -> bool:
     """Whether a model is a directory that ``mpvss export`` made."""
     return (Path(model) / "export.json").is_file()
+
+
+def is_onnx_file(model: str | Path) -> bool:
+    """Whether a model is an ONNX file, whoever made it."""
+    return str(model).lower().endswith(".onnx") and not Path(model).is_dir()
 
 
 def choose_backend(options: ModelOptions) -> str:

@@ -19,7 +19,7 @@ from mpvss._threads import threads
 from mpvss._validate import convert, read_json, shown
 from mpvss.errors import ModelError, MpvssError
 from mpvss.motion.arrays import fit_flow
-from mpvss.segmentors import embedded_folder
+from mpvss.segmentors import embedded_folder, is_export
 from mpvss.segmentors.protocol import InputRule, Prediction
 from mpvss.types import shown_size
 
@@ -240,6 +240,8 @@ def load_motion(model: str | Path, motion: str, device: str = "cpu") -> OnnxFlow
     """
     require_runtime()
     embedded = embedded_folder(model)
+    if embedded is None and not is_export(model):
+        return None
     if embedded is None:
         info, folder = ExportInfo.read(model), Path(model)
         if info.motion != motion:
@@ -293,7 +295,8 @@ def open_session(path: Path, device: str = "cpu") -> Any:
         options.enable_mem_pattern = False
     chain: list[Any] = [_CPU] if provider == _CPU else [(provider, {"device_id": number} if number else {}), _CPU]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=chain)
+        # Where links lead to: the weights beside a graph must be in the same directory.
+        session = onnxruntime.InferenceSession(str(path.resolve()), options, providers=chain)
     except Exception as error:  # it has a dozen exception types without a common base of its own
         raise ModelError(f"{path}: ONNX Runtime cannot load the network ({_reason(error)}); export again") from error
     if session.get_providers()[0] != provider:
