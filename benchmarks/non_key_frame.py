@@ -11,12 +11,13 @@ import statistics
 import time
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from mpvss.convert.architectures import ARCHS, build
 from mpvss.engine.decode import decode
 from mpvss.engine.state import WarpedPrediction
-from mpvss.motion.warp import resize_flow, warp
+from mpvss.motion.arrays import resize_flow, warp_each
 from mpvss.segmentors import InputRule
 
 STRIDE = 4
@@ -60,10 +61,11 @@ def main():
     current, key = (torch.rand(1, 3, height, width, generator=generator) * 255 for _ in range(2))
     embeddings = torch.randn(1, motion.config.num_queries, motion.config.query_width, generator=generator)
     active = torch.linspace(0, motion.config.num_queries - 1, arguments.active).long()
-    masks = torch.randn(arguments.active, *grid, generator=generator) * 5
-    classes = torch.randn(arguments.active, arguments.classes + 1, generator=generator)
+    random = np.random.default_rng(0)
+    masks = random.standard_normal((arguments.active, *grid), np.float32) * 5
+    classes = random.standard_normal((arguments.active, arguments.classes + 1), np.float32)
     # Sure of their classes, as trained queries are, and few classes among them.
-    classes[torch.arange(arguments.active), torch.arange(arguments.active) % arguments.present] += 12
+    classes[np.arange(arguments.active), np.arange(arguments.active) % arguments.present] += 12
     pixels = torch.randn(1, 3, *geometry.padded, generator=generator).contiguous(memory_format=torch.channels_last)
     spent, frames, library = timed_modules(motion, now), [], []
     with torch.inference_mode():
@@ -76,7 +78,7 @@ def main():
             moments = [now()]
             flow = motion(current, key, embeddings, active=active)[0]
             moments.append(now())
-            warped = warp(masks[:, None], resize_flow(flow, grid))[:, 0]
+            warped = warp_each(masks, resize_flow(flow.numpy(), grid))
             moments.append(now())
             decode([WarpedPrediction(classes, warped)], geometry)
             moments.append(now())

@@ -8,9 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from mpvss import VideoSegmenter
+from mpvss._threads import use_threads
 from mpvss.convert.export import export
 from mpvss.segmentors.onnx import load_exported
 
@@ -21,14 +22,16 @@ def main():
     parser.add_argument("--sizes", nargs="+", default=["360x480", "480x640"])
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    segmentor = VideoSegmenter.from_pretrained(arguments.model, propagator="none", device="cpu").segmentor
+    use_threads(1)
+    segmentor = VideoSegmenter.from_pretrained(
+        arguments.model, propagator="none", device="cpu", backend="torch"
+    ).segmentor
     for text in arguments.sizes:
         size = tuple(int(side) for side in text.split("x"))
         with tempfile.TemporaryDirectory() as folder:
             summary = export(arguments.model, size, Path(folder) / "exported")
             exported, _ = load_exported(summary.out)
-        image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
         seconds = {"torch": [], "onnx": []}
         for number in range(arguments.rounds + 1):
             for name, run in (("torch", segmentor), ("onnx", exported)):
