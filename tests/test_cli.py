@@ -1108,7 +1108,7 @@ def test_a_live_source_that_is_lost_keeps_what_came(segment, clip, tmp_path, mon
             raise SourceError("expected more frames of the live source, got none")
         return frame
 
-    monkeypatch.setattr("mpvss._process.read", live)
+    monkeypatch.setattr("mpvss.segmenter.read", live)
     monkeypatch.setattr(Reader, "__next__", lost)
     code, _, err = segment(clip)
     monkeypatch.undo()

@@ -1,4 +1,5 @@
 import itertools
+import re
 from fractions import Fraction
 
 import av
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import moving_frames
-from mpvss.batch.listed import read_listed
+from helpers import ColourSegmentor, moving_frames
+from mpvss.batch.listed import FrameList, fingerprint, read_listed
 from mpvss.motion.codec import Codec, _filled
+from mpvss.motion.dis import Dis, Hold
+from mpvss.motion.propagator import FollowsVectors
+from mpvss.segmenter import VideoSegmenter
 from mpvss.types import BLOCK, MotionVectors
 from mpvss.video import read
 from mpvss.video.vectors import _blocks
@@ -78,8 +82,6 @@ def test_vectors_of_a_part_are_those_of_the_whole(video):
 
 
 def test_chunks_have_the_vectors_of_the_whole(tmp_path, pan):
-    from mpvss.batch.listed import FrameList, fingerprint
-
     path = write_video(tmp_path / "v.mp4", pan, g=4, **PLAIN)
     with read(path, vectors=True) as reader:
         frames = list(reader)
@@ -235,7 +237,127 @@ def test_vectors_that_are_few_or_wrong_are_not_followed(case):
 
 
 def test_without_vectors_it_is_dis(pan):
-    from mpvss.motion.dis import Dis
-
     expected, flow = (each.estimate_flow(pan[1][None], pan[0][None], None, SIZE, (64, 96)) for each in (Dis(), Codec()))
     np.testing.assert_array_equal(flow, expected)
+
+
+# --- a whole video
+
+
+def segmenter_with(propagator, **options):
+    return VideoSegmenter(ColourSegmentor(), propagator, interval=5, cuts=False, **options)
+
+
+def labels_of(session, frames):
+    with session:
+        results = [result for frame in frames for result in session.push(frame)] + session.finish()
+    return [result.labels for result in results]
+
+
+@pytest.mark.parametrize(("direction", "keys"), [("forward", 3), ("both", 3)])
+def test_labels_of_a_pan_are_nearly_those_of_dis(video, direction, keys):
+    with read(video, vectors=True) as reader:
+        frames = list(reader)
+    session = segmenter_with(Codec()).session(direction=direction)
+    ours = labels_of(session, frames)
+    others = labels_of(segmenter_with(Dis()).session(direction=direction), frames)
+    repeated = labels_of(segmenter_with(Hold()).session(direction=direction), frames)
+    near = [(one == other).mean() for one, other in zip(ours, others, strict=True)]
+    assert min(near) > 0.97
+    assert min((one == other).mean() for one, other in zip(repeated, others, strict=True)) < min(near)
+    # Forward, key frames need no flow; with both directions one flow serves a pair of neighbours.
+    assert session.flow_counts == {"codec": 12 - keys if direction == "forward" else 11}
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_the_device_carrier_follows_vectors_as_well(video, direction, monkeypatch):
+    monkeypatch.setattr("mpvss.engine.carriers.class_scores.ClassScoreCarrier._top", lambda *_: None)
+    from test_engine_device import Colours, alike, run
+
+    with read(video, vectors=True) as reader:
+        frames = list(reader)
+    alike(*(run(Colours(), Codec(), frames, carrier, direction) for carrier in (None, "class_scores")))
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("case", ["images", "webm", "stride", "direct", "rotated"])
+def test_without_vectors_labels_and_counts_are_those_of_dis(tmp_path, pan, video, case, direction, caplog):
+    source, options = video, {"direction": direction}
+    if case == "images":
+        source = tmp_path
+        for number, image in enumerate(pan):
+            Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    elif case == "webm":
+        source = write_video(tmp_path / "v.webm", pan, codec="libvpx-vp9")
+    elif case == "rotated":
+        source = write_video(tmp_path / "v.mp4", pan, rotation=180, **PLAIN)
+    elif case == "stride":
+        options["stride"] = 2
+    else:
+        options["motion"], options["start"], options["end"] = "direct", 0, "0.2"
+    ours = [result.labels for result in segmenter_with(Codec()).stream(source, **options)]
+    others = [result.labels for result in segmenter_with(Dis()).stream(source, **options)]
+    if case == "direct":  # only the frame after the key frame has vectors to it
+        assert all((one == other).mean() > 0.97 for one, other in zip(ours[:2], others[:2], strict=True))
+        ours, others = ours[2:], others[2:]
+    for one, other in zip(ours, others, strict=True):
+        np.testing.assert_array_equal(one, other)
+    lines = [record.getMessage() for record in caplog.records if "by dis" in record.getMessage()]
+    assert len(lines) == 1
+    assert re.search(r"propagator codec: (\d+) of \1 flows by dis" if case != "direct" else "3 of 4 flows", lines[0])
+
+
+def test_counts_are_in_the_summary(video, tmp_path, pan):
+    output = {"save": ("labels",), "direction": "forward"}
+    whole = segmenter_with(Codec()).process(video, tmp_path / "whole", **output)
+    assert whole.to_dict()["flows"] == {"codec": 9}
+    mixed = write_video(tmp_path / "mixed.mp4", pan, g=7, **PLAIN)  # frame 7 is an I frame, and no key frame
+    assert segmenter_with(Codec()).process(mixed, tmp_path / "mixed", **output).flows == {"codec": 8, "dis": 1}
+    assert "flows" not in segmenter_with(Dis()).process(video, tmp_path / "dis", **output).to_dict()
+
+
+def test_propagator_codec_is_made_by_its_name():
+    segmenter = segmenter_with(Hold()).with_options(propagator="codec")
+    assert isinstance(segmenter.propagator, Codec)
+    assert isinstance(segmenter.propagator, FollowsVectors)
+    assert not isinstance(Dis(), FollowsVectors)
+    assert segmenter.describe("forward")["options"]["propagator"] == "codec"
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_chunks_join_to_the_bytes_of_one_run(tmp_path, pan, direction):
+    from test_batch import in_chunks, tree
+
+    path = write_video(tmp_path / "clip.mp4", pan * 2, g=6, **PLAIN)
+    segmenter, options = segmenter_with(Codec()), {"save": ("labels",)}
+    whole = segmenter.process(path, tmp_path / "whole", **options, direction=direction)
+    assert whole.flows["codec"] > 8
+    plan, result = in_chunks(segmenter, path, tmp_path / "parts", options, direction, 6, order=-1)
+    assert plan.chunks >= 3
+    assert result == {name.removeprefix("clip"): content for name, content in tree(tmp_path / "whole").items()}
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_a_part_is_labelled_as_its_frames_alone(video, direction):
+    with read(video, vectors=True) as reader:
+        frames = list(reader)[5:]
+    part = [result.labels for result in segmenter_with(Codec()).stream(video, start="0.2", direction=direction)]
+    alone = labels_of(segmenter_with(Codec()).session(direction=direction), frames)
+    for one, other in zip(part, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_frames_that_wait_in_a_file_keep_their_vectors(video, monkeypatch):
+    expected = [result.labels for result in segmenter_with(Codec()).stream(video, direction="both")]
+    monkeypatch.setattr("mpvss.engine.spill.MOST_HELD", 0)
+    for one, result in zip(expected, segmenter_with(Codec()).stream(video, direction="both"), strict=True):
+        np.testing.assert_array_equal(one, result.labels)
+
+
+def test_a_frame_that_was_left_out_is_no_neighbour(video):
+    """Vectors point to the frame with the index before; where that was not pushed, the images are searched."""
+    with read(video, vectors=True) as reader:
+        frames = list(reader)
+    session = segmenter_with(Codec()).session(direction="forward")
+    labels_of(session, [*frames[:2], *frames[3:5]])
+    assert session.flow_counts == {"codec": 2, "dis": 1}

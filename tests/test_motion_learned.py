@@ -155,7 +155,7 @@ def test_errors_say_what_to_do():
         make_propagator("query")
     with pytest.raises(ModelError, match="query was asked for, the checkpoint has a motion module for flow"):
         make_propagator("query", PixelFlow(TINY))
-    with pytest.raises(ValueError, match="must be one of auto, query, flow, dis, hold, none"):
+    with pytest.raises(ValueError, match="must be one of auto, query, flow, dis, codec, hold, none"):
         make_propagator("magic")
     with pytest.raises(ModelError, match="4 queries of width 8, the segmentor has 100 of width 256"):
         check_fits(QueryFlow(TINY), 256, 100)

@@ -97,7 +97,11 @@ def test_keyword_arguments_are_typed_as_the_options():
         (SegmentOptions, {"motion": "chian"}, "motion must be one of chain, direct, got 'chian'"),
         (SegmentOptions, {"direction": "back"}, "direction must be one of both, forward, got 'back'"),
         (SegmentOptions, {"schedule": "often"}, "schedule must be one of interval, got 'often'"),
-        (SegmentOptions, {"propagator": "magic"}, "propagator must be one of auto, query, flow, dis, hold, none, got"),
+        (
+            SegmentOptions,
+            {"propagator": "magic"},
+            "propagator must be one of auto, query, flow, dis, codec, hold, none, got",
+        ),
         (SegmentOptions, {"tolerance": float("nan")}, "tolerance must be from 0 to 1, got nan"),
         (SegmentOptions, {"min_score": float("inf")}, "min_score must be at least 0 and finite, got inf"),
         (SegmentOptions, {"short_side": 8}, "short_side must be from 32 to 8192, got 8"),

@@ -179,8 +179,7 @@ def test_a_live_source_goes_forward_by_default(clip, tmp_path, monkeypatch):
         reader.info = replace(reader.info, live=True)
         return reader
 
-    for module in ("segmenter", "_process"):
-        monkeypatch.setattr(f"mpvss.{module}.read", live)
+    monkeypatch.setattr("mpvss.segmenter.read", live)
     segmenter = colour_segmenter(Hold(), cuts=False)
     assert [r.index for r in segmenter.stream(clip) if r.is_key] == [0, 5, 10]
     segmenter.process(clip, tmp_path)

@@ -21,7 +21,7 @@ from mpvss.options import OutputOptions
 from mpvss.outputs.sinks import Sinks, output_paths
 from mpvss.outputs.writer_thread import WriterThread
 from mpvss.types import IMAGE_RATE, Comparison, Frame, RunSummary, Segmentation, Stop
-from mpvss.video import Reader, read
+from mpvss.video import Reader
 
 if TYPE_CHECKING:
     from mpvss.segmenter import VideoSegmenter
@@ -59,7 +59,7 @@ class Process:
         began = time.perf_counter()
         segmenter, output = self._segmenter, self._output
         classes = segmenter.class_ids()  # or the error that one is unknown
-        with read(self._source, **segmenter.options.selection()) as reader:
+        with segmenter.read(self._source) as reader:
             paths = output_paths(output.name or reader.info.name, self._out, output)
             direction = segmenter.options.direction or ("forward" if reader.info.live else "both")
             self._session = segmenter.session(direction=direction, key_batch=segmenter.key_batch(live=reader.info.live))
@@ -92,6 +92,7 @@ class Process:
                     "total": time.perf_counter() - began,
                 },
                 compare=self._comparison(sinks) if output.compare else None,
+                flows=self._session.flow_counts,
                 stopped=self._stopped,
             )
             if self._lost:  # what came before is written

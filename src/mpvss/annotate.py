@@ -26,7 +26,7 @@ from mpvss.engine.spill import Spill
 from mpvss.engine.true_labels import true_label_carrier
 from mpvss.errors import DataError, OptionError
 from mpvss.labels import ignore_id, label_dtype
-from mpvss.motion.propagator import Propagator
+from mpvss.motion.propagator import FollowsVectors, Propagator
 from mpvss.motion.propagators import describe_propagator
 from mpvss.options import OutputOptions, OutputOverrides
 from mpvss.outputs.sinks import Sinks, output_paths
@@ -241,7 +241,7 @@ def propagate(
     options = OutputOptions(save=("labels", "png")).replace(**output)
     if options.compare:
         raise OptionError("compare", "is for a segmentor: masks made by hand have nothing to be compared with")
-    with read(source) as reader:
+    with read(source, vectors=isinstance(filler.propagator, FollowsVectors)) as reader:
         given = find_masks(Path(masks), reader.info.size, reader.names)
         paths = output_paths(options.name or reader.info.name, Path(out), options)
         first = next(reader)

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin
 from mpvss._validate import shown
 from mpvss.errors import OptionError
 
-PropagatorName = Literal["auto", "query", "flow", "dis", "hold", "none"]
+PropagatorName = Literal["auto", "query", "flow", "dis", "codec", "hold", "none"]
 MotionName = Literal["chain", "direct"]
 DirectionName = Literal["both", "forward"]
 BackendName = Literal["auto", "torch", "onnx"]
@@ -316,7 +316,9 @@ class ModelOptions(Options):
 class PropagationOptions(Options):
     """Which frames are key frames, and how their results reach the others."""
 
-    propagator: PropagatorName = option("auto", "How masks reach the frames between key frames.")
+    propagator: PropagatorName = option(
+        "auto", "How masks reach the frames between key frames; codec: by the video's own motion vectors."
+    )
     motion: MotionName = option("chain", "chain composes flows between neighbours; direct is the paper.")
     direction: DirectionName | None = option(None, "Default: both for files, forward for live sources.")
     schedule: str = option("interval", "What chooses key frames: interval.")

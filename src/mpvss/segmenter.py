@@ -19,7 +19,7 @@ from mpvss.engine.state import KeyState, PixelState
 from mpvss.errors import ModelError, OptionError
 from mpvss.labels import palette_for, read_class_names, resolve_classes
 from mpvss.motion.dis import Hold
-from mpvss.motion.propagator import Propagator
+from mpvss.motion.propagator import FollowsVectors, Propagator
 from mpvss.motion.propagators import LEARNED, describe_propagator, find_motion, make_propagator, meant_propagator
 from mpvss.options import (
     DirectionName,
@@ -45,7 +45,7 @@ from mpvss.segmentors import (
 from mpvss.segmentors.protocol import FunctionError, check_prediction
 from mpvss.segmentors.wrap import is_address, load_function
 from mpvss.types import Frame, Geometry, RunSummary, Segmentation, Stop, until
-from mpvss.video import parse_time, read
+from mpvss.video import Reader, parse_time, read
 
 # Half as many key frames where the next one can be seen as well.
 DEFAULT_INTERVAL: dict[str, int] = {"both": 10, "forward": 5}
@@ -391,13 +391,22 @@ class VideoSegmenter:
         segmenter = self.with_options(**overrides)
         options = segmenter.options
         if isinstance(source, str | Path):
-            with read(source, **options.selection()) as reader:
+            with segmenter.read(source) as reader:
                 direction: DirectionName = options.direction or ("forward" if reader.info.live else "both")
                 session = segmenter.session(direction=direction, key_batch=segmenter.key_batch(live=reader.info.live))
                 yield from _segmented(session, until(reader, stop))
         else:
             session = segmenter.session(direction=options.direction or "both", key_batch=segmenter.key_batch())
             yield from _segmented(session, until(_selected(source, options), stop))
+
+    def read(self, source: str | Path) -> Reader:
+        """Open what the options select of a source, with motion vectors where the propagator follows them.
+
+        Raises:
+            SourceError: The source cannot be read.
+            ConfigError: It has times of its own and the options give a rate, or it has no such stream.
+        """
+        return read(source, **self.options.selection(), vectors=isinstance(self.propagator, FollowsVectors))
 
     def key_batch(self, *, live: bool = False) -> int:
         """Return how many key frames the segmentor takes at once; one where results are waited for."""

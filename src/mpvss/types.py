@@ -5,7 +5,7 @@ networks are in ``state.py``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -184,6 +184,7 @@ class RunSummary:
         outputs: Paths of what was written, by kind.
         seconds: By stage. Reading, segmenting and writing overlap, so they add up to more than ``total``.
         compare: Per frame beside propagated, where that was asked for; nothing overlaps then.
+        flows: Where a propagator falls back on another: how many flows each of them made.
         stopped: Whether the caller ended it before its end.
     """
 
@@ -196,9 +197,10 @@ class RunSummary:
     seconds: Mapping[str, float]
     compare: Comparison | None = None
     stopped: bool = False
+    flows: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; ``compare`` and ``stopped`` only where there is something to say."""
+        """Return plain values for JSON; ``compare``, ``flows`` and ``stopped`` only where there is something to say."""
         values: dict[str, Any] = {
             "source": self.source,
             "frames": self.frames,
@@ -212,6 +214,7 @@ class RunSummary:
             values["compare"] = {
                 "seconds_per_frame": dict(self.compare.seconds_per_frame), "flicker": dict(self.compare.flicker)
             }  # fmt: skip
+        values |= {"flows": dict(self.flows)} if self.flows else {}
         return values | ({"stopped": True} if self.stopped else {})
 
 

@@ -29,13 +29,14 @@ from mpvss.batch.listed import FrameList, Listing, fingerprint, read_listed
 from mpvss.batch.storage import Beat, no_beat
 from mpvss.engine.schedule import KeyFrameFinder, ListedCuts, ListedKeyFrames
 from mpvss.errors import DataError, SourceError
+from mpvss.motion.propagator import FollowsVectors
 from mpvss.options import DirectionName, OutputOptions
 from mpvss.outputs import LabelReader, LabelWriter, MetaWriter
 from mpvss.outputs.sinks import Sinks, output_paths
 from mpvss.outputs.summary import content_crc
 from mpvss.segmenter import VideoSegmenter
 from mpvss.types import Frame, RunSummary, Segmentation
-from mpvss.video import Reader, parse_rate, read
+from mpvss.video import Reader, parse_rate
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class ChunkedVideo:
             SourceError: The source cannot be read, holds no frame, or is live.
         """
         direction = self.segmenter.options.direction or "both"
-        with read(self.source, **self.segmenter.options.selection()) as reader:
+        with self.segmenter.read(self.source) as reader:
             if reader.info.live:
                 raise SourceError(f"expected a recorded video, got the live source {self.source}: it has no end")
             listing = self._listed(reader, KeyFrameFinder(*self.segmenter.schedule(direction)))
@@ -241,6 +242,7 @@ class ChunkedVideo:
             deinterlace=options.deinterlace,
             fps=parse_rate(options.fps),
             video_stream=options.video_stream,
+            vectors=isinstance(self.segmenter.propagator, FollowsVectors),
         )
 
     def join(
@@ -274,7 +276,7 @@ class ChunkedVideo:
         segmenter = self.segmenter
         about = segmenter.describe(plan.direction) | ({} if named is None else {"source": named})
         paths = output_paths("video", folder, output)
-        with read(self.source, **segmenter.options.selection()) as reader:
+        with segmenter.read(self.source) as reader:
             frames = chain([next(reader)], reader)  # the first one is read before its clock is asked for
             with Sinks(reader, paths, output, segmenter.class_names, about, segmenter.class_ids()) as sinks:
                 for result in self._results(frames, chunks):

@@ -17,8 +17,8 @@ class Key(Protocol):
     """What a carrier keeps of a key frame, as far as flows are concerned."""
 
     @property
-    def image(self) -> Any:
-        """The image that flows are estimated on."""
+    def view(self) -> Any:
+        """The frame as flows are estimated on it."""
         ...
 
 
@@ -57,7 +57,7 @@ class Flows(Generic[_K]):
 
     def restart(self, key: _K) -> None:
         """Begin a chain at a key frame."""
-        self._last = (key.image, None)
+        self._last = (key.view, None)
 
     def next(self, image: Any, key: _K) -> Flow:
         """Return the flow from the frame after the last one to the key frame."""
@@ -66,7 +66,7 @@ class Flows(Generic[_K]):
             neighbour, accumulated = self._last
             flow = compose(self.estimate(image, neighbour, key), accumulated)
         else:
-            flow = self.estimate(image, key.image, key)
+            flow = self.estimate(image, key.view, key)
         self._last = (image, flow)
         return flow
 
@@ -74,13 +74,13 @@ class Flows(Generic[_K]):
         """Return the flows from consecutive frames, the nearest first, to a key frame beside them."""
         if self.motion == "chain":
             return self._accumulate(self._steps(images, key))
-        return self.map(lambda image: self.keep(self.estimate(image, key.image, key)), images)
+        return self.map(lambda image: self.keep(self.estimate(image, key.view, key)), images)
 
     def to_both(self, images: Sequence[Any], before: _K, after: _K) -> tuple[list[Flow], list[Flow]]:
         """Return the flows from the frames between two key frames to either, in the order of the frames."""
         if not self.invertible:
             return self.to_key(images, before), self.to_key(images[::-1], after)[::-1]
-        steps = self._steps([*images, after.image], before)
+        steps = self._steps([*images, after.view], before)
         back = self.map(lambda step: self.keep(invert(step)), steps[:0:-1])
         forward, backward = self.map(self._accumulate, [steps[:-1], back])
         return forward, backward[::-1]
@@ -98,4 +98,4 @@ class Flows(Generic[_K]):
         def step(pair: tuple[Any, Any]) -> Flow:
             return self.keep(self.estimate(pair[0], pair[1], key))
 
-        return self.map(step, zip(images, [key.image, *images[:-1]], strict=True))
+        return self.map(step, zip(images, [key.view, *images[:-1]], strict=True))

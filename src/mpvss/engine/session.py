@@ -1,6 +1,6 @@
 """One video on its way: a queue of frames and the schedule that divides it. Holds no tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -179,6 +179,12 @@ class Session:
         if result.confidence is not None and self._window and self._window[-1].index == frame.index:
             self._window[-1] = replace(self._window[-1], confidence=float(result.confidence.mean()))
         return result
+
+    @property
+    def flow_counts(self) -> Mapping[str, int]:
+        """How many flows each propagator made, where one falls back on another."""
+        inference = getattr(self.carrier, "inference", None)
+        return {} if inference is None else dict(inference.tally.counts)
 
     def close(self) -> None:
         """Release the carrier's threads."""

@@ -76,7 +76,7 @@ def first_frames(source: str, count: int) -> list[Frame]:
     Raises:
         SourceError: It has fewer, or cannot be read.
     """
-    with read(source) as reader:
+    with read(source, vectors=True) as reader:
         frames = list(islice(reader, count))
     if len(frames) < count:
         raise SourceError(

@@ -62,15 +62,7 @@ class Codec:
         padded: tuple[int, int],
         grid: tuple[int, int],
     ) -> Flow | None:
-        """Return the flow from a frame to the one before it, or ``None`` where its vectors are too few or do not fit.
-
-        Args:
-            vectors: Those of the current frame.
-            current: Its image, RGB 0..255, not padded, of any size.
-            other: The image of the frame before it.
-            padded: Size that the grid covers; see ``Propagator.estimate_flow``, as for the rest.
-            grid: Size of the grid of the flow.
-        """
+        """Return the flow, or ``None`` where too few vectors fit the images; see ``FollowsVectors.flow_along``."""
         known = ~np.isnan(vectors.blocks[0])
         if known.mean() < _LEAST_COVERED:
             return None

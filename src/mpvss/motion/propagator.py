@@ -5,6 +5,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from mpvss.types import MotionVectors
+
 FLOW_GRID = 2 / 3
 """A side of the grid on which flows that warp class scores are estimated and chained, as a share of the scores'."""
 
@@ -52,5 +54,34 @@ class Propagator(Protocol):
 
         Returns:
             Backward flow in pixels of that grid, order (x, y): one per active query (G = A) or one for all.
+        """
+        ...
+
+
+@runtime_checkable
+class FollowsVectors(Propagator, Protocol):
+    """A propagator that makes a flow from a stream's own motion vectors where it can, and otherwise from the images."""
+
+    @property
+    def fallback(self) -> Propagator:
+        """What estimates flows from the images."""
+        ...
+
+    def flow_along(
+        self,
+        vectors: MotionVectors,
+        current: UInt8[np.ndarray, "H W 3"],
+        other: UInt8[np.ndarray, "H W 3"],
+        padded: tuple[int, int],
+        grid: tuple[int, int],
+    ) -> Float32[np.ndarray, "1 2 h w"] | None:
+        """Return the flow from a frame to the one before it, or ``None`` where its vectors will not do.
+
+        Args:
+            vectors: Those of the current frame.
+            current: Its image, RGB 0..255, not padded, of any size.
+            other: The image of the frame before it.
+            padded: Size that the grid covers, as for ``Propagator.estimate_flow``.
+            grid: Size of the grid of the flow.
         """
         ...

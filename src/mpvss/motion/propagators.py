@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mpvss.errors import ModelError, OptionError
+from mpvss.motion.codec import Codec
 from mpvss.motion.dis import Dis, Hold
 from mpvss.motion.network.directory import read_config
 from mpvss.motion.propagator import Propagator
@@ -49,7 +50,12 @@ def make_propagator(name: str, motion: "QueryFlow | PixelFlow | None" = None) ->
         if learned.name != name:
             raise ModelError(f"propagator {name} was asked for, the checkpoint has a motion module for {learned.name}")
         return learned
-    makers: dict[str, Callable[[], Propagator | None]] = {"dis": Dis, "hold": Hold, "none": lambda: None}
+    makers: dict[str, Callable[[], Propagator | None]] = {
+        "dis": Dis,
+        "codec": Codec,
+        "hold": Hold,
+        "none": lambda: None,
+    }
     return makers[name]()
 
 

@@ -9,7 +9,7 @@ from itertools import repeat
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from mpvss._threads import cores, threads
 from mpvss.engine.decode import ClassScores, averaged, label_map, pixel_labels, pixel_scores, score
@@ -17,9 +17,10 @@ from mpvss.engine.flows import Flows, Key, check_motion
 from mpvss.engine.spill import Spill
 from mpvss.engine.stage_clock import StageClock
 from mpvss.engine.state import KeyState, PixelState, WarpedPrediction
+from mpvss.engine.view import FlowTally, View
 from mpvss.labels import ignore_id
 from mpvss.motion.arrays import Flow
-from mpvss.motion.propagator import Propagator
+from mpvss.motion.propagator import FollowsVectors, Propagator
 from mpvss.segmentors.protocol import InputRule, resize_frame
 from mpvss.types import Frame, Geometry, Segmentation
 
@@ -95,6 +96,7 @@ class Inference:
         network: What answers with tensors on a device other than the CPU, whose ``predict`` replaces the one above.
         class_names: What results call the class ids; empty where nobody says.
         clock: Seconds by stage.
+        tally: What flows were made from.
     """
 
     predict: Predict
@@ -108,10 +110,32 @@ class Inference:
     network: Any = None
     class_names: tuple[str, ...] = ()
     clock: StageClock = field(default_factory=StageClock)
+    tally: FlowTally = field(default_factory=FlowTally)
 
     def __post_init__(self) -> None:
         check_motion(self.motion)
         check_min_score(self.min_score)
+
+    def flow(
+        self,
+        current: View,
+        other: View,
+        padded: tuple[int, int],
+        grid: tuple[int, int],
+        queries: Float32[np.ndarray, "1 Q D"] | None = None,
+        active: Int64[np.ndarray, " A"] | None = None,
+    ) -> Flow:
+        """Return the flow from a frame to another one; see ``Propagator.estimate_flow``."""
+        propagator = self.propagator
+        if isinstance(propagator, FollowsVectors):
+            flow = None
+            if current.vectors is not None and other.index == current.index - 1:
+                flow = propagator.flow_along(current.vectors, current.image, other.image, padded, grid)
+            self.tally.add((propagator if flow is not None else propagator.fallback).name)
+            if flow is not None:
+                return flow
+        flows = propagator.estimate_flow(current.image[None], other.image[None], queries, padded, grid, active)
+        return np.asarray(flows[0], np.float32)
 
     def score_key(self, state: State) -> ClassScores:
         """Return the class scores of a key frame, for the frames around it."""
@@ -178,27 +202,29 @@ class FlowCarrier(ABC, Generic[_F]):
             result = self.inference.label_key(state, scores)
         with self.clock("propagate"):
             size = self.image_size(geometry)
-            kept = self.kept(state, scores, state.image if size == geometry.resized else resize_frame(frame, size))
+            image = state.image if size == geometry.resized else resize_frame(frame, size)
+            kept = self.kept(state, scores, View(image, frame.index, frame.vectors))
             self._flows.restart(kept)
         return kept, result
 
     def next(self, kept: _F, frame: Frame) -> Segmentation:
         """Label a frame from the key frame before it; see ``Carrier.next``."""
         with self.clock("propagate"):
-            flow = self._flows.next(self._image(frame), kept)
+            flow = self._flows.next(self._view(frame), kept)
         return self.from_one(frame, kept, flow)
 
     def between(self, before: _F, frames: Sequence[Frame], after: _F | None) -> list[Segmentation]:
         """Label the frames between two key frames; see ``Carrier.between``."""
         with self.clock("propagate"):
-            images = [self._spill.keep(self._image(frame)) for frame in frames]
+            views = [self._view(frame, self._spill.keep) for frame in frames]
             if after is not None:
-                forward, backward = self._flows.to_both(images, before, after)
+                forward, backward = self._flows.to_both(views, before, after)
             else:
-                forward = self._flows.to_key(images, before)
+                forward = self._flows.to_key(views, before)
         if after is None:
             done = [self.spilled(self.from_one(*item)) for item in zip(frames, repeat(before), forward)]
         else:
+            images = [view.image for view in views]
             done = self.fuse(list(zip(frames, images, forward, backward, strict=True)), before, after)
         self._spill.clear()
         return done
@@ -214,6 +240,7 @@ class FlowCarrier(ABC, Generic[_F]):
 
     def close(self) -> None:
         """End the threads."""
+        self.inference.tally.report(self.inference.propagator.name)
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -230,19 +257,20 @@ class FlowCarrier(ABC, Generic[_F]):
             self._pool = ThreadPoolExecutor(workers, "mpvss-frame")
         return list(self._pool.map(work, items))
 
-    def _image(self, frame: Frame) -> Image:
-        return resize_frame(frame, self.image_size(self.geometry(frame)))
+    def _view(self, frame: Frame, keep: Callable[[Image], Image] | None = None) -> View:
+        image = resize_frame(frame, self.image_size(self.geometry(frame)))
+        return View(image if keep is None else keep(image), frame.index, frame.vectors)
 
     @abstractmethod
     def image_size(self, geometry: Geometry) -> tuple[int, int]:
         """Return height and width in pixels of the images that flows are estimated on."""
 
     @abstractmethod
-    def kept(self, state: State, scores: ClassScores, image: Image) -> _F:
+    def kept(self, state: State, scores: ClassScores, view: View) -> _F:
         """Return what the frames around a key frame need of it."""
 
     @abstractmethod
-    def estimate(self, current: Image, other: Image, key: _F) -> Flow:
+    def estimate(self, current: View, other: View, key: _F) -> Flow:
         """Return the backward flow from an image to another, in pixels of the grid that is warped."""
 
     @abstractmethod

@@ -19,6 +19,7 @@ from mpvss.engine.fusion import blend_weight, thumbnail
 from mpvss.engine.packed import Packed, blend, keep_classes, pack, union_of_classes, unpack, warp_packed
 from mpvss.engine.stage_clock import StageClock
 from mpvss.engine.state import KeyState, PixelState
+from mpvss.engine.view import View
 from mpvss.motion.arrays import Flow, resize, resize_flow
 from mpvss.motion.propagator import FLOW_GRID, serves_both_ways
 from mpvss.types import Frame, Geometry, Segmentation
@@ -36,13 +37,18 @@ class KeyScores:
 
     Attributes:
         scores: Its class scores.
-        image: The image that flows are estimated on, of the size of the class scores.
+        view: The frame as flows are estimated on it, of the size of the class scores.
         geometry: How the frame became the network's input.
     """
 
     scores: ClassScores
-    image: Image
+    view: View
     geometry: Geometry
+
+    @property
+    def image(self) -> Image:
+        """The image of the view."""
+        return self.view.image
 
 
 class ClassScoreCarrier(FlowCarrier[KeyScores]):
@@ -57,16 +63,15 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
         """Return the size of the class scores."""
         return score_size(geometry)
 
-    def kept(self, state: KeyState | PixelState, scores: ClassScores, image: Image) -> KeyScores:
+    def kept(self, state: KeyState | PixelState, scores: ClassScores, view: View) -> KeyScores:
         """Keep the classes that matter somewhere; all of them where shares are asked for."""
-        return KeyScores(scores if self.inference.confidence else keep_classes(scores), image, state.geometry)
+        return KeyScores(scores if self.inference.confidence else keep_classes(scores), view, state.geometry)
 
-    def estimate(self, current: Image, other: Image, key: KeyScores) -> Flow:
+    def estimate(self, current: View, other: View, key: KeyScores) -> Flow:
         """Return one flow for all classes, on a coarser grid than the scores."""
         size = score_size(key.geometry)
         grid = (max(1, round(size[0] * FLOW_GRID)), max(1, round(size[1] * FLOW_GRID)))
-        flow = self.inference.propagator.estimate_flow(current[None], other[None], None, size, grid, None)
-        return np.asarray(flow[0], np.float32)
+        return self.inference.flow(current, other, size, grid)
 
     def from_one(self, frame: Frame, key: KeyScores, flow: Flow) -> Segmentation:
         """Label a frame from the scores of one key frame, which are made ready once for all of its frames."""

@@ -7,7 +7,7 @@ two classes are as good as tied.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from mpvss.engine.tensors import (
     visible_flows,
     winners,
 )
+from mpvss.engine.view import View
 from mpvss.errors import ModelError
 from mpvss.labels import ignore_id, label_dtype
 from mpvss.motion.propagator import FLOW_GRID, serves_both_ways
@@ -67,7 +68,7 @@ class _Predicted:
 class KeyTensors:
     """A key frame as the frames around it need it: its active queries, or the scores of its classes."""
 
-    image: UInt8[np.ndarray, "H W 3"]
+    view: View
     geometry: Geometry
     scores: TensorScores
     said: _Predicted
@@ -83,7 +84,7 @@ class DeviceCarrier:
         self._network: Any = inference.network
         self._device: torch.device = torch.device(self._network.device)
         self._pool: ThreadPoolExecutor | None = None
-        self._last: tuple[UInt8[np.ndarray, "H W 3"], Flows | None] | None = None
+        self._last: tuple[View, Flows | None] | None = None
         self._spill = Spill("frames that wait for a key frame")
 
     # --- key frames ---------------------------------------------------------------------------------------------------
@@ -126,8 +127,9 @@ class DeviceCarrier:
                 active = _active(predicted.class_logits, self.inference.tolerance)
             elif not self.inference.confidence:
                 scores = _kept(scores)
-            kept = KeyTensors(image, geometry, scores, predicted, active)
-            self._last = (image, None)
+            view = View(image, frame.index, frame.vectors)
+            kept = KeyTensors(view, geometry, scores, predicted, active)
+            self._last = (view, None)
         return kept, result
 
     def _scores(self, said: _Predicted) -> tuple[TensorScores, Float[Tensor, "P H W"] | None]:
@@ -152,12 +154,12 @@ class DeviceCarrier:
         """Label a frame from the key frame before it; see ``Carrier.next``."""
         with self.clock("propagate"):
             assert self._last is not None
-            image = self._image(frame)
+            view = self._view(frame)
             neighbour, accumulated = self._last
             chained = self.inference.motion == "chain"
-            step = self._estimate([image], [neighbour if chained else kept.image], kept)
+            step = self._estimate([view], [neighbour if chained else kept.view], kept)
             flow = _chained(step, accumulated) if chained else step
-            self._last = (image, flow)
+            self._last = (view, flow)
         (result,) = self._from_one([frame], kept, flow)
         return result
 
@@ -165,8 +167,8 @@ class DeviceCarrier:
     def between(self, before: KeyTensors, frames: Sequence[Frame], after: KeyTensors | None) -> list[Segmentation]:
         """Label the frames between two key frames, or after the last one; see ``Carrier.between``."""
         with self.clock("propagate"):
-            images = [self._spill.keep(image) for image in self._map(self._image, frames)]
-            forward, backward = self._flows(images, before, after)
+            views = [replace(view, image=self._spill.keep(view.image)) for view in self._map(self._view, frames)]
+            forward, backward = self._flows(views, before, after)
         done: list[Segmentation] = []
         for first in range(0, len(frames), _AT_ONCE):
             some = slice(first, first + _AT_ONCE)
@@ -176,40 +178,39 @@ class DeviceCarrier:
             distance = torch.arange(first + 1, first + 1 + len(frames[some]), device=self._device)
             near = 1 - distance.float() / (len(frames) + 1)
             sides = ((before, forward[some], near), (after, backward[some], 1 - near))
-            done += self._fused(frames[some], images[some], sides)
+            done += self._fused(frames[some], [view.image for view in views[some]], sides)
         self._spill.clear()
         return done
 
     def close(self) -> None:
         """End the threads."""
+        self.inference.tally.report(self.inference.propagator.name)
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
-    def _flows(
-        self, images: list[UInt8[np.ndarray, "H W 3"]], before: KeyTensors, after: KeyTensors | None
-    ) -> tuple[Flows, Flows | None]:
+    def _flows(self, views: list[View], before: KeyTensors, after: KeyTensors | None) -> tuple[Flows, Flows | None]:
         """Flows from the frames between to the key frame before them, and to the one after."""
         if self.inference.motion == "direct":
-            sides = [self._estimate(images, [key.image], key) for key in (before, after) if key is not None]
+            sides = [self._estimate(views, [key.view], key) for key in (before, after) if key is not None]
             return sides[0], sides[1] if after is not None else None
         if after is None:
-            return _accumulated(self._estimate(images, [before.image, *images[:-1]], before)), None
+            return _accumulated(self._estimate(views, [before.view, *views[:-1]], before)), None
         if serves_both_ways(self.inference.propagator, "chain"):
-            steps = self._estimate([*images, after.image], [before.image, *images], before)
+            steps = self._estimate([*views, after.view], [before.view, *views], before)
             back = torch.stack([invert(step) for step in steps[1:].flip(0)])
             return _accumulated(steps[:-1]), _accumulated(back).flip(0)
-        forward = self._estimate(images, [before.image, *images[:-1]], before)
-        backward = self._estimate(images[::-1], [after.image, *images[:0:-1]], after)
+        forward = self._estimate(views, [before.view, *views[:-1]], before)
+        backward = self._estimate(views[::-1], [after.view, *views[:0:-1]], after)
         return _accumulated(forward), _accumulated(backward).flip(0)
 
     def _estimate(
         self,
-        images: Sequence[UInt8[np.ndarray, "H W 3"]],
-        others: Sequence[UInt8[np.ndarray, "H W 3"]],
+        views: Sequence[View],
+        others: Sequence[View],
         key: KeyTensors,
     ) -> Flows:
-        """Backward flows from images to others, one for all or one each: a network's in batches, others in threads."""
+        """Backward flows from frames to others, one for all or one each: a network's in batches, others in threads."""
         propagator, geometry = self.inference.propagator, key.geometry
         if propagator.per_query:
             padded, grid = geometry.padded, (key.said.masks.shape[-2], key.said.masks.shape[-1])
@@ -217,12 +218,12 @@ class DeviceCarrier:
             padded = score_size(geometry)
             grid = (max(1, round(padded[0] * FLOW_GRID)), max(1, round(padded[1] * FLOW_GRID)))
         queries = key.said.queries if propagator.per_query else None
-        pairs = list(zip(images, others if len(others) == len(images) else [others[0]] * len(images), strict=True))
+        pairs = list(zip(views, others if len(others) == len(views) else [others[0]] * len(views), strict=True))
         if hasattr(propagator, "predict"):
             flows = []
             for first in range(0, len(pairs), _AT_ONCE):
                 now, then = (
-                    self._up(np.stack(part)).permute(0, 3, 1, 2)
+                    self._up(np.stack([view.image for view in part])).permute(0, 3, 1, 2)
                     for part in zip(*pairs[first : first + _AT_ONCE], strict=True)
                 )
                 embeddings = None if queries is None else queries[None]
@@ -232,7 +233,7 @@ class DeviceCarrier:
         active = None if key.active is None else key.active.cpu().numpy()
 
         def one(pair: tuple[Any, Any]) -> Any:
-            return propagator.estimate_flow(pair[0][None], pair[1][None], host, padded, grid, active)[0]
+            return self.inference.flow(pair[0], pair[1], padded, grid, host, active)
 
         return self._up(np.stack(self._map(one, pairs, safe=getattr(propagator, "thread_safe", False))))
 
@@ -284,7 +285,7 @@ class DeviceCarrier:
                     seen = visible_flows(flow, logits, masks)
                 else:
                     planes, seen = _warped(own, flow), resize_flow(flow[:, 0], grid)
-                small = self._thumbnails([key.image], covered, grid)
+                small = self._thumbnails([key.view.image], covered, grid)
                 weight = blend_weights(current, small, seen, near, covered)[:, None]
                 weight = at(size, weight, _plain(geometry, per_query))
                 total, weights = total + planes * weight, weights + weight
@@ -350,8 +351,8 @@ class DeviceCarrier:
     def _image_size(self, geometry: Geometry) -> tuple[int, int]:
         return geometry.resized if self.inference.propagator.per_query else score_size(geometry)
 
-    def _image(self, frame: Frame) -> UInt8[np.ndarray, "H W 3"]:
-        return resize_frame(frame, self._image_size(self.geometry(frame)))
+    def _view(self, frame: Frame) -> View:
+        return View(resize_frame(frame, self._image_size(self.geometry(frame))), frame.index, frame.vectors)
 
     def _map(self, work: Any, items: Sequence[Any], *, safe: bool = True) -> list[Any]:
         if not safe or len(items) < 2 or threads() == 1:

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import UInt8
-
 from mpvss.engine.carriers.carrier import FlowCarrier, Image, Job
 from mpvss.engine.decode import ClassScores
 from mpvss.engine.fusion import blend_weight, thumbnail, visible_flow
 from mpvss.engine.state import KeyState, PixelState, WarpedPrediction
+from mpvss.engine.view import View
 from mpvss.errors import ModelError
 from mpvss.motion.arrays import Flow, warp_each
 from mpvss.types import Frame, Geometry, Segmentation
@@ -21,11 +19,16 @@ class KeyQueries:
 
     Attributes:
         state: The active queries with their classes and masks.
-        image: The image that flows are estimated on, of the network's size.
+        view: The frame as flows are estimated on it, of the network's size.
     """
 
     state: KeyState
-    image: UInt8[np.ndarray, "H W 3"]
+    view: View
+
+    @property
+    def image(self) -> Image:
+        """The image of the view."""
+        return self.view.image
 
 
 class QueryCarrier(FlowCarrier[KeyQueries]):
@@ -39,7 +42,7 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
         self,
         state: KeyState | PixelState,
         scores: ClassScores,  # noqa: ARG002
-        image: UInt8[np.ndarray, "H W 3"],
+        view: View,
     ) -> KeyQueries:
         """Keep the active queries.
 
@@ -51,16 +54,13 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
                 "this segmentor gives a class to each pixel and has no queries: use a propagator that moves all "
                 "classes alike, such as dis, instead of query"
             )
-        return KeyQueries(state.only_active(self.inference.tolerance), image)
+        return KeyQueries(state.only_active(self.inference.tolerance), view)
 
-    def estimate(self, current: Image, other: Image, key: KeyQueries) -> Flow:
+    def estimate(self, current: View, other: View, key: KeyQueries) -> Flow:
         """Return one flow for each active query, on the mask grid."""
         state = key.state
         grid = (state.mask_logits.shape[-2], state.mask_logits.shape[-1])
-        flow = self.inference.propagator.estimate_flow(
-            current[None], other[None], state.queries[None], state.geometry.padded, grid, state.active
-        )
-        return np.asarray(flow[0], np.float32)
+        return self.inference.flow(current, other, state.geometry.padded, grid, state.queries[None], state.active)
 
     def from_one(self, frame: Frame, key: KeyQueries, flow: Flow) -> Segmentation:
         """Label a frame from the warped masks of one key frame."""
