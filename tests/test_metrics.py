@@ -455,3 +455,23 @@ def test_one_flow_serves_several_label_maps():
             assert ours == own or number == 0
     assert [flicker.value for flicker in shared] == [flicker.value for flicker in alone]
     assert shared[0].value != shared[1].value > 0
+
+
+@pytest.mark.parametrize("size", [(40, 56), (120, 160)])
+def test_quick_matches_follow_what_moves(size):
+    """Law: labels that move with the image do not flicker, those that stay behind do; images are copied."""
+    height, width = size
+    wide = cv2.GaussianBlur(texture(height, width + 12), (0, 0), 2)
+    labels = np.zeros((height, width + 12), np.uint8)
+    labels[:, width // 3 : width // 2] = 3
+    matcher, moving, held = Matcher(quick=True), Flicker(), Flicker()
+    buffer = wide[:, :width].copy()
+    for step in range(4):
+        buffer[:] = wide[:, 2 * step : 2 * step + width]
+        matches = matcher.next(buffer, size)
+        moving.compare(labels[:, 2 * step : 2 * step + width], matches)
+        held.compare(labels[:, :width], matches)
+    assert moving.value < 0.005
+    assert held.value > 0.015
+    assert matches is not None
+    assert matches.consistent.mean() > 0.8

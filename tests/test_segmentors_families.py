@@ -1,21 +1,29 @@
 """Laws of the families that answer with classes of pixels: their labels are the library's own."""
 
 import json
+import shutil
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 from transformers.models.videomt.video_processing_videomt import VideomtVideoProcessor
 
 from family_world import KINDS, NAMES, PIXEL, processor_class, size_of, write_model
-from mpvss.errors import ModelError
+from mpvss.errors import ModelError, OptionError
 from mpvss.motion.propagators import make_propagator
+from mpvss.options import ModelOptions
 from mpvss.segmenter import VideoSegmenter
 from mpvss.segmentors import load_segmentor, resize_frame
+from mpvss.segmentors.huggingface import library_prediction
 from mpvss.segmentors.preprocessing import input_rule
 from mpvss.segmentors.protocol import PixelPrediction
+from mpvss.training.tasks import predict_layers
 from mpvss.types import Frame
 
 PROMPTS = ("the road", "a car")
@@ -370,3 +378,117 @@ def test_a_model_of_texts_wants_some_and_another_model_none(folder_of):
         load_segmentor(folder_of("sam3"))
     with pytest.raises(ModelError, match="has classes of its own and takes no --prompt"):
         load_segmentor(folder_of("segformer"), prompts=("road",))
+
+
+@pytest.fixture
+def copied(folder_of, tmp_path):
+    """A checkpoint in a directory of its own, of which one file is changed."""
+
+    def copy(kind, file="config.json", drop=(), **changes):
+        place = Path(shutil.copytree(folder_of(kind), tmp_path / kind))
+        values = {key: value for key, value in json.loads((place / file).read_text()).items() if key not in drop}
+        (place / file).write_text(json.dumps(values | changes))
+        return place
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("sapiens2", {"drop": ("head_config",)}, "config.json lacks a setting of sapiens2, or contradicts itself"),
+        ("segformer", {"drop": ("hidden_sizes", "depths")}, "weights are missing or of another shape, among them"),
+        ("upernet", {"drop": ("id2label", "label2id")}, "the checkpoint does not belong to its configuration"),
+        ("detr", {"drop": ("num_queries",)}, "weights are missing or of another shape, among them"),
+        ("rf_detr", {"d_model": "wide"}, "cannot read the model's configuration: .*'d_model' expected int"),
+        ("eomt_dinov3", {"image_size": [64, 48]}, r"image_size must be one side of a square, got \[64, 48\]"),
+        (
+            "segformer",
+            {"architectures": ["SegformerForImageClassification"], "decoder_hidden_size": 8},
+            "the checkpoint is a SegformerForImageClassification, not a SegformerForSemanticSegmentation",
+        ),
+        ("beit", {"out_indices": [1, 2]}, "cannot read the model's configuration: out_features and out_indices"),
+    ],
+)
+def test_a_configuration_that_lacks_what_its_family_needs_is_refused_in_one_line(kind, change, message, copied):
+    with pytest.raises(ModelError, match=message) as caught:
+        load_segmentor(copied(kind, **change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": {"height": "a", "width": 4}}, "size must be whole numbers of pixels, got"),
+        ({"size": [1, 2, 3]}, "size must be one number, or height and width"),
+        ({"size": {"height": 0, "width": 64}}, "height must be from 1 to 32768 pixels"),
+        ({"size": {"height": -64, "width": 64}}, "height must be from 1 to 32768 pixels"),
+        ({"rescale_factor": 0}, "cannot use preprocessor_config.json"),
+        ({"image_std": [0, 0, 0]}, "multiple and std must be positive"),
+    ],
+)
+def test_a_preprocessor_that_makes_no_sense_is_refused(change, message, copied):
+    with pytest.raises(ModelError, match=message):
+        load_segmentor(copied("segformer", "preprocessor_config.json", **change))
+
+
+def test_an_image_of_a_size_that_a_network_does_not_take_is_said(copied):
+    segmentor = load_segmentor(copied("dpt", "preprocessor_config.json", size={"height": 96, "width": 80}))
+    with pytest.raises(ModelError, match=r"fails on an image of 80x96 .*it is made for images of 64 pixels"):
+        segmentor(np.zeros((1, 96, 80, 3), np.uint8))
+
+
+def test_a_model_without_preprocessor_takes_the_size_that_its_configuration_states(copied, caplog):
+    for kind in ("beit", "sapiens2", "rf_detr", "sam3"):
+        place = copied(kind)
+        (place / "preprocessor_config.json").unlink()
+        segmentor = load_segmentor(place, prompts=PROMPTS if kind == "sam3" else ())
+        assert segmentor.rule.exact == size_of(kind)
+        assert "no preprocessor_config.json; taking the defaults of the library" in caplog.text
+        caplog.clear()
+
+
+class _OwnConfig(SegformerConfig):
+    model_type = "own_pixels"
+
+
+class _OwnModel(SegformerForSemanticSegmentation):
+    config_class = _OwnConfig
+
+
+def test_a_family_that_an_auto_class_knows_needs_no_line_here(folder_of, tmp_path):
+    values = SegformerConfig.from_pretrained(folder_of("segformer")).to_dict()
+    _OwnModel(_OwnConfig(**{key: value for key, value in values.items() if key != "model_type"})).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ModelError, match="cannot read the model's configuration"):
+        load_segmentor(tmp_path)
+    try:
+        AutoConfig.register("own_pixels", _OwnConfig)
+        AutoModelForSemanticSegmentation.register(_OwnConfig, _OwnModel)
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(SQUARE))
+        segmentor = load_segmentor(tmp_path)
+        assert isinstance(segmentor.model, _OwnModel)
+        assert segmentor(np.zeros((1, 64, 64, 3), np.uint8)).scores.shape == (1, len(NAMES), 16, 16)
+    finally:
+        CONFIG_MAPPING._extra_content.pop("own_pixels", None)
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING._extra_content.pop(_OwnConfig, None)
+
+
+def test_families_without_queries_are_neither_trained_nor_exported(segmentor_of):
+    segmentor = segmentor_of("segformer")
+    with pytest.raises(ModelError, match="training knows the families mask2former and maskformer, got 'segformer'"):
+        predict_layers(segmentor.model, torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ModelError, match=r"expected a mask classifier \(mask2former, .*got model type 'segformer'"):
+        library_prediction(segmentor, torch.zeros(1, 3, 64, 64), (64, 64))
+
+
+@pytest.mark.parametrize("prompt", [("road", "road"), ("road", " ")])
+def test_prompts_are_texts_each_given_once(prompt):
+    with pytest.raises(OptionError, match="prompt must be texts, each given once"):
+        ModelOptions(prompt=prompt)
+
+
+def test_a_function_takes_no_prompt():
+    with pytest.raises(OptionError, match="prompt is for models of transformers that take text"):
+        VideoSegmenter.from_pretrained("numpy:abs", prompt=("road",))

@@ -22,7 +22,7 @@ class CompareSink(SourceVideo):
     def __init__(self, path: Path, info: RunInfo) -> None:
         super().__init__(path, info, draw.side_by_side_size(info.reader.info.size))
         self._drawers = (draw.ResultDrawer(info), draw.ResultDrawer(info))
-        self._flicker, self._matcher = (Flicker(), Flicker()), Matcher()
+        self._flicker, self._matcher = (Flicker(), Flicker()), Matcher(quick=True)
         self._per_frame: Segmentation | None = None
         self._seconds = (0.0, 0.0)
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mpvss._validate import shown
 from mpvss.errors import ModelError
 from mpvss.segmentors import fast_mask2former
 from mpvss.segmentors.family import Family, Layers
@@ -146,7 +147,7 @@ class Eomt(MaskClassifier):
 
     def predict(self, model: Any, pixels: Tensor, task: Tensor | None, size: tuple[int, int]) -> TensorPrediction:  # noqa: ARG002
         """See ``Family.predict``."""
-        side = model.config.image_size
+        side = _side(model.config)
         stride = model.config.patch_size // 2**model.config.num_upscale_blocks
         batch, axis = len(pixels), -2 if size[0] > size[1] else -1
         starts = crop_starts(max(size), side, stride)
@@ -174,10 +175,19 @@ class Eomt(MaskClassifier):
 
         Semantic checkpoints cut it out several times along the longer side, the others pad to it.
         """
-        side = config.image_size
+        side = _side(config)
         if settings.get("do_split_image", False):
             return replace(rule, short_side=side, long_side=None, fixed=True)
         return replace(rule, short_side=side, long_side=side, multiple=side, fixed=True)
+
+
+def _side(config: Any) -> int:
+    """The side of EoMT's square, which a configuration may write as height and width."""
+    side = config.image_size
+    both = (side, side) if isinstance(side, int) else tuple(side)
+    if len(both) != 2 or both[0] != both[1]:
+        raise ValueError(f"image_size must be one side of a square, got {shown(side)}")
+    return int(both[0])
 
 
 def crop_starts(length: int, crop: int, stride: int) -> list[int]:

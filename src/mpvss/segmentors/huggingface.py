@@ -122,9 +122,11 @@ class HuggingFaceSegmentor:
             try:
                 prediction = self._run(pixels, (images.shape[-2], images.shape[-1]))
             except _DOES_NOT_RUN as error:
+                own = getattr(self.model.config, "image_size", None)
+                size = f", it is made for images of {shown(own)} pixels" if own else ""
                 raise ModelError(
                     f"{self.name}: the model fails on an image of {shown_size(images.shape[-2:])} "
-                    f"({first_line(error)}); its configuration does not fit its weights, or memory is short"
+                    f"({first_line(error)}); its configuration does not fit its weights{size}, or memory is short"
                 ) from error
         if not prediction.finite():
             raise ModelError(
@@ -269,6 +271,11 @@ def _read_weights(model_id: str, folder: Path | None, config: Any, family: Famil
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ModelError(
+            f"{model_id}: cannot load the weights: config.json lacks a setting of {config.model_type}, or contradicts "
+            f"itself ({first_line(error)}); use the one that was saved with the weights"
+        ) from error
     except UNREADABLE as error:
         raise ModelError(f"{model_id}: cannot load the weights: {first_line(error)}") from error
     # The loss is not needed here, and some checkpoints come without its constants and heads.

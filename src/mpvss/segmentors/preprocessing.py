@@ -30,6 +30,7 @@ _STATED: dict[str, dict[str, Any]] = {
     "sam3_video": {"size": {"height": 1008, "width": 1008}, **_HALF},
     "sapiens2": {"size": {"height": 1024, "width": 768}},
     "videomt": {"size": {"height": 640, "width": 640}},
+    "tipsv2_dpt": {"size": {"height": 448, "width": 448}, "do_normalize": False},
     "rf_detr": {"size": _DEFAULT_SIZE},
 }
 
@@ -49,7 +50,9 @@ def read_input_rule(model_id: str, folder: Path | None, config: Any) -> InputRul
         if folder is not None and not has_preprocessor(folder):
             family = require_family(model_id, config)
             plain = family.keeps_ratio
-            settings = _NO_PREPROCESSOR if plain else _own_size(family.network_config(config))
+            settings = (
+                _NO_PREPROCESSOR if plain else {} if family.flexible else _own_size(family.network_config(config))
+            )
             what = "a shorter side of 480 and ImageNet's colours" if plain else "the defaults of the library"
             log.warning("%s: no preprocessor_config.json; taking %s", model_id, what)
         else:
@@ -61,7 +64,7 @@ def read_input_rule(model_id: str, folder: Path | None, config: Any) -> InputRul
 
 def _own_size(config: Any) -> dict[str, Any]:
     """The size that a configuration states, as a preprocessor would write it."""
-    side = getattr(config, "image_size", None)
+    side = getattr(config, "image_size", None) or getattr(getattr(config, "backbone_config", None), "image_size", None)
     return {} if side is None else {"size": list(side) if isinstance(side, list | tuple) else [side, side]}
 
 
@@ -154,10 +157,12 @@ def _as_the_library(settings: dict[str, Any]) -> dict[str, Any]:
         size = {"height": size[0], "width": size[1]}
     short = size.get("shortest_edge") if isinstance(size, dict) else None
     if isinstance(size, dict) and {"height", "width"} <= set(size):
+        if not all(isinstance(size[side], int) for side in ("height", "width")):
+            raise TypeError(f"size must be whole numbers of pixels, got {shown(size)}")
         step = settings.get("ensure_multiple_of") or 1
         if settings.get("do_pad") and settings.get("size_divisor"):
             step = settings["size_divisor"]
-        height, width = (max(1, round(size[side] / step)) * step for side in ("height", "width"))
+        height, width = (round(size[side] / step) * step for side in ("height", "width"))
         return rule | {"exact": (height, width), "round_to": step if settings.get("keep_aspect_ratio") else 0}
     if short is not None and settings.get("crop_pct"):
         # As ConvNeXT's: larger ones are squeezed into a square, smaller ones cut out of a larger one.

@@ -59,4 +59,6 @@ def first_line(error: BaseException) -> str:
         return f"unknown name {error}"
     if isinstance(error, StrictDataclassError):
         return " ".join(str(error).split())
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # What is to be done stands in the line after some.
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:500]
