@@ -1,7 +1,6 @@
 """MediaPipe's person segmenter (Apache-2.0) for wrap_http.py, in an environment of its own: it wants an older numpy.
 
-python3 -m venv people && people/bin/pip install mediapipe==0.10.21
-people/bin/python examples/serve_mediapipe.py
+python3 -m venv e && e/bin/pip install mediapipe==0.10.21 && e/bin/python examples/serve_mediapipe.py
 """
 
 from http.server import BaseHTTPRequestHandler, HTTPServer

@@ -1,6 +1,5 @@
 """A module as torchvision has them, which answers {"out": logits (B, K, H, W)}, run on one frame in ten.
 
-pip install mpvss torch torchvision
 python examples/wrap_torch.py clip.mp4
 """
 
