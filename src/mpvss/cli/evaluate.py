@@ -168,7 +168,7 @@ def _print_bench(result: "BenchResult") -> None:
     from rich.console import Console
 
     values = result.to_dict()
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(_milliseconds_table(values))
     console.print(_figures_table(values))
     for name, ratio in (values["all_active"] or {"ratios": {}})["ratios"].items():
