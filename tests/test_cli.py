@@ -285,13 +285,13 @@ def test_a_video_that_changes_size_is_scaled_with_a_warning(segment, tmp_path):
 
 
 def test_sound_that_is_left_out_is_said_once(segment, clip, monkeypatch):
-    write = Mp4Writer.append
+    write = Mp4Writer.append_planes
 
     def silent(self, *arguments):
         self.warnings[:] = ["the sound of clip.mp4 is left out"]
         write(self, *arguments)
 
-    monkeypatch.setattr(Mp4Writer, "append", silent)
+    monkeypatch.setattr(Mp4Writer, "append_planes", silent)
     code, _, err = segment(clip, "--compare")
     assert code == 0
     assert err.count("the sound of clip.mp4 is left out") == 1
@@ -344,7 +344,7 @@ def model_directory(folder, config=None, files=()):
     [
         (None, ("model.safetensors", "preprocessor_config.json"), ("got no config.json",)),
         (None, ("config.json", "preprocessor_config.json"), ("cannot load", "model.safetensors")),
-        ({"model_type": "segformer"}, ("preprocessor_config.json",), ("expected a mask classifier", "'segformer'")),
+        ({"model_type": "bert"}, ("preprocessor_config.json",), ("models of type 'bert' cannot segment", "mpvss.wrap")),
         ({"model_type": "unheard_of"}, ("preprocessor_config.json",), ("configuration", "unheard_of")),
     ],
 )
@@ -566,6 +566,8 @@ def test_options_reach_the_run(segment, clip, tmp_path):
         "video_stream": None,
         "classes_file": None,
         "output_kind": None,
+        "prompt": [],
+        "exact": None,
         "schedule": "interval",
         "confidence": False,
     }
