@@ -13,7 +13,8 @@ import numpy as np
 from mpvss import VideoSegmenter
 from mpvss._threads import use_threads
 from mpvss.convert.export import export
-from mpvss.segmentors.onnx import load_exported
+from mpvss.segmentors import EMBEDDED
+from mpvss.segmentors.onnx import load_key
 
 
 def main():
@@ -26,11 +27,13 @@ def main():
     segmentor = VideoSegmenter.from_pretrained(
         arguments.model, propagator="none", device="cpu", backend="torch"
     ).segmentor
+    if arguments.model in EMBEDDED:
+        exported = load_key(arguments.model)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            exported = load_key(export(arguments.model, None, Path(folder) / "exported").out)
     for text in arguments.sizes:
         size = tuple(int(side) for side in text.split("x"))
-        with tempfile.TemporaryDirectory() as folder:
-            summary = export(arguments.model, size, Path(folder) / "exported")
-            exported, _ = load_exported(summary.out)
         image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
         seconds = {"torch": [], "onnx": []}
         for number in range(arguments.rounds + 1):

@@ -510,7 +510,11 @@ def test_the_embedded_graphs_are_those_of_the_exporter(tmp_path):
     with unchecked():
         written = embed("compact", tmp_path)
     for path in written:
-        assert path.read_bytes() == (assets / path.relative_to(tmp_path)).read_bytes(), path.name
+        ours = assets / path.relative_to(tmp_path)
+        if path.name == "export.json":
+            assert ExportInfo.read(path.parent) == ExportInfo.read(ours.parent)
+        else:
+            assert path.read_bytes() == ours.read_bytes(), path.name
 
 
 def test_a_weight_that_is_not_in_the_file(tmp_path):
