@@ -180,9 +180,9 @@ def test_a_jump_saves_decoding(clip, monkeypatch):
     times = VideoMedia.images
 
     def counted(self):
-        for pts, picture in times(self):
-            decoded.append(pts)
-            yield pts, picture
+        for image in times(self):
+            decoded.append(image)
+            yield image
 
     _, rows = listed(clip)
     monkeypatch.setattr(VideoMedia, "images", counted)
@@ -363,6 +363,9 @@ NEWER = [
     ("fast", False, "fast was True, now False"),
     ("schedule", None, None),
     ("tolerance", 0.5, "tolerance was 0.001, now 0.5"),
+    ("prompt", ("road",), "prompt was [], now ['road']"),
+    ("classes_file", "names.txt", "classes_file was None, now 'names.txt'"),
+    ("output_kind", "scores", "output_kind was None, now 'scores'"),
 ]
 
 
