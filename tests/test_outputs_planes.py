@@ -66,9 +66,12 @@ def test_a_frame_of_planes_repeats_the_last_row_and_column(size):
 @pytest.mark.parametrize("classes", [None, [1, 2], []])
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_classes_are_drawn_as_in_rgb(classes, alpha, dtype):
+@pytest.mark.parametrize("ignored", [True, False])
+def test_classes_are_drawn_as_in_rgb(classes, alpha, dtype, ignored):
     palette = PALETTE if dtype == np.uint8 else palette_for([str(i) for i in range(300)])
     rgb, ids = smooth(), labels(dtype)
+    if not ignored:
+        ids[ids > 3] = 3
     planes = to_planes(rgb)
     Painter(palette, alpha, classes).paint(planes, ids)
     expected = to_planes(overlay(rgb, ids, palette, alpha, classes))

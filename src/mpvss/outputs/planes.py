@@ -87,18 +87,25 @@ class Painter:
             planes: The image.
             labels: Class ids of the image's size; pixels with the ignore id stay as they are.
         """
-        mask = look_up(self._drawn, labels)
-        border = cv2.bitwise_and(mask, edges(labels))
-        tint = look_up(self._colours[0], labels)
-        cv2.copyTo(cv2.addWeighted(planes.y, 1 - self._alpha, tint, self._alpha, 0), mask, planes.y)
+        tint, border = look_up(self._colours[0], labels), edges(labels)
+        if self._all_drawn(labels):
+            cv2.addWeighted(planes.y, 1 - self._alpha, tint, self._alpha, 0, dst=planes.y)
+            over = _halved(border) * np.float32((1 - self._alpha) / 255) + np.float32(self._alpha)
+        else:
+            mask = look_up(self._drawn, labels)
+            cv2.bitwise_and(border, mask, dst=border)
+            cv2.copyTo(cv2.addWeighted(planes.y, 1 - self._alpha, tint, self._alpha, 0), mask, planes.y)
+            weights = self._alpha / 255, (1 - self._alpha) / 255
+            over = cv2.addWeighted(_halved(mask), weights[0], _halved(border), weights[1], 0, dtype=cv2.CV_32F)
         cv2.copyTo(tint, border, planes.y)
         # Opacity of the colours at each pixel of chroma: the strength of the tint, and at borders all of it.
-        over = cv2.addWeighted(
-            _halved(mask), self._alpha / 255, _halved(border), (1 - self._alpha) / 255, 0, dtype=cv2.CV_32F
-        )
         through = 1 - over
         for plane, colours in ((planes.u, self._colours[1]), (planes.v, self._colours[2])):
             plane[:] = cv2.blendLinear(plane, _halved(look_up(colours, labels)), through, over)
+
+    def _all_drawn(self, labels: LabelMap) -> bool:
+        """Whether every pixel has a class that is drawn, as the first ids all are where no classes are chosen."""
+        return bool(self._drawn[: int(labels.max()) + 1].all())
 
 
 def _halved(plane: Shaped[np.ndarray, "H W *C"]) -> Shaped[np.ndarray, "h w *C"]:
@@ -127,8 +134,7 @@ def edges(labels: LabelMap) -> UInt8[np.ndarray, "H W"]:
     """255 on both sides of every border between classes; wider on large images."""
     reach = 3 if labels.shape[0] < 900 else 5
     kernel = np.ones((reach, reach), dtype=np.uint8)
-    border = cv2.compare(cv2.dilate(labels, kernel), cv2.erode(labels, kernel), cv2.CMP_NE)
-    return np.asarray(border, dtype=np.uint8)
+    return np.asarray(cv2.compare(cv2.dilate(labels, kernel), cv2.erode(labels, kernel), cv2.CMP_NE))
 
 
 class Patch:
