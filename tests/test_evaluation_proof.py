@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from fractions import Fraction
 from itertools import islice
 
 import numpy as np
@@ -14,7 +15,9 @@ from mpvss.errors import SourceError
 from mpvss.evaluation import charts, proof
 from mpvss.metrics import ConfusionMatrix, Flicker
 from mpvss.motion.dis import Dis, Hold
+from mpvss.motion.propagators import make_propagator
 from mpvss.options import BenchOptions
+from mpvss.outputs import Mp4Writer
 from mpvss.segmenter import VideoSegmenter
 from mpvss.video import read
 from test_video_reader import write_video
@@ -98,6 +101,19 @@ def test_results_that_wait_are_few(video, monkeypatch):
     monkeypatch.setattr(proof._Comparison, "_compare", watched)
     proof.measure(VideoSegmenter(ColourSegmentor(), Hold()), str(video), BenchOptions(direction="both"))
     assert 0 < most["waiting"] <= 21
+
+
+def test_motion_vectors_of_the_video_are_used(tmp_path):
+    clip = tmp_path / "clip.mp4"
+    with Mp4Writer(clip, (64, 96), Fraction(1, 25)) as writer:  # H.264 without B frames
+        for frame in moving_frames(8):
+            writer.append(frame.rgb, Fraction(frame.index, 25))
+    codec, asked = make_propagator("codec"), []
+    flow = type(codec).flow_along
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(codec), "flow_along", lambda *a, **b: asked.append(1) or flow(*a, **b))
+        proof.measure(VideoSegmenter(ColourSegmentor(), codec), str(clip), BenchOptions(interval=4))
+    assert asked
 
 
 def test_the_whole_of_a_short_video(video):

@@ -192,9 +192,9 @@ def _other_lines(values: dict[str, Any]) -> Iterator[str]:
     for size, overlay, peak in measured:
         if overlay is not None:
             yield (
-                f"our whole run at {size[1]}x{size[0]}: overlay {overlay['bytes'] / 1e6:.2f} MB, PSNR "
-                f"{overlay['psnr']:.1f} dB (encoding alone {overlay['floor_bytes'] / 1e6:.2f} MB), peak memory "
-                f"{'unknown' if peak is None else f'{peak:.0f} MiB'}"
+                f"our whole run at {size[1]}x{size[0]}: overlay {overlay['bytes'] / 1e6:.2f} MB, PSNR of luma "
+                f"{overlay['psnr_luma']:.1f} dB, of RGB {overlay['psnr']:.1f} dB (encoding alone "
+                f"{overlay['floor_bytes'] / 1e6:.2f} MB), peak memory {peak or 0:.0f} MiB"
             )
     if values["note"]:
         yield values["note"]

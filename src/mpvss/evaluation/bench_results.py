@@ -47,7 +47,7 @@ class SizeResult:
     Attributes:
         size: Height and width in pixels.
         seconds: A frame: ``ours_frame``, ``ours_interval``, and of whole runs ``run`` and ``floor``.
-        overlay: ``bytes`` and ``psnr`` of the overlay, and the ``bytes`` of the floor's file as ``floor_bytes``.
+        overlay: ``bytes``, ``psnr`` and ``psnr_luma`` of the overlay, and ``floor_bytes``, those of the floor's file.
         peak_mib: Peak memory of a process that does nothing but the whole run.
     """
 

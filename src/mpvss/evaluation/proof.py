@@ -29,7 +29,6 @@ from mpvss.options import BenchOptions, ModelOptions
 from mpvss.progress import progress
 from mpvss.segmenter import VideoSegmenter
 from mpvss.types import Frame, Segmentation
-from mpvss.video import read
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ def measure(segmenter: VideoSegmenter, video: str | Path, options: BenchOptions 
     direction = options.direction or "both"
     intervals = INTERVALS if options.interval is None else (options.interval,)
     limit = options.frames or FRAMES
-    with read(video) as reader, progress("bench", limit) as advance:
+    with segmenter.read(video) as reader, progress("bench", limit) as advance:
         comparison = _Comparison(segmenter, intervals, direction)
         frames, times = 0, list[Fraction]()
         for frame in islice(reader, limit):
