@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    Sam3Config,
+    Sam3VideoConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 from transformers.models.videomt.video_processing_videomt import VideomtVideoProcessor
@@ -281,6 +289,19 @@ def test_what_carries_nothing_is_its_own_segmentor_for_a_video(kind, segmentor_o
     assert segmentor_of(kind).for_video() is segmentor_of(kind)
 
 
+def test_the_checkpoint_of_a_tracker_holds_the_network_of_images(folder_of, segmentor_of, tmp_path):
+    """As SAM 3 is published."""
+    place = Path(shutil.copytree(folder_of("sam3"), tmp_path / "tracker"))
+    weights = load_file(place / "model.safetensors")
+    stored = {f"detector_model.{name}": value for name, value in weights.items()}
+    save_file(stored | {"tracker_model.x": torch.zeros(2)}, place / "model.safetensors", metadata={"format": "pt"})
+    config = Sam3VideoConfig(detector_config=Sam3Config.from_pretrained(place))
+    (place / "config.json").write_text(json.dumps(config.to_dict() | {"architectures": ["Sam3VideoModel"]}))
+    images = batch_of(segmentor_of("sam3"), [frame_of(size_of("sam3"))])
+    ours, theirs = load_segmentor(place, prompts=PROMPTS)(images), segmentor_of("sam3")(images)
+    np.testing.assert_array_equal(ours.scores, theirs.scores)
+
+
 # What a preprocessor says
 
 
@@ -376,8 +397,9 @@ def test_a_processor_of_videos_is_read(folder_of, tmp_path):
 def test_a_model_of_texts_wants_some_and_another_model_none(folder_of):
     with pytest.raises(ModelError, match='its classes are texts: say which, such as --prompt "road"'):
         load_segmentor(folder_of("sam3"))
-    with pytest.raises(ModelError, match="has classes of its own and takes no --prompt"):
-        load_segmentor(folder_of("segformer"), prompts=("road",))
+    for model in (folder_of("segformer"), "compact"):
+        with pytest.raises(ModelError, match="has classes of its own and takes no --prompt"):
+            load_segmentor(model, prompts=("road",))
 
 
 @pytest.fixture

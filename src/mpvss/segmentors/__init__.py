@@ -117,5 +117,5 @@ def load_segmentor(
     dtype = torch.float32 if dtype is None else dtype
     folder = embedded_folder(model)
     if folder is not None:
-        return load_huggingface(folder, name=str(model), device=device, dtype=dtype, fast=fast)
+        return load_huggingface(folder, name=str(model), device=device, dtype=dtype, fast=fast, prompts=prompts)
     return load_huggingface(model, device=device, dtype=dtype, fast=fast, prompts=prompts)
