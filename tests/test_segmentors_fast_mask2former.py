@@ -8,6 +8,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from mpvss.convert.cost import count_gmac
 from mpvss.segmentors import HuggingFaceSegmentor, InputRule, fast_mask2former
+from mpvss.segmentors.tensors import normalised
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 QUERIES = 7
@@ -142,20 +143,20 @@ def test_the_switch_chooses_between_the_two(monkeypatch):
     monkeypatch.setattr(fast_mask2former, "predict", lambda *given: (used.append(1), real(*given))[1])
     fast, plain = _segmentors(_model())
     images = torch.randint(0, 256, (2, 3, 61, 90), dtype=torch.uint8)
-    a = fast(images)
+    a = fast.predict(images)
     assert used == [1]
-    b = plain(images)
+    b = plain.predict(images)
     assert used == [1]
     for name in ("class_logits", "mask_logits", "queries"):
         torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-4, rtol=0)
-    pixels = plain.rule.normalise(images)
+    pixels = normalised(plain.rule, images)
     torch.testing.assert_close(b.mask_logits, _library(plain.model, pixels)[1], atol=1e-5, rtol=0)
 
 
 def test_a_decoder_that_norms_first_goes_through_the_library():
     fast, plain = _segmentors(_model(pre_norm=True))
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    a, b = fast(images), plain(images)
+    a, b = fast.predict(images), plain.predict(images)
     assert torch.equal(a.mask_logits, b.mask_logits)
     assert not fast_mask2former.supports(fast.model)
 
