@@ -134,6 +134,18 @@ def test_commands_that_need_torch_say_so_in_one_line(without, capsys, arguments)
     assert err.count("\n") == 1
 
 
+def test_doctor_counts_what_an_extra_brings_along(monkeypatch):
+    from mpvss.cli import doctor
+
+    requirements = ["numpy>=1", "torch>=2.6; extra == 'torch'", "accelerate; extra == 'train'"]
+    requirements += ["mpvss[torch]; extra == 'train'", "mpvss[train, torch]; extra == 'dev'", "ruff>=1; extra == 'dev'"]
+    monkeypatch.setattr(metadata, "requires", lambda _: requirements)
+    monkeypatch.setattr(doctor, "_is_installed", lambda package: package == "accelerate")
+    extras = doctor.examine()["extras"]
+    assert extras["train"] == "missing torch: pip install 'mpvss[train]'"
+    assert extras["dev"] == "missing torch, ruff: pip install 'mpvss[dev]'"
+
+
 # --- OpenCV
 
 

@@ -36,13 +36,24 @@ def _requirements() -> tuple[list[str], dict[str, list[str]]]:
     with suppress(importlib.metadata.PackageNotFoundError):
         for requirement in importlib.metadata.requires("mpvss") or ():
             name, _, marker = requirement.partition(";")
-            package = re.split(r"[\s<>=!~\[]", name.strip(), maxsplit=1)[0]
             match = re.search(r"extra == ['\"]([^'\"]+)", marker)
-            if match is None:
-                base.append(package)
-            elif package != "mpvss":  # an extra that brings another one
-                extras.setdefault(match[1], []).append(package)
-    return base, extras
+            (base if match is None else extras.setdefault(match[1], [])).append(name.strip())
+    return [_package(each) for each in base], {extra: _packages(extra, extras) for extra in extras}
+
+
+def _packages(extra: str, extras: dict[str, list[str]]) -> list[str]:
+    """The packages of an extra, and of those that it brings."""
+    packages: list[str] = []
+    for requirement in extras.get(extra, ()):
+        others = re.match(r"mpvss\[(.+)\]", requirement)
+        for other in others[1].split(",") if others else ():
+            packages += _packages(other.strip(), extras)
+        packages += [] if others else [_package(requirement)]
+    return list(dict.fromkeys(packages))
+
+
+def _package(requirement: str) -> str:
+    return re.split(r"[\s<>=!~\[]", requirement, maxsplit=1)[0]
 
 
 def _versions(base: list[str], problems: list[str]) -> dict[str, str]:
@@ -54,12 +65,6 @@ def _versions(base: list[str], problems: list[str]) -> dict[str, str]:
             problems.append(f"{name} is not installed: pip install mpvss again")
     problems += _opencv.problems()
     return versions
-
-
-def missing_extras() -> dict[str, str]:
-    """What each extra that is not whole lacks, with the command that installs it."""
-    states = {extra: _state(extra, packages) for extra, packages in _requirements()[1].items()}
-    return {extra: state for extra, state in states.items() if state != "installed"}
 
 
 def _state(extra: str, packages: list[str]) -> str:
