@@ -65,7 +65,7 @@ def with_random_weights(options: BenchOptions) -> Contest:
         interval=options.interval,
     )
     all_active = VideoSegmenter(network, ours.propagator, options=ours.options)
-    return Contest(Library(HuggingFaceSegmentor(library_model, rule), rule, fixed.finish), ours, all_active)
+    return Contest(Library(HuggingFaceSegmentor(library_model, rule, fast=False), rule, fixed.finish), ours, all_active)
 
 
 def counted(contest: Contest) -> VideoSegmenter:
