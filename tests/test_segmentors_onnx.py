@@ -24,7 +24,7 @@ from mpvss.motion import PixelFlow, QueryFlow
 from mpvss.motion.propagator import Propagator
 from mpvss.options import EvalOptions, ModelOptions
 from mpvss.segmenter import VideoSegmenter
-from mpvss.segmentors import Segmentor, choose_backend, embedded_folder, require_torch
+from mpvss.segmentors import PixelPrediction, Segmentor, choose_backend, embedded_folder, require_torch
 from mpvss.segmentors import onnx as onnx_backend
 from mpvss.segmentors.onnx import MOTION_RULE, ExportInfo, OnnxFlow, choose_provider, load_exported, open_session
 from mpvss.types import Geometry
@@ -179,13 +179,18 @@ def test_one_flow_for_all_is_exported_too(tmp_path):
 @pytest.mark.soak
 @pytest.mark.parametrize("size", [None, SIZE])
 @pytest.mark.parametrize("kind", ["mask2former", "maskformer", "oneformer"])
-def test_every_family_is_exported(tmp_path, kind, size):
+def test_every_family_is_exported_for_one_size_at_least(tmp_path, kind, size):
     from test_segmentors import _model
 
     _model(kind).save_pretrained(tmp_path / "m")
-    with unchecked():
-        summary = export(str(tmp_path / "m"), size, tmp_path / "out")
-    assert summary.max_difference["mask_logits"] < 1e-3
+    try:
+        with unchecked():
+            summary = export(str(tmp_path / "m"), size, tmp_path / "out")
+    except ModelError as error:
+        assert size is None
+        assert str(error).endswith("an export for one size may do: --size HEIGHTxWIDTH")
+    else:
+        assert summary.max_difference["mask_logits"] < 1e-3
 
 
 # --- what older versions wrote ------------------------------------------------------------------------------------
@@ -254,6 +259,39 @@ def test_an_export_of_the_version_before_still_loads(old):
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_network_of_pixels(old):
+    graph(
+        old / "key.onnx",
+        [onnx.helper.make_node("AveragePool", ["pixels"], ["scores"], kernel_shape=[4, 4], strides=[4, 4])],
+        {"pixels": (1, 3, "h", "w")},
+        {"scores": (1, 3, "hs", "ws")},
+    )
+    values = json.loads((old / "export.json").read_text())
+    values |= {"schema_version": 2, "size": None, "motion": None, "num_queries": 0}
+    (old / "export.json").write_text(json.dumps(values | {"rule": values["rule"] | {"fixed": False}}))
+    segmenter = VideoSegmenter.from_pretrained(old)
+    assert segmenter.propagator.name == "dis"
+    found = segmenter.segmentor(pictures())
+    assert isinstance(found, PixelPrediction)
+    assert (found.kind, found.scores.shape) == ("logits", (2, 3, 16, 24))
+    assert len(list(segmenter.stream(moving_frames(3, SIZE)))) == 3
+
+
+@pytest.mark.soak
+def test_networks_of_pixels_are_exported(tmp_path):
+    from family_world import write_model
+
+    folder = tmp_path / "m"
+    folder.mkdir()
+    write_model("segformer", folder)
+    with unchecked():
+        export(str(folder), None, tmp_path / "out")
+    ours, torchs = (VideoSegmenter.from_pretrained(path, device="cpu") for path in (tmp_path / "out", folder))
+    for size in ((64, 64), (96, 160)):
+        found, expected = (segmenter.segmentor(pictures(1, size)) for segmenter in (ours, torchs))
+        assert far(found.scores, expected.scores) < 1e-4
 
 
 def test_a_picture_of_another_size(old):

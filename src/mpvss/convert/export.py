@@ -15,6 +15,7 @@ from mpvss._extras import require
 from mpvss._files import atomic, output_errors
 from mpvss._validate import shown
 from mpvss.convert.graph import trace
+from mpvss.engine.activations import softmax
 from mpvss.engine.decode import class_scores
 from mpvss.engine.state import WarpedPrediction
 from mpvss.errors import ModelError, OptionError, OutputError
@@ -27,7 +28,7 @@ from mpvss.motion.propagator import Propagator
 from mpvss.options import SHORTEST_SIDE, PropagatorName
 from mpvss.progress import progress
 from mpvss.segmenter import VideoSegmenter
-from mpvss.segmentors import EMBEDDED, Prediction, Segmentor
+from mpvss.segmentors import EMBEDDED, PixelPrediction, Segmentor
 from mpvss.segmentors.huggingface import HuggingFaceSegmentor, library_prediction
 from mpvss.segmentors.onnx import (
     EXPORT_NAME,
@@ -38,7 +39,8 @@ from mpvss.segmentors.onnx import (
     load_exported,
     require_runtime,
 )
-from mpvss.segmentors.tensors import normalised
+from mpvss.segmentors.pixel_families import PixelFamily
+from mpvss.segmentors.tensors import PixelScores, normalised
 from mpvss.types import Geometry, shown_size
 
 _OUTPUTS = ("class_logits", "mask_logits", "queries")
@@ -61,6 +63,20 @@ class _KeyNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         prediction = library_prediction(self._segmentor, pixels, self._size)
         return prediction.class_logits, prediction.mask_logits, prediction.queries
+
+
+class _PixelNetwork(nn.Module):
+    """A network of pixels: normalised pixels to class logits."""
+
+    def __init__(self, segmentor: HuggingFaceSegmentor, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = segmentor.model
+        self._segmentor, self._size = segmentor, size
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor]:
+        prediction = self._segmentor._family.predict(self.model, pixels, None, self._size)
+        assert isinstance(prediction, PixelScores)
+        return (prediction.scores,)
 
 
 class _MotionNetwork(nn.Module):
@@ -128,6 +144,8 @@ def export(model: str, size: tuple[int, int] | None, out: str | Path, *, overwri
     if exists and not (overwrite and (out / EXPORT_NAME).is_file()):
         raise OutputError(f"{out} exists already; pass --overwrite to replace an export, or choose another output")
     segmenter = load_for_export(model, size)
+    if size is None and segmenter.rule.fixed:  # the network itself takes one size only
+        size = segmenter.rule.exact
     try:
         with atomic(out, folder=True) as folder:
             return _write(segmenter, size, folder, out)
@@ -202,7 +220,7 @@ def describe(segmenter: VideoSegmenter, size: tuple[int, int] | None) -> ExportI
         rule=replace(segmenter.rule, fixed=size is not None),
         size=size,
         motion=learned.name if isinstance(learned, LearnedFlow) else None,
-        num_queries=segmentor.num_queries,
+        num_queries=0 if _is_of_pixels(segmentor) else segmentor.num_queries,
         max_difference={},
     )
 
@@ -210,7 +228,7 @@ def describe(segmenter: VideoSegmenter, size: tuple[int, int] | None) -> ExportI
 def trace_segmentor(
     segmenter: VideoSegmenter, size: tuple[int, int], *, fixed: bool, weights_outside: bool = False
 ) -> Any:
-    """Return the segmentor's network as a graph from normalised pixels to class logits, mask logits and queries.
+    """Return the segmentor's network as a graph, from normalised pixels to what ``outputs_of`` names.
 
     Raises:
         ModelError: torch cannot export it.
@@ -218,13 +236,24 @@ def trace_segmentor(
     network = key_network(segmenter, size)
     inputs = {"pixels": normalised(segmenter.rule, _test_images(size)[1])}
     multiple = None if fixed else segmenter.rule.multiple
-    return trace(network, inputs, _OUTPUTS, multiple=multiple, weights_outside=weights_outside)
+    return trace(network, inputs, outputs_of(segmenter.segmentor), multiple=multiple, weights_outside=weights_outside)
 
 
 def key_network(segmenter: VideoSegmenter, size: tuple[int, int]) -> nn.Module:
     """Return what is traced of a segmentor."""
-    assert isinstance(segmenter.segmentor, HuggingFaceSegmentor)
-    return _KeyNetwork(segmenter.segmentor, size).eval()
+    segmentor = segmenter.segmentor
+    assert isinstance(segmentor, HuggingFaceSegmentor)
+    kind = _PixelNetwork if _is_of_pixels(segmentor) else _KeyNetwork
+    return kind(segmentor, size).eval()
+
+
+def outputs_of(segmentor: Segmentor) -> tuple[str, ...]:
+    """The outputs of a segmentor's graph: class logits, mask logits and queries; or scores, the logits of pixels."""
+    return ("scores",) if _is_of_pixels(segmentor) else _OUTPUTS
+
+
+def _is_of_pixels(segmentor: Segmentor) -> bool:
+    return isinstance(segmentor, HuggingFaceSegmentor) and isinstance(segmentor._family, PixelFamily)
 
 
 def trace_motion(
@@ -284,20 +313,24 @@ def _compare(
     exported: Segmentor, flow: Propagator | None, segmenter: VideoSegmenter, size: tuple[int, int]
 ) -> Iterator[tuple[dict[str, float], float]]:
     """Compare an image's prediction, then its propagation with all queries active and with half of them."""
-    geometry = replace(segmenter.rule, short_side=None, long_side=None).fit(size)
+    geometry = replace(segmenter.rule, short_side=None, long_side=None, exact=None).fit(size)
     images = _test_images(size)
     now, then = (np.ascontiguousarray(image.permute(0, 2, 3, 1).numpy()) for image in images)
     with torch.inference_mode():
         expected = key_network(segmenter, size)(normalised(segmenter.rule, images[1]))
-    class_logits, mask_logits, queries = (value.numpy() for value in expected)
+    arrays = [value.numpy() for value in expected]
     found = exported(then)
-    assert isinstance(found, Prediction)
-    values = (found.class_logits, found.mask_logits, found.queries)
+    names = outputs_of(segmenter.segmentor)
+    difference = {
+        name: float(np.abs(getattr(found, name) - array).max()) for name, array in zip(names, arrays, strict=True)
+    }
+    if isinstance(found, PixelPrediction):
+        shares = [softmax(logits, axis=0) for logits in (arrays[0][0], found.scores[0])]
+        yield difference, _require_equal_scores(shares[0], shares[1], KEY_NAME)
+        return
+    class_logits, mask_logits, queries = arrays
     yield (
-        {
-            name: float(np.abs(ours - torchs).max())
-            for name, ours, torchs in zip(_OUTPUTS, values, (class_logits, mask_logits, queries), strict=True)
-        },
+        difference,
         _require_equal_labels(
             WarpedPrediction(class_logits[0], mask_logits[0]),
             WarpedPrediction(found.class_logits[0], found.mask_logits[0]),
@@ -325,10 +358,17 @@ def _require_equal_labels(
     expected: WarpedPrediction, exported: WarpedPrediction, geometry: Geometry, name: str
 ) -> float:
     """Return the share of tied pixels; refuse labels that differ anywhere else."""
-    scores = class_scores([expected], geometry)
-    labels, others = (class_scores([prediction], geometry).argmax(0) for prediction in (expected, exported))
-    different = (labels != others) & ~_tied(scores)
-    if different.any() or not all(np.isfinite(t).all() for t in (exported.class_logits, exported.mask_logits)):
+    scores, others = (class_scores([prediction], geometry) for prediction in (expected, exported))
+    if not all(np.isfinite(value).all() for value in (exported.class_logits, exported.mask_logits)):
+        others = np.full_like(scores, np.nan)
+    return _require_equal_scores(scores, others, name)
+
+
+def _require_equal_scores(
+    scores: Float32[np.ndarray, "K h w"], others: Float32[np.ndarray, "K h w"], name: str
+) -> float:
+    different = (scores.argmax(0) != others.argmax(0)) & ~_tied(scores)
+    if different.any() or not np.isfinite(others).all():
         share = 100 * float(different.mean())
         raise ModelError(
             f"{name}: the exported network gives other labels than torch at {share:.3g} % of the pixels; it was not "

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mpvss.errors import ModelError
+from mpvss.options import LONGEST_SIDE
 
 # The names of the sides of an image, in the graph and in what says that they are free.
 _SIDES = ("height", "width")
-_MOST_STEPS = 256
+_SHORTEST = 64  # pixels; less may do as well
 _LARGE = 256  # values
 _LENGTH_BYTES = 8  # of the header of a safetensors file
 
@@ -93,7 +94,8 @@ def _free(name: str, value: Tensor, multiple: int | None) -> dict[int, Any] | No
         return {0: torch.export.Dim(name, min=1, max=len(value))}
     if value.dim() != 4 or multiple is None:
         return None
-    return {axis: multiple * torch.export.Dim(side, min=2, max=_MOST_STEPS) for axis, side in enumerate(_SIDES, 2)}
+    least, most = max(2, _SHORTEST // multiple), LONGEST_SIDE // multiple
+    return {axis: multiple * torch.export.Dim(side, min=least, max=most) for axis, side in enumerate(_SIDES, 2)}
 
 
 def _bare(model: Any) -> Any:

@@ -20,7 +20,7 @@ from mpvss._validate import convert, read_json, shown
 from mpvss.errors import ModelError, MpvssError
 from mpvss.motion.arrays import fit_flow
 from mpvss.segmentors import embedded_folder, is_export
-from mpvss.segmentors.protocol import InputRule, Prediction
+from mpvss.segmentors.protocol import InputRule, PixelPrediction, Prediction
 from mpvss.types import shown_size
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class ExportInfo:
         rule: Size and normalisation of the input.
         size: Height and width of the images that the networks take, before padding; ``None`` for any.
         motion: ``query`` or ``flow``, or ``None`` without a motion module.
-        num_queries: Number of the segmentor's queries.
+        num_queries: Number of the segmentor's queries; 0 for one that answers with logits of pixels.
         max_difference: Largest absolute difference from torch that was seen at the export, by output.
         schema_version: Of the directory.
     """
@@ -97,7 +97,7 @@ class ExportInfo:
 
 
 class OnnxSegmentor:
-    """An exported mask classifier.
+    """An exported segmentor: a mask classifier, or a network of pixels.
 
     Attributes:
         name: Name of the model that was exported.
@@ -108,10 +108,10 @@ class OnnxSegmentor:
     def __init__(self, info: ExportInfo, session: Any) -> None:
         """Wrap a session of ONNX Runtime that runs ``key.onnx``."""
         self.name, self.class_names, self.rule = info.name, info.class_names, info.rule
-        self._size = info.size
+        self._size, self._of_pixels = info.size, info.num_queries == 0
         self._session = session
 
-    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction:
+    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Prediction | PixelPrediction:
         """Segment a batch, image by image; see ``Segmentor``.
 
         Raises:
@@ -120,10 +120,10 @@ class OnnxSegmentor:
         check_size(self._size, (images.shape[1], images.shape[2]))
         pixels = self.rule.normalise(images)
         outputs = [run_session(self._session, {"pixels": one[None]}, self.name) for one in pixels]
-        class_logits, mask_logits, queries = (np.concatenate(values) for values in zip(*outputs, strict=True))
-        if not (np.isfinite(class_logits).all() and np.isfinite(mask_logits).all()):
+        values = [np.concatenate(each) for each in zip(*outputs, strict=True)]
+        if not all(np.isfinite(value).all() for value in values):
             raise ModelError(f"{self.name}: the model's answer is not finite; its weights are damaged, export again")
-        return Prediction(class_logits, mask_logits, queries)
+        return PixelPrediction(values[0], "logits") if self._of_pixels else Prediction(*values)
 
 
 class OnnxFlow:
