@@ -497,7 +497,7 @@ def test_a_family_that_an_auto_class_knows_needs_no_line_here(folder_of, tmp_pat
         MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING._extra_content.pop(_OwnConfig, None)
 
 
-def test_families_without_queries_are_neither_trained_nor_exported(segmentor_of):
+def test_families_that_answer_with_pixels_are_not_trained_and_give_no_queries(segmentor_of):
     segmentor = segmentor_of("segformer")
     with pytest.raises(ModelError, match="training knows the families mask2former and maskformer, got 'segformer'"):
         predict_layers(segmentor.model, torch.zeros(1, 3, 64, 64))
