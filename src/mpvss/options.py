@@ -277,7 +277,7 @@ class ModelOptions(Options):
 
     model: str | Path = option(
         "compact",
-        "compact, owner/name on the hub, a directory (also a motion module's), FILE.onnx, or module:function.",
+        "compact, owner/name on the hub, a directory (or a motion module's), FILE.onnx or module:function.",
     )
     device: str | int = option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: DtypeName = option("float32", "Precision of the networks.")
