@@ -539,7 +539,7 @@ def test_options_reach_the_run(segment, clip, tmp_path):
     assert names(tmp_path / "OUT") == ["clip.json", "clip.labels.mkv", "clip.png"]
     meta = json.loads((tmp_path / "OUT" / "clip.json").read_text())
     assert meta["version"] == mpvss.__version__
-    assert meta["libraries"]["torch"] == metadata.version("torch")
+    assert meta["libraries"]["av"] == metadata.version("av")
     assert meta["options"] == {
         "propagator": "hold",
         "motion": "direct",
