@@ -130,6 +130,19 @@ def test_an_answer_in_one_buffer_again_and_again_is_copied():
     np.testing.assert_array_equal(found, plain)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_tensors_of_torch_are_taken_as_they_are(dtype):
+    import torch
+
+    def tensors(image):
+        planes = torch.from_numpy(scores_of(image)).to(getattr(torch, dtype))
+        return planes.requires_grad_(True)
+
+    video = moving_frames(1)
+    labels = next(mpvss.wrap(tensors, NAMES, output="scores").stream(video)).labels
+    np.testing.assert_array_equal(labels, brightness(video[0].rgb))
+
+
 @pytest.mark.parametrize("void", [-1, 255])
 def test_pixels_without_a_class_stay_without_one(void):
     def half(image):

@@ -219,8 +219,14 @@ def _copied(answer: Any) -> Any:
 
 
 def _host(value: Any) -> Any:
-    """What lies on another device comes to this one: arrays of torch, of any device, with or without gradients."""
-    return value.detach().cpu() if hasattr(value, "detach") and hasattr(value, "cpu") else value
+    """Tensors of torch, of any device and precision, with or without gradients, as arrays; anything else as it is."""
+    if not (hasattr(value, "detach") and hasattr(value, "cpu")):
+        return value
+    tensor = value.detach().cpu()
+    try:
+        return tensor.numpy()
+    except TypeError:  # numpy has no bfloat16
+        return tensor.float().numpy()
 
 
 def _array(value: Any, what: str) -> np.ndarray:
