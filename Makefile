@@ -35,10 +35,10 @@ $(SAMPLE): | $(BIN)/python
 	mv $@.part $@
 	rm -f $(@D)/*.whl
 
-# The sample is downloaded while the packages are installed.
+# The sample is downloaded while the packages are installed; of it the first three seconds are shown.
 demo:
 	$(MAKE) --no-print-directory -j 2 $(VENV)/.runtime $(if $(VIDEO),,$(SAMPLE))
-	$(BIN)/mpvss segment "$(or $(VIDEO),$(SAMPLE))" --out $(OUT) --compare --legend --overwrite
+	$(BIN)/mpvss segment "$(or $(VIDEO),$(SAMPLE))" --out $(OUT) --compare --legend --overwrite $(if $(VIDEO),,--end 3)
 
 # Redraws the curve of accuracy against seconds on DATA (camvid:DIR) and the README's moving image on the demo clip.
 figures: $(VENV)/.dev $(SAMPLE)
