@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_segment_and_inspect(mpvss, place, tmp_path):
     assert "verified" in mpvss("inspect", video["outputs"]["labels"], "--verify")[0]
     assert json.loads(mpvss("inspect", place / "clip.mp4", "--json")[0])["frames"] == FRAMES
     meta = json.loads((tmp_path / video["outputs"]["meta"]).read_text())
-    assert "torch" not in meta["libraries"]
+    assert ("torch" in meta["libraries"]) == bool(list(metadata.distributions(name="torch")))  # what is installed
     assert "onnxruntime" in meta["libraries"]
 
 

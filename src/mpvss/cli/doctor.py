@@ -3,7 +3,6 @@
 import importlib.metadata
 import platform
 import re
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -85,9 +84,8 @@ def _version(package: str) -> str | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide results to the last bit; of those that run networks, the ones in use."""
-    networks = (name for name in ("torch", "transformers", "onnxruntime") if name in sys.modules)
-    names = (*networks, *_opencv.installed(), "av")
+    """Versions of the libraries whose sums, flows and codecs decide results to the last bit."""
+    names = ("torch", "transformers", *_opencv.installed(), "av", "onnxruntime")
     return {name: version for name in names if (version := _version(name)) is not None}
 
 
