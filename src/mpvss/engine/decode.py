@@ -25,9 +25,9 @@ from mpvss.types import Geometry
 # Queries that are upsampled at once, and rows of them that are summed at once: those lie in the cache.
 _QUERIES, _ROWS = 32, 24
 # With fewer classes than this, leaving some out costs more than it saves.
-_FEW_CLASSES = 16
+FEW_CLASSES = 16
 # Scores no further apart than this count as a tie.
-_TIE = 1e-6
+TIE = 1e-6
 
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
 Classes = Int64[np.ndarray, " P"]
@@ -73,10 +73,10 @@ def possible_classes(predictions: Sequence[WarpedPrediction]) -> Classes:
     """
     probabilities = [softmax(prediction.class_logits, 1)[:, :-1] for prediction in predictions]
     num_classes = probabilities[0].shape[1]
-    if num_classes <= _FEW_CLASSES:
+    if num_classes <= FEW_CLASSES:
         return np.arange(num_classes)
     most_of = np.max([probability.sum(0) for probability in probabilities], axis=0)
-    some = np.flatnonzero(most_of > _TIE)
+    some = np.flatnonzero(most_of > TIE)
     if len(some) == 0:  # all queries say "no object": every class is a tie with every other
         return np.asarray(most_of.argmax(keepdims=True))
     upper, lower = np.zeros((2, len(some), 1), np.float32)
@@ -88,7 +88,7 @@ def possible_classes(predictions: Sequence[WarpedPrediction]) -> Classes:
             heaviest, lightest = _around(prediction.weight[None])
             most, least = most * heaviest.ravel(), least * lightest.ravel()
         upper, lower = upper + most, lower + least
-    return np.asarray(some[(upper >= lower.max(0) - _TIE).any(1)])
+    return np.asarray(some[(upper >= lower.max(0) - TIE).any(1)])
 
 
 def _around(maps: Planes) -> tuple[_Extremes, _Extremes]:
@@ -175,7 +175,7 @@ def averaged(scores: ClassScores, predictions: Sequence[WarpedPrediction], geome
 
 def possible_maps(maps: Planes) -> Int64[np.ndarray, " C"]:
     """Return which maps may be the largest at some place between the centres of neighbouring cells; as above."""
-    if len(maps) <= _FEW_CLASSES:
+    if len(maps) <= FEW_CLASSES:
         return np.arange(len(maps))
     highest, lowest = _around(maps)
     return np.flatnonzero((highest >= lowest.max(0)).any((1, 2)))

@@ -16,6 +16,10 @@ BLUR = 3.0
 DISTANCE_POWER = 0.5
 
 
+WEIGHT_CELL = 4
+"""Pixels of class scores per cell, a side, of the grid that weights are estimated on."""
+
+
 def thumbnail(
     image: UInt8[np.ndarray, "H W 3"], padded: tuple[int, int], grid: tuple[int, int]
 ) -> Float32[np.ndarray, "h w 3"]:

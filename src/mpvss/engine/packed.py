@@ -15,7 +15,7 @@ from mpvss.engine.decode import ClassScores
 from mpvss.motion.arrays import resize_flow, sampling_maps
 
 # Classes that peak below this in both key frames, and win nowhere, are not kept.
-_LEAST_PEAK = 0.05
+LEAST_PEAK = 0.05
 _Weight = Float32[np.ndarray, "H W"]
 _Block = Float32[np.ndarray, "H W 4"] | UInt8[np.ndarray, "H W 4"]
 
@@ -41,7 +41,7 @@ def keep_classes(scores: ClassScores) -> ClassScores:
         return scores
     best = scores.planes.max(0)
     wins = ((scores.planes >= best) & (best > 0)).any((1, 2))
-    kept = wins | (scores.planes.max((1, 2)) >= _LEAST_PEAK)
+    kept = wins | (scores.planes.max((1, 2)) >= LEAST_PEAK)
     if kept.all() or not kept.any():
         return scores
     return replace(scores, ids=scores.ids[kept], planes=scores.planes[kept])

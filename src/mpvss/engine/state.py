@@ -34,18 +34,26 @@ class KeyState:
     active: Int64[np.ndarray, " A"] | None = None
 
     def only_active(self, tolerance: float) -> "KeyState":
-        """Return the state without the queries that cannot change any class score by more than ``tolerance``.
-
-        A query adds at most its probability of a class to the class's score, wherever its mask goes. So the queries
-        with the smallest such bounds are left out as long as the sum of the bounds stays within the tolerance.
-        """
-        bounds = softmax(self.class_logits, 1)[:, :-1].max(1)
-        order = np.argsort(bounds, kind="stable")
-        dropped = int((bounds[order].astype(np.float64).cumsum() <= tolerance).sum())
-        if dropped == 0 or self.active is not None:
+        """Return the state without the queries that cannot change any class score by more than ``tolerance``."""
+        kept = active_queries(softmax(self.class_logits, 1)[:, :-1].max(1), tolerance)
+        if kept is None or self.active is not None:
             return self
-        kept = np.sort(order[min(dropped, len(order) - 1) :])
         return replace(self, class_logits=self.class_logits[kept], mask_logits=self.mask_logits[kept], active=kept)
+
+
+def active_queries(bounds: Float32[np.ndarray, " Q"], tolerance: float) -> Int64[np.ndarray, " A"] | None:
+    """Return the queries that may change a class score by more than ``tolerance``, ascending; ``None`` for all.
+
+    A query adds at most its probability of a class to the class's score, wherever its mask goes. So the queries
+    with the smallest such bounds are left out as long as the sum of the bounds stays within the tolerance.
+
+    Args:
+        bounds: The largest probability of a class, of each query.
+        tolerance: By how much a class score may change, 0 to 1.
+    """
+    order = np.argsort(bounds, kind="stable")
+    dropped = int((bounds[order].astype(np.float64).cumsum() <= tolerance).sum())
+    return np.sort(order[min(dropped, len(order) - 1) :]) if dropped else None
 
 
 @dataclass(frozen=True, eq=False)

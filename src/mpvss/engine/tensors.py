@@ -13,13 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from mpvss.engine.decode import kept_ids, score_size
+from mpvss.engine.decode import FEW_CLASSES, TIE, kept_ids, score_size
 from mpvss.engine.fusion import BLUR, DISTANCE_POWER, ERROR_SCALE
 from mpvss.labels import ignore_id
 from mpvss.motion.warp import sample, warp
 from mpvss.types import Geometry
-
-_FEW_CLASSES, _TIE = 16, 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +81,12 @@ def possible_classes(
 ) -> Int64[np.ndarray, " P"]:
     """Return the classes that may win somewhere, ascending; see ``decode.possible_classes``. Waits for the device."""
     probability = class_logits.softmax(1)[:, :-1]
-    if probability.shape[1] <= _FEW_CLASSES:
+    if probability.shape[1] <= FEW_CLASSES:
         return np.arange(probability.shape[1])
     highest, lowest = _around(mask_logits)
     upper = probability.T @ highest.sigmoid().flatten(1)
     lower = probability.T @ lowest.sigmoid().flatten(1)
-    return chosen((upper >= lower.amax(0) - _TIE).any(1))
+    return chosen((upper >= lower.amax(0) - TIE).any(1))
 
 
 def possible_maps(maps: Float[Tensor, "P h w"]) -> Int64[np.ndarray, " K"]:

@@ -11,6 +11,11 @@ FLOW_GRID = 2 / 3
 """A side of the grid on which flows that warp class scores are estimated and chained, as a share of the scores'."""
 
 
+def flow_grid(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of that grid, for class scores of this size."""
+    return max(1, round(size[0] * FLOW_GRID)), max(1, round(size[1] * FLOW_GRID))
+
+
 def serves_both_ways(propagator: "Propagator", motion: str) -> bool:
     """Whether a flow between neighbours is estimated once for both directions, and inverted for the other one.
 

@@ -34,6 +34,11 @@ Job = tuple[Frame, Image, Flow, Flow]
 """A frame between two key frames: itself, the image its flows were estimated on, and its flows to either."""
 
 
+NO_QUERIES = (
+    "this segmentor gives a class to each pixel and has no queries: use a propagator that moves all classes alike, "
+    "such as dis, instead of query"
+)
+
 # More than this many frames at a time would wait for memory, not for a core.
 _MOST_WORKERS = 4
 

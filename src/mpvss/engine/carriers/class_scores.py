@@ -15,17 +15,15 @@ from mpvss.engine.carriers.carrier import FlowCarrier, Image, Inference, Job
 from mpvss.engine.decode import ClassScores, kept_ids, numbered, score_size
 from mpvss.engine.doubt import MOST_PLANES, Sampled, Side
 from mpvss.engine.enlarge import enlarged_winner
-from mpvss.engine.fusion import blend_weight, thumbnail
+from mpvss.engine.fusion import WEIGHT_CELL, blend_weight, thumbnail
 from mpvss.engine.packed import Packed, blend, keep_classes, pack, union_of_classes, unpack, warp_packed
 from mpvss.engine.stage_clock import StageClock
 from mpvss.engine.state import KeyState, PixelState
 from mpvss.engine.view import View
 from mpvss.motion.arrays import Flow, resize, resize_flow
-from mpvss.motion.propagator import FLOW_GRID, serves_both_ways
+from mpvss.motion.propagator import flow_grid, serves_both_ways
 from mpvss.types import Frame, Geometry, Segmentation
 
-# Pixels of the class scores per cell, a side, of the grid that weights are estimated on.
-_WEIGHT_CELL = 4
 # Class scores are quantised to 8 bits if in no more than this share of the pixels the best one is below one in 32 of
 # the largest: with few levels ties are made.
 _WEAK, _MOST_WEAK = 32, 0.005
@@ -70,7 +68,7 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
     def estimate(self, current: View, other: View, key: KeyScores) -> Flow:
         """Return one flow for all classes, on a coarser grid than the scores."""
         size = score_size(key.geometry)
-        grid = (max(1, round(size[0] * FLOW_GRID)), max(1, round(size[1] * FLOW_GRID)))
+        grid = flow_grid(size)
         return self.inference.flow(current, other, size, grid)
 
     def from_one(self, frame: Frame, key: KeyScores, flow: Flow) -> Segmentation:
@@ -127,7 +125,7 @@ class ClassScoreCarrier(FlowCarrier[KeyScores]):
         """Blend the class scores of both key frames, each warped by its flow."""
         with self.clock("propagate"):
             size = score_size(before.geometry)
-            grid = (-(-size[0] // _WEIGHT_CELL), -(-size[1] // _WEIGHT_CELL))
+            grid = (-(-size[0] // WEIGHT_CELL), -(-size[1] // WEIGHT_CELL))
             ids, top = union_of_classes(before.scores, after.scores), self._top(before.scores, after.scores)
             ready = [self._made_ready(pack(key.scores, ids, top)) for key in (before, after)]
             small = [thumbnail(key.image, size, grid) for key in (before, after)]

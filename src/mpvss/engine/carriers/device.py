@@ -16,10 +16,12 @@ from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from mpvss._threads import threads
-from mpvss.engine.carriers.carrier import Inference
+from mpvss.engine.carriers.carrier import NO_QUERIES, Inference
 from mpvss.engine.decode import score_size
-from mpvss.engine.fusion import thumbnail
+from mpvss.engine.fusion import WEIGHT_CELL, thumbnail
+from mpvss.engine.packed import LEAST_PEAK
 from mpvss.engine.spill import Spill
+from mpvss.engine.state import active_queries
 from mpvss.engine.tensors import (
     TensorScores,
     at,
@@ -36,7 +38,7 @@ from mpvss.engine.tensors import (
 from mpvss.engine.view import View
 from mpvss.errors import ModelError
 from mpvss.labels import ignore_id, label_dtype
-from mpvss.motion.propagator import FLOW_GRID, serves_both_ways
+from mpvss.motion.propagator import flow_grid, serves_both_ways
 from mpvss.motion.warp import compose, invert, resize_flow, warp
 from mpvss.segmentors.protocol import resize_frame
 from mpvss.segmentors.tensors import TensorPrediction
@@ -44,8 +46,6 @@ from mpvss.types import Frame, Geometry, Segmentation
 
 # Frames whose flows, masks and scores are on the device at a time.
 _AT_ONCE = 8
-_WEIGHT_CELL = 4
-_LEAST_PEAK = 0.05
 
 Images = UInt8[np.ndarray, "B H W 3"]
 Flows = Float[Tensor, "B G 2 h w"]
@@ -120,10 +120,7 @@ class DeviceCarrier:
             active = None
             if self.inference.propagator.per_query:
                 if predicted.class_logits is None:
-                    raise ModelError(
-                        "this segmentor gives a class to each pixel and has no queries: use a propagator that moves "
-                        "all classes alike, such as dis, instead of query"
-                    )
+                    raise ModelError(NO_QUERIES)
                 active = _active(predicted.class_logits, self.inference.tolerance)
             elif not self.inference.confidence:
                 scores = _kept(scores)
@@ -216,7 +213,7 @@ class DeviceCarrier:
             padded, grid = geometry.padded, (key.said.masks.shape[-2], key.said.masks.shape[-1])
         else:
             padded = score_size(geometry)
-            grid = (max(1, round(padded[0] * FLOW_GRID)), max(1, round(padded[1] * FLOW_GRID)))
+            grid = flow_grid(padded)
         queries = key.said.queries if propagator.per_query else None
         pairs = list(zip(views, others if len(others) == len(views) else [others[0]] * len(views), strict=True))
         if hasattr(propagator, "predict"):
@@ -270,7 +267,7 @@ class DeviceCarrier:
         with self.clock("propagate"):
             size = score_size(geometry)
             covered = geometry.padded if per_query else size
-            grid = (-(-size[0] // _WEIGHT_CELL), -(-size[1] // _WEIGHT_CELL))
+            grid = (-(-size[0] // WEIGHT_CELL), -(-size[1] // WEIGHT_CELL))
             if per_query:
                 grid = (sides[0][0].said.masks.shape[-2], sides[0][0].said.masks.shape[-1])
             current = self._thumbnails(images, covered, grid)
@@ -389,16 +386,11 @@ def _kept(scores: TensorScores) -> TensorScores:
     """Keep the classes that win somewhere, or peak above a twentieth; waits for the device."""
     best = scores.planes.amax(0)
     wins = ((scores.planes >= best) & (best > 0)).flatten(1).any(1)
-    kept = chosen(wins | (scores.planes.flatten(1).amax(1) >= _LEAST_PEAK))
+    kept = chosen(wins | (scores.planes.flatten(1).amax(1) >= LEAST_PEAK))
     return TensorScores(scores.ids[kept], scores.planes[index(kept, scores.planes)]) if len(kept) else scores
 
 
 def _active(class_logits: Float[Tensor, "Q K1"], tolerance: float) -> Int64[Tensor, " A"] | None:
     """Return the queries that may change a class score by more than the tolerance; see ``KeyState.only_active``."""
-    bounds = class_logits.softmax(1)[:, :-1].amax(1).cpu().numpy()
-    order = np.argsort(bounds, kind="stable")
-    dropped = int((bounds[order].astype(np.float64).cumsum() <= tolerance).sum())
-    if dropped == 0:
-        return None
-    kept = np.sort(order[min(dropped, len(order) - 1) :])
-    return torch.from_numpy(kept).to(class_logits.device)
+    kept = active_queries(class_logits.softmax(1)[:, :-1].amax(1).float().cpu().numpy(), tolerance)
+    return None if kept is None else index(kept, class_logits)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpvss.engine.carriers.carrier import FlowCarrier, Image, Job
+from mpvss.engine.carriers.carrier import NO_QUERIES, FlowCarrier, Image, Job
 from mpvss.engine.decode import ClassScores
 from mpvss.engine.fusion import blend_weight, thumbnail, visible_flow
 from mpvss.engine.state import KeyState, PixelState, WarpedPrediction
@@ -50,10 +50,7 @@ class QueryCarrier(FlowCarrier[KeyQueries]):
             ModelError: The segmentor has none.
         """
         if isinstance(state, PixelState):
-            raise ModelError(
-                "this segmentor gives a class to each pixel and has no queries: use a propagator that moves all "
-                "classes alike, such as dis, instead of query"
-            )
+            raise ModelError(NO_QUERIES)
         return KeyQueries(state.only_active(self.inference.tolerance), view)
 
     def estimate(self, current: View, other: View, key: KeyQueries) -> Flow:
